@@ -1,0 +1,36 @@
+"""Hindsight blocks: what the teacher sees and the student does not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Record
+
+Label = Literal["CORRECT", "INCORRECT"]
+
+
+class HindsightAttempt(Record):
+    """One sibling in a block."""
+
+    rollout_index: int = Field(ge=0)
+    label: Label | None = Field(description="None when the labels are switched off.")
+    contents: tuple[str, ...] = Field(description="Neutralised queries in order (masking=queries), else the kept text.")
+
+
+class HindsightBlock(Record):
+    """The text put before the task prompt for the teacher.
+
+    A block is shared by a whole group, or belongs to one rollout (`focal_rollout`), or to one turn of it
+    (`focal_turn`), as the settings' masking and members ask.
+    """
+
+    group_id: str
+    focal_rollout: int | None = Field(description="None: the block serves every rollout of the group.")
+    focal_turn: int | None = Field(description="None: the block serves every turn.")
+    attempts: tuple[HindsightAttempt, ...]
+    num_dropped_attempts: int = Field(ge=0, description="Attempts left out because the block was too long.")
+    homogeneous: bool = Field(description="True when all siblings have the same label.")
+    text: str
+    token_ids: tuple[int, ...]

@@ -1,0 +1,69 @@
+"""Runs, stages and files: the records of what was done."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Record
+
+StageName = Literal["sample", "persist", "hindsight", "teacher", "update", "evaluate"]
+STAGES: tuple[StageName, ...] = ("sample", "persist", "hindsight", "teacher", "update", "evaluate")
+StageStatus = Literal["running", "done", "failed", "interrupted", "stale"]
+RunStatus = Literal["running", "done", "failed", "interrupted"]
+
+
+class ArtifactRef(Record):
+    """A durable file: its place below the workspace and its hash."""
+
+    path: str = Field(description="Relative to the workspace, with forward slashes.")
+    sha256: str
+    size_bytes: int = Field(ge=0)
+
+
+class StageKey(Record):
+    """Which stage of which iteration of which run."""
+
+    run: str
+    iteration: int = Field(ge=0)
+    stage: StageName
+
+
+class StageRecord(Record):
+    """A row of the ledger: one attempt at a stage."""
+
+    run: str
+    iteration: int
+    stage: StageName
+    attempt: int = Field(ge=1)
+    status: StageStatus
+    input_hash: str = Field(description="Hash of the upstream outputs, the settings it reads and the code version.")
+    output_hash: str = Field(description="Hash of the output files' hashes; empty unless done.")
+    outputs: tuple[ArtifactRef, ...]
+    num_rows: int = Field(ge=0, description="Rows written to the database's tables.")
+    seed: int
+    host: str
+    pid: int
+    started_at: datetime
+    finished_at: datetime | None = Field(description="None while running.")
+    duration_s: float
+    error: str = Field(description="Empty unless failed.")
+
+
+class RunRecord(Record):
+    """One run: its settings and where it stands."""
+
+    run: str
+    status: RunStatus
+    settings_json: str
+    settings_hash: str
+    code_version: str
+    seed: int
+    num_iterations: int = Field(description="Iterations asked for.")
+    iterations_done: int
+    policy_version: int
+    policy_sha256: str = Field(description="Hash of the current policy's tensors.")
+    created_at: datetime
+    updated_at: datetime

@@ -1,0 +1,40 @@
+"""Reports of the update stage."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.base import Record
+
+
+class StepReport(Record):
+    """One optimiser step."""
+
+    step: int = Field(description="Optimiser steps since the start of the run, this one included.")
+    num_rollouts: int
+    num_completion_tokens: int = Field(description="Sampled tokens that the loss reads.")
+    num_distilled_tokens: int
+    loss: float = Field(description="policy_loss + kl_coefficient * kl + alpha * sd_loss.")
+    policy_loss: float = Field(description="Clipped surrogate, nats.")
+    sd_loss: float = Field(description="L_SD before alpha, nats; 0 while alpha is 0.")
+    kl: float = Field(description="k3 estimate of KL(policy || reference), nats per token.")
+    alpha: float = Field(description="Weight of the distillation term in this step.")
+    entropy: float = Field(description="Mean entropy of the policy at sampled tokens, nats.")
+    grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
+    grad_norm_grpo: float = Field(description="Norm of the GRPO part (with KL); equals grad_norm while alpha is 0.")
+    grad_norm_sd: float = Field(description="Norm of alpha times the SD part.")
+    clip_share: float = Field(description="Share of tokens whose ratio was clipped.")
+    ratio_max: float
+    sampler_kl: float = Field(description="k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.")
+    learning_rate: float
+
+
+class UpdateReport(Record):
+    """What an iteration's update did."""
+
+    iteration: int
+    policy_version: int = Field(description="Version of the weights after the update.")
+    policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
+    steps: tuple[StepReport, ...]
+    num_tokens: int = Field(description="Tokens forwarded through the policy, padding left out.")
+    duration_s: float

@@ -14,7 +14,9 @@ class Question(Record):
     dataset: str = Field(min_length=1, description="Name of the data set.")
     split: str = Field(description="train, dev or test, as the data set names it.")
     question: str = Field(min_length=1, description="The question's text.")
-    golden_answers: tuple[str, ...] = Field(min_length=1, description="Accepted answers; a score is the best over them.")
+    golden_answers: tuple[str, ...] = Field(
+        min_length=1, description="Accepted answers; a score is the best over them."
+    )
     category: str = Field(default="", description="The data set's own type of question, empty when it has none.")
 
     @property

@@ -72,9 +72,7 @@ def _begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
-def render_documents(
-    tokenizer: PreTrainedTokenizerBase, hits: Sequence[SearchHit], max_tokens: int
-) -> Observation:
+def render_documents(tokenizer: PreTrainedTokenizerBase, hits: Sequence[SearchHit], max_tokens: int) -> Observation:
     """Return the reply to a search; passages are cut to `max_tokens` in all, the closing tag always stays."""
     lines = [f"Doc {rank}(Title: {hit.passage.title}) {hit.passage.text}" for rank, hit in enumerate(hits, 1)]
     text = "\n".join(" ".join(line.split()) for line in lines) if lines else NOTHING_FOUND

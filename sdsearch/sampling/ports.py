@@ -1,0 +1,48 @@
+"""The port between the rollout loop and whatever generates tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.rollout import StopReason
+
+
+@dataclass(frozen=True)
+class TurnRequest:
+    """Append `token_ids` to the conversation `key`, then generate one turn.
+
+    The first request of a key opens the conversation with its prompt; later ones bring the environment's reply.
+    """
+
+    key: str
+    token_ids: tuple[int, ...]
+    seed: int
+    max_new_tokens: int
+    temperature: float  # 0 is greedy
+
+
+@dataclass(frozen=True)
+class SampledTurn:
+    """What was generated: ids as sampled, and the log-probability of each (nats, at the request's temperature)."""
+
+    key: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason
+
+
+Respond = Callable[[Sequence[SampledTurn]], Sequence[TurnRequest]]
+
+
+class Sampler(Protocol):
+    """A generator of turns that keeps the conversations' state (KV cache) between them."""
+
+    def converse(self, openings: Sequence[TurnRequest], respond: Respond) -> None:
+        """Generate until no conversation goes on.
+
+        Whenever turns have ended they are handed to `respond`, which answers with the requests of those
+        conversations that continue. A sampler need not wait for all conversations to end a turn.
+        """
+        ...

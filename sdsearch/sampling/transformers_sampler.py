@@ -1,0 +1,202 @@
+"""Sampling with transformers: one slot a conversation, KV kept across turns, finished rows leave the batch.
+
+A conversation's history is never prefilled twice: siblings share the prefill of their prompt, and after a
+search only the reply is. Shapes: `N` rows, `T` new tokens, `V` vocabulary, `W` uniform numbers, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from schemas.rollout import StopReason
+from sdsearch.parsing import ANSWER_CLOSE, SEARCH_CLOSE
+from sdsearch.policy import backbone, head
+from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
+from sdsearch.sampling.slots import SlotCache
+from sdsearch.tokens import decode
+
+_STOPS: dict[str, StopReason] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
+_TAIL_TOKENS = 16
+
+
+@dataclass
+class _Row:
+    """One conversation's running turn."""
+
+    request: TurnRequest
+    uniforms_W: Tensor
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+
+    @property
+    def sampled(self) -> SampledTurn:
+        assert self.stop_reason is not None, "the turn has ended"
+        return SampledTurn(self.request.key, tuple(self.token_ids), tuple(self.logprobs), self.stop_reason)
+
+
+class TransformersSampler:
+    """The `Sampler` that runs a transformers model in this process."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._eos_ids = _end_of_turn_ids(model, tokenizer)
+        self._may_close = _tokens_that_may_close(tokenizer)
+
+    @torch.inference_mode()
+    def converse(self, openings: Sequence[TurnRequest], respond: Respond) -> None:
+        """Generate until no conversation goes on (see the port)."""
+        if not openings:
+            return
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            self._run(openings, respond)
+        finally:
+            self._model.train(was_training)
+
+    def _run(self, openings: Sequence[TurnRequest], respond: Respond) -> None:
+        # Rows stand in slot order, [generating | waiting for a reply]; `num_active` is the border.
+        cache = SlotCache(len(openings), self._model.device)
+        rows = [_start_row(request) for request in openings]
+        logits_NV = self._prefill_openings(cache, rows)
+        num_active = len(rows)
+        self._append_tokens(rows, logits_NV)
+        while rows:
+            num_active = _move_ended_back(cache, rows, num_active)
+            waiting = rows[num_active:]
+            if waiting and len(waiting) >= max(1, num_active // 4):
+                num_active = self._continue(cache, rows, num_active, respond)
+            if num_active:
+                self._decode_step(cache, rows[:num_active])
+
+    def _continue(self, cache: SlotCache, rows: list[_Row], num_active: int, respond: Respond) -> int:
+        """Hand ended turns to `respond`, prefill the replies, drop the conversations that are over."""
+        waiting = rows[num_active:]
+        requests = {request.key: request for request in respond([row.sampled for row in waiting])}
+        for slot in reversed(range(num_active, len(rows))):
+            request = requests.get(rows[slot].request.key)
+            if request is not None:
+                # The turn's last token was sampled but not yet forwarded: it goes in with the reply.
+                tokens = (rows[slot].token_ids[-1], *request.token_ids)
+                rows[slot] = _start_row(request, tokens)
+                continue
+            cache.swap_slots(slot, len(rows) - 1)
+            rows[slot], rows[-1] = rows[-1], rows[slot]
+            rows.pop()
+        fresh = rows[num_active:]
+        if fresh:
+            logits_NV = self._forward(cache, torch.arange(num_active, len(rows)), [r.request.token_ids for r in fresh])
+            self._append_tokens(fresh, logits_NV)
+        return len(rows)
+
+    def _prefill_openings(self, cache: SlotCache, rows: list[_Row]) -> Tensor:
+        """Forward each distinct prompt once and copy its slot to the siblings; return logits (N, V)."""
+        first_slot: dict[tuple[int, ...], int] = {}
+        for slot, row in enumerate(rows):
+            first_slot.setdefault(row.request.token_ids, slot)
+        slots = list(first_slot.values())
+        logits = self._forward(cache, torch.tensor(slots), list(first_slot))
+        place = {slot: i for i, slot in enumerate(slots)}
+        for slot, row in enumerate(rows):
+            if slot not in place:
+                cache.copy_slot(first_slot[row.request.token_ids], slot)
+        return logits[[place[first_slot[row.request.token_ids]] for row in rows]]
+
+    def _forward(self, cache: SlotCache, slots_N: Tensor | int, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Append ragged tokens to the slots; return the logits (N, V) after each row's last token, fp32."""
+        device = self._model.device
+        lengths_N = torch.tensor([len(ids) for ids in tokens], device=device)
+        width = int(lengths_N.max())
+        input_ids_NT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in tokens], device=device)
+        # Right padding writes beyond a row's end; the row's next tokens overwrite it before anything sees it.
+        positions_NT = cache.address(slots_N, width)
+        output = backbone(self._model)(
+            input_ids=input_ids_NT,
+            position_ids=positions_NT,
+            attention_mask=cache.mask(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.extend(lengths_N)
+        last_ND = output.last_hidden_state[torch.arange(len(tokens), device=device), lengths_N - 1]
+        return head(self._model)(last_ND).float()
+
+    def _decode_step(self, cache: SlotCache, rows: list[_Row]) -> None:
+        logits_NV = self._forward(cache, len(rows), [row.token_ids[-1:] for row in rows])
+        self._append_tokens(rows, logits_NV)
+
+    def _append_tokens(self, rows: Sequence[_Row], logits_NV: Tensor) -> None:
+        temperature_N = torch.tensor([row.request.temperature for row in rows], dtype=torch.float32)
+        uniform_N = torch.stack([row.uniforms_W[len(row.token_ids)] for row in rows])
+        token_N, logprob_N = sample_tokens(logits_NV.cpu(), temperature_N, uniform_N)
+        may_close_N = self._may_close[token_N].tolist()
+        for row, token, logprob, may_close in zip(rows, token_N.tolist(), logprob_N.tolist(), may_close_N, strict=True):
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            row.stop_reason = self._stop_reason(row, token, may_close)
+
+    def _stop_reason(self, row: _Row, token: int, may_close: bool) -> StopReason | None:
+        if token in self._eos_ids:
+            return "end_of_turn"
+        if may_close:
+            tail = decode(self._tokenizer, row.token_ids[-_TAIL_TOKENS:])
+            for tag, reason in _STOPS.items():
+                if tag in tail:
+                    return reason
+        return "length" if len(row.token_ids) >= row.request.max_new_tokens else None
+
+
+def sample_tokens(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a token a row by inverting the cumulative distribution at `uniform_N`; greedy where temperature is 0.
+
+    Returns token ids (N,) and their log-probabilities (N,), nats, at the row's temperature (at 1 for greedy).
+    """
+    greedy_N = temperature_N == 0
+    scale_N = torch.where(greedy_N, torch.ones_like(temperature_N), temperature_N)
+    logprobs_NV = torch.log_softmax(logits_NV / scale_N[:, None], dim=-1)
+    cumulative_NV = logprobs_NV.double().exp().cumsum(-1)
+    target_N1 = (uniform_N.double() * cumulative_NV[:, -1])[:, None]
+    drawn_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=logits_NV.shape[1] - 1)
+    token_N = torch.where(greedy_N, logits_NV.argmax(-1), drawn_N)
+    return token_N, logprobs_NV.gather(1, token_N[:, None])[:, 0]
+
+
+def _start_row(request: TurnRequest, token_ids: tuple[int, ...] | None = None) -> _Row:
+    if token_ids is not None:
+        request = TurnRequest(request.key, token_ids, request.seed, request.max_new_tokens, request.temperature)
+    generator = torch.Generator().manual_seed(request.seed)
+    return _Row(request, torch.rand(request.max_new_tokens, generator=generator, dtype=torch.float64))
+
+
+def _move_ended_back(cache: SlotCache, rows: list[_Row], num_active: int) -> int:
+    """Swap rows whose turn has ended behind the generating ones; return the new border."""
+    for slot in reversed(range(num_active)):
+        if rows[slot].stop_reason is not None:
+            num_active -= 1
+            if slot != num_active:
+                cache.swap_slots(slot, num_active)
+                rows[slot], rows[num_active] = rows[num_active], rows[slot]
+    return num_active
+
+
+def _end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    config = getattr(model, "generation_config", None)
+    configured = getattr(config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _tokens_that_may_close(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Return a boolean vector over the vocabulary: tokens whose text holds a `>`, the only ones that end a tag."""
+    size = max(len(tokenizer), tokenizer.vocab_size) + 4096
+    flags = torch.zeros(size, dtype=torch.bool)
+    for token, token_id in tokenizer.get_vocab().items():
+        flags[token_id] = ">" in token
+    return flags

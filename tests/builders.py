@@ -1,0 +1,67 @@
+"""Small real parts for tests: tokenizers, randomly initialised models, rollouts drawn token by token."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+_TAGS = [f"<{slash}{name}>" for name in ("think", "search", "documents", "answer") for slash in ("", "/")]
+_SENTENCES = [
+    "Question: What is the capital of Andorra? The capital of Andorra is Andorra la Vella.",
+    "Earlier attempts at this question. They inform the next search, not the answer.",
+    "Attempt 1 (CORRECT): capital of Andorra | Attempt 2 (INCORRECT): no search",
+    "Doc 1(Title: Andorra) Andorra is a state of Europe <search> river </search> <answer> tree </answer>",
+    "No documents found. No search or answer was found.",
+]
+ModelKind = Literal["llama", "qwen2"]
+
+
+@cache
+def make_tokenizer(tags: Literal["special", "text"] = "special") -> PreTrainedTokenizerFast:
+    """A byte-level BPE; protocol tags are single special tokens (as the mini policy's) or plain text (as Qwen's)."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|end|>", *(_TAGS if tags == "special" else [])]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    core.train_from_iterator(_SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        additional_special_tokens=_TAGS if tags == "special" else [],
+    )
+
+
+def make_model(kind: ModelKind = "llama", seed: int = 0, vocab_size: int | None = None) -> PreTrainedModel:
+    """A two-layer model with random weights, float32, large enough logits to make choices differ."""
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": vocab_size or len(make_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "initializer_range": 0.3,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**sizes)) if kind == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
+    return model.eval()

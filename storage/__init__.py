@@ -1,0 +1,1 @@
+"""Where everything lives that outlives the process: files, tables, the stage ledger, checkpoints."""

@@ -1,0 +1,79 @@
+"""Files that are complete or absent: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from schemas.ledger import ArtifactRef
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], None], root: Path) -> ArtifactRef:
+    """Have `write` fill a temporary file beside `path`, then put it in place durably.
+
+    A reader sees the former file or the whole new one, also after a crash. Returns a reference whose path is
+    relative to `root`. OSError passes through, and the temporary file goes.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        write(temporary)
+        sync(temporary)
+        reference = ArtifactRef(
+            path=path.relative_to(root).as_posix(),
+            sha256=sha256_file(temporary),
+            size_bytes=temporary.stat().st_size,
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return reference
+
+
+def write_json_atomic(path: Path, value: Any, root: Path) -> ArtifactRef:
+    """Write a JSON value as `write_atomic` does, keys sorted."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return write_atomic(path, lambda temporary: _write_text(temporary, text), root)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name that nothing else uses, hidden, and recognised by `is_temporary`."""
+    return f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def is_temporary(path: Path) -> bool:
+    """True for what an interrupted write left behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, each durable in its parent."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,91 @@
+"""The workspace: one folder, and the one place that knows where things lie in it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from schemas.ledger import StageKey
+from storage.errors import WorkspaceError
+from storage.files import make_folder
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
+
+
+def validate_run_name(run: str) -> str:
+    """Return `run` when it may become part of a path, else raise WorkspaceError."""
+    if not _RUN_NAME.fullmatch(run):
+        raise WorkspaceError(
+            f"run name {run[:100]!r} cannot be used: a name has 1 to 80 ASCII letters, digits, '.', '_' or '-' "
+            "and no leading dot; choose another with --run"
+        )
+    return run
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one root; make it with `Workspace.open`."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> Workspace:
+        """Create the folder where it is missing and prove that it can be written.
+
+        Raises WorkspaceError when a file is in the way or the folder cannot be made or written.
+        """
+        path = Path(root).expanduser().resolve()
+        try:
+            make_folder(path)
+            with tempfile.TemporaryFile(dir=path) as probe:
+                probe.write(b"writable")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise WorkspaceError(
+                f"workspace {path} cannot be written ({reason}); name a folder that you may write with "
+                "--workspace or SDSEARCH_HOME"
+            ) from error
+        return cls(path)
+
+    @property
+    def database(self) -> Path:
+        return self.root / "sdsearch.duckdb"
+
+    @property
+    def indexes(self) -> Path:
+        return self.root / "indexes"
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of a run's artifacts."""
+        return self.root / "artifacts" / f"run={validate_run_name(run)}"
+
+    def stage_folder(self, key: StageKey) -> Path:
+        """The folder of a stage's files."""
+        return self.run_folder(key.run) / f"iteration={key.iteration:05d}" / f"stage={key.stage}"
+
+    def checkpoints(self, run: str) -> Path:
+        """The folder of a run's checkpoints."""
+        return self.root / "checkpoints" / f"run={validate_run_name(run)}"
+
+    def checkpoint(self, run: str, version: int) -> Path:
+        """The folder of one version of a run's policy."""
+        return self.checkpoints(run) / f"version={version:05d}"
+
+    def lock(self, run: str) -> Path:
+        """The file whose lock says that a process works on the run."""
+        return self.root / "locks" / f"run={validate_run_name(run)}.lock"
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as references hold it: relative to the root, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def resolve(self, relative: str) -> Path:
+        """Return the absolute path of a reference's path; WorkspaceError when it leads out of the workspace."""
+        parts = PurePosixPath(relative)
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+            raise WorkspaceError(
+                f"path {relative!r} leads out of the workspace {self.root}; a reference's path is relative to it"
+            )
+        return self.root / parts

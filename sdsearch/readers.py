@@ -1,0 +1,164 @@
+"""Streaming readers of the public file formats: a Search-R1 corpus and FlashRAG questions.
+
+A row that cannot be read stops the reader with the file, the line, what was got and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.parquet as pq
+
+from schemas.passage import Passage
+from schemas.question import Question
+
+Row = Mapping[str, Any]
+
+
+class ReadablePath(Protocol):
+    """A file on disk or in a package."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, mode: str = "r", *, encoding: str | None = None) -> Any: ...
+
+
+class DataError(ValueError):
+    """A data file that cannot be used as it is; the message says where, what was got and what to do."""
+
+
+def read_passages(path: ReadablePath) -> Iterator[Passage]:
+    """Yield the passages of a corpus: jsonl rows `{"id", "contents": "\\"Title\\"\\ntext"}` (Search-R1).
+
+    Raises DataError for a broken row, an id seen twice and a file without rows.
+    """
+    seen: set[str] = set()
+    for where, row in _rows(path):
+        passage = _passage(row, where)
+        _check_new(passage.id, seen, where)
+        yield passage
+    if not seen:
+        raise DataError(f"{path}: the corpus is empty; expected one passage a line")
+
+
+def read_questions(path: ReadablePath, dataset: str, split: str) -> Iterator[Question]:
+    """Yield the questions of a jsonl or parquet file with the columns id, question, golden_answers (FlashRAG).
+
+    A question's category is `metadata.category` or `metadata.type`, where given. Raises DataError for a broken
+    row, a question without answers, an id seen twice and a file without rows.
+    """
+    seen: set[str] = set()
+    for where, row in _rows(path):
+        question = _question(row, where, dataset, split)
+        _check_new(question.id, seen, where)
+        yield question
+    if not seen:
+        raise DataError(f"{path}: there are no questions; expected one a row")
+
+
+def _rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
+    if path.name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    else:
+        yield from _jsonl_rows(path)
+
+
+def _jsonl_rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
+    with path.open("r", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _json_object(line, where)
+
+
+def _json_object(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: expected a JSON object, got {_short(line)} ({error}); repair the line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {_short(line)}; repair the line")
+    return row
+
+
+def _parquet_rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as file:
+        number = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+
+
+def _passage(row: Row, where: str) -> Passage:
+    contents = _text(row, "contents", where)
+    title, separator, text = contents.partition("\n")
+    if not separator or not text.strip():
+        raise DataError(
+            f"{where}: 'contents' is {_short(contents)}; expected the title in double quotes, a line break, the text"
+        )
+    return Passage(id=_id(row, where), title=title.strip().strip('"'), text=text.strip())
+
+
+def _question(row: Row, where: str, dataset: str, split: str) -> Question:
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise DataError(f"{where}: 'metadata' is {_short(metadata)}; expected an object or nothing")
+    return Question(
+        id=_id(row, where),
+        dataset=dataset,
+        split=split,
+        question=_text(row, "question", where),
+        golden_answers=_answers(row, where),
+        category=str(metadata.get("category") or metadata.get("type") or ""),
+    )
+
+
+def _answers(row: Row, where: str) -> tuple[str, ...]:
+    answers = row.get("golden_answers")
+    if isinstance(answers, str) or not isinstance(answers, Sequence):
+        raise DataError(f"{where}: 'golden_answers' is {_short(answers)}; expected a list of texts")
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise DataError(
+            f"{where}: 'golden_answers' is {_short(answers)}; a question needs one answer or more, none of them "
+            "empty; leave the question out or give its answers"
+        )
+    return tuple(answers)
+
+
+def _id(row: Row, where: str) -> str:
+    value = row.get("id")
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f"{where}: 'id' is {_short(value)}; expected a text or a whole number")
+    return str(value)
+
+
+def _text(row: Row, column: str, where: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        got = f"is {_short(value)}" if column in row else f"is missing (columns: {', '.join(map(str, row))})"
+        raise DataError(f"{where}: '{column}' {got}; expected a text that is not empty")
+    return value
+
+
+def _check_new(identity: str, seen: set[str], where: str) -> None:
+    if identity in seen:
+        raise DataError(f"{where}: the id '{identity}' was seen before in this file; ids must be unique")
+    seen.add(identity)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def open_path(path: str | Path) -> Path:
+    """Return the path of a data file; raises DataError when there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path in the settings")
+    return path

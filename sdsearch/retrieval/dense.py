@@ -1,0 +1,70 @@
+"""Exact vector search: one batched encode and one batched FAISS search a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import faiss
+
+from schemas.passage import Passage, SearchHit
+from sdsearch.retrieval.ports import Encoder, RetrieverDownError
+
+_BATCH = 8192
+
+
+class DenseRetriever:
+    """Queries to passages by the inner product of their vectors."""
+
+    def __init__(self, encoder: Encoder, index: faiss.Index, passages: Sequence[Passage]) -> None:
+        """Search `index`, whose i-th vector is that of `passages[i]`; raises ValueError when their numbers differ."""
+        if index.ntotal != len(passages):
+            raise ValueError(
+                f"the index holds {index.ntotal} vectors, the corpus {len(passages)} passages; build the index again"
+            )
+        self.encoder = encoder
+        self.index = index
+        self.passages = passages
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
+        """Return for each query up to `top_k` hits, best first; a hit must score above zero.
+
+        A query that shares nothing with any passage so finds nothing. Raises RetrieverDownError when encoding or
+        the index fails.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; ask for one passage or more")
+        if not queries:
+            return []
+        try:
+            vectors_ND = self.encoder.encode(queries, "query")
+            scores_NK, rows_NK = self.index.search(vectors_ND, top_k)
+        except (RuntimeError, OSError) as error:
+            raise RetrieverDownError(f"searching {len(queries)} queries failed: {error}") from error
+        pairs = zip(scores_NK.tolist(), rows_NK.tolist(), strict=True)
+        return [self._hits(scores, rows) for scores, rows in pairs]
+
+    def _hits(self, scores: list[float], rows: list[int]) -> tuple[SearchHit, ...]:
+        # FAISS fills up with row -1 when it has fewer vectors than were asked for.
+        found = [(score, row) for score, row in zip(scores, rows, strict=True) if row >= 0 and score > 0]
+        return tuple(SearchHit(passage=self.passages[row], score=score) for score, row in found)
+
+
+def build_index(passages: Sequence[Passage], encoder: Encoder) -> faiss.Index:
+    """Return an exact inner-product index over the passages' contents, in their order.
+
+    Raises ValueError for an empty corpus.
+    """
+    if not passages:
+        raise ValueError("the corpus is empty: an index needs one passage or more; check the corpus file")
+    index: faiss.IndexFlatIP | None = None
+    for start in range(0, len(passages), _BATCH):
+        texts = [passage.contents for passage in passages[start : start + _BATCH]]
+        vectors_ND = encoder.encode(texts, "passage")
+        index = index or faiss.IndexFlatIP(vectors_ND.shape[1])
+        index.add(vectors_ND)
+    return index
+
+
+def build_dense_retriever(passages: Sequence[Passage], encoder: Encoder) -> DenseRetriever:
+    """Return a retriever over an index that is built in memory."""
+    return DenseRetriever(encoder, build_index(passages, encoder), passages)

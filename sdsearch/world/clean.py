@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -49,12 +49,12 @@ class CleanQuestions(NamedTuple):
 
 def clean_text(text: str) -> tuple[str, list[str]]:
     """Return a passage's text, with or without marked slots, repaired, and the names of the repairs made."""
-    made = []
-    for name, pattern, replacement in _REPAIRS:
-        text, count = pattern.subn(replacement, text)
-        made += [name] * count
     balanced = _drop_unopened(text)
-    return balanced, made + ["bracket never opened"] * (balanced != text)
+    made = ["bracket never opened"] * (balanced != text)
+    for name, pattern, replacement in _REPAIRS:
+        balanced, count = pattern.subn(replacement, balanced)
+        made += [name] * count
+    return balanced, made
 
 
 def _drop_unopened(text: str) -> str:
@@ -77,12 +77,11 @@ def clean_passages(rows: Iterable[Row]) -> tuple[list[Row], Counter[str]]:
     return cleaned, repairs
 
 
-def clean_questions(rows: Iterable[Row], facts: Sequence[Row]) -> CleanQuestions:
+def clean_questions(rows: Iterable[Row]) -> CleanQuestions:
     """Return the questions in FlashRAG's columns; the raw ids, splits and evidence stay as they were."""
-    ambiguous = _ambiguous_phrases(facts)
     kept, left_out = [], Counter[str]()
     for row in rows:
-        reason = _objection(row, ambiguous)
+        reason = _objection(row)
         if reason:
             left_out[reason] += 1
             continue
@@ -91,21 +90,12 @@ def clean_questions(rows: Iterable[Row], facts: Sequence[Row]) -> CleanQuestions
     return CleanQuestions(kept, left_out)
 
 
-def _ambiguous_phrases(facts: Sequence[Row]) -> list[str]:
-    subjects: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for fact in facts:
-        subjects[fact["relation"], fact["object"]].add(fact["subject"])
-    return [f"whose {relation} is {name}?" for (relation, name), names in subjects.items() if len(names) > 1]
-
-
-def _objection(row: Mapping[str, Any], ambiguous: Sequence[str]) -> str | None:
+def _objection(row: Row) -> str | None:
     question, answers = row["question"], row["golden_answers"]
     if any(f" {relation} of " in question and set(answers) & broken for relation, broken in _BROKEN_ANSWERS.items()):
         return "answer broken in the source"
     if " independence year of " in question and int(answers[0]) < _FIRST_INDEPENDENCE_YEAR:
         return "independence of an old state"
-    if question.endswith(tuple(ambiguous)):
-        return "bridge leads to two countries"
     if "anthem is Europe?" in question:
         return "bridge is an everyday word"
     words = f" {normalise_answer(question)} "
@@ -123,7 +113,7 @@ def main(raw: Path, part: str) -> None:
     if part == "passages":
         rows, counts = clean_passages(_read(raw / "passages.jsonl"))
     else:
-        rows, counts = clean_questions(_read(raw / "questions.jsonl"), _read(raw / "facts.jsonl"))
+        rows, counts = clean_questions(_read(raw / "questions.jsonl"))
         rows = [row for row in rows if row["metadata"]["split"] == part]
     for row in rows:
         print(json.dumps(row))

@@ -28,9 +28,7 @@ class TeacherTargets(Record):
 
     rollout_id: str
     group_id: str
-    row_start: int = Field(
-        ge=0, description="First row of this rollout in the tensors `ids`, `logprobs` (Q, K)."
-    )
+    row_start: int = Field(ge=0, description="First row of this rollout in the tensors `ids`, `logprobs` (Q, K).")
     num_rows: int = Field(ge=0, description="Number of distilled tokens, in the order of `positions`.")
     positions: tuple[int, ...] = Field(description="Offsets into the rollout's tokens.")
     support_size: int = Field(ge=1, description="K: tokens kept per position.")

@@ -21,8 +21,8 @@ class StepReport(Record):
     alpha: float = Field(description="Weight of the distillation term in this step.")
     entropy: float = Field(description="Mean entropy of the policy at sampled tokens, nats.")
     grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
-    grad_norm_grpo: float = Field(description="Norm of the GRPO part (with KL); equals grad_norm while alpha is 0.")
-    grad_norm_sd: float = Field(description="Norm of alpha times the SD part.")
+    grad_norm_grpo: float | None = Field(description="Norm of the GRPO part (with KL); None where it was not measured.")
+    grad_norm_sd: float | None = Field(description="Norm of alpha times the SD part; None where it was not measured.")
     clip_share: float = Field(description="Share of tokens whose ratio was clipped.")
     ratio_max: float
     sampler_kl: float = Field(description="k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.")
@@ -36,5 +36,5 @@ class UpdateReport(Record):
     policy_version: int = Field(description="Version of the weights after the update.")
     policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
     steps: tuple[StepReport, ...]
-    num_tokens: int = Field(description="Tokens forwarded through the policy, padding left out.")
+    num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")
     duration_s: float

@@ -6,12 +6,17 @@ teacher's tokens after it are the student's own.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from schemas.hindsight import HindsightAttempt, Label
+from schemas.config import HindsightSettings
+from schemas.hindsight import HindsightAttempt, HindsightBlock, Label
+from schemas.rollout import Group, Rollout
+from schemas.score import Score
+from sdsearch.seeds import derive_seed
 from sdsearch.tokens import encode_foreign, neutralise_tags
 
 HEADER = "Earlier attempts at this question. They inform the next search, not the answer.\n"
@@ -51,3 +56,101 @@ def encode_block(
         if len(token_ids) <= max_tokens:
             return text, token_ids, len(attempts) - kept
     return "", [], len(attempts)
+
+
+def build_blocks(
+    group: Group,
+    scores: Sequence[Score],
+    *,
+    settings: HindsightSettings,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_context_tokens: int,
+) -> list[HindsightBlock]:
+    """Return a group's blocks: one for all, or one a rollout or a turn where the settings ask for it.
+
+    `scores` are the group's, in the order of its rollouts. A block never takes room that a rollout needs.
+    """
+    labels = _labels(group, scores, settings, seed)
+    homogeneous = len(set(_outcomes(scores, settings))) == 1
+    longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
+    max_tokens = max(0, min(settings.max_block_tokens, max_context_tokens - longest))
+    blocks = []
+    for focal_rollout, focal_turn, members in _views(group, scores, settings):
+        attempts = [
+            HindsightAttempt(
+                rollout_index=rollout.index, label=labels[rollout.index], contents=_contents(rollout, settings.masking)
+            )
+            for rollout in members
+        ]
+        if focal_turn is None:
+            text, token_ids, num_dropped = encode_block(tokenizer, attempts, max_tokens)
+        else:
+            assert focal_rollout is not None, "a turn belongs to a rollout"
+            text = _documents_of(group.rollouts[focal_rollout], focal_turn)
+            token_ids, num_dropped = encode_foreign(tokenizer, text)[:max_tokens], 0
+        blocks.append(
+            HindsightBlock(
+                group_id=group.id,
+                focal_rollout=focal_rollout,
+                focal_turn=focal_turn,
+                attempts=tuple(attempts[: len(attempts) - num_dropped]),
+                num_dropped_attempts=num_dropped,
+                homogeneous=homogeneous,
+                text=text,
+                token_ids=tuple(token_ids),
+            )
+        )
+    return blocks
+
+
+def _outcomes(scores: Sequence[Score], settings: HindsightSettings) -> list[Label]:
+    return [label_outcome(getattr(score, settings.label_metric), settings.rho) for score in scores]
+
+
+def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, seed: int) -> Sequence[Label | None]:
+    outcomes = _outcomes(scores, settings)
+    match settings.labels:
+        case "outcome":
+            return outcomes
+        case "none":
+            return [None] * len(outcomes)
+        case "shuffled":
+            return random.Random(derive_seed(seed, "labels", group.id)).sample(outcomes, len(outcomes))
+
+
+def _views(
+    group: Group, scores: Sequence[Score], settings: HindsightSettings
+) -> list[tuple[int | None, int | None, tuple[Rollout, ...]]]:
+    """Return (focal rollout, focal turn, members) of each block that the group needs."""
+    rollouts = group.rollouts
+    if settings.masking == "current_documents":
+        return [
+            (rollout.index, turn, ())
+            for rollout in rollouts
+            for turn in range(len(rollout.turns))
+            if _documents_of(rollout, turn)
+        ]
+    match settings.members:
+        case "group":
+            return [(None, None, rollouts)]
+        case "correct_only":
+            outcomes = _outcomes(scores, settings)
+            return [(None, None, tuple(r for r in rollouts if outcomes[r.index] == "CORRECT"))]
+        case "leave_one_out":
+            return [(focal.index, None, tuple(r for r in rollouts if r is not focal)) for focal in rollouts]
+        case "focal_only":
+            return [(focal.index, None, (focal,)) for focal in rollouts]
+
+
+def _contents(rollout: Rollout, masking: str) -> tuple[str, ...]:
+    """Future masking keeps the queries alone; without it the whole trajectory is shown (paper's ablation)."""
+    if masking == "queries":
+        return tuple(neutralise(query) for query in rollout.queries)
+    texts = [[turn.generation.text, turn.observation.text if turn.observation else ""] for turn in rollout.turns]
+    return tuple(neutralise(text) for pair in texts for text in pair if text)
+
+
+def _documents_of(rollout: Rollout, turn: int) -> str:
+    observation = rollout.turns[turn].observation
+    return neutralise_tags(observation.text) if observation and observation.kind == "documents" else ""

@@ -7,7 +7,11 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from schemas.config import GrpoSettings, RewardSettings
 from schemas.passage import Passage
+from schemas.rollout import Group, Rollout
+from schemas.score import Score
+from sdsearch.advantage import group_advantages
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -47,3 +51,41 @@ def contains_answer(passage: Passage, golden_answers: Sequence[str]) -> bool:
     words = f" {normalise_answer(passage.contents)} "
     golden = [normalise_answer(answer) for answer in golden_answers]
     return any(answer and f" {answer} " in words for answer in golden)
+
+
+def count_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[int, int]:
+    """Return (passages retrieved, those that contain a golden answer) over all of a rollout's searches."""
+    hits = [hit for turn in rollout.turns if turn.observation for hit in turn.observation.hits]
+    return len(hits), sum(contains_answer(hit.passage, golden_answers) for hit in hits)
+
+
+def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSettings) -> list[Score]:
+    """Return every rollout's score and advantage, in order; the format bonus enters the reward alone."""
+    measured = [[_measure(rollout, group.question.golden_answers) for rollout in group.rollouts] for group in groups]
+    rewards = [
+        [m[reward.metric] + reward.format_bonus * r.valid_format for m, r in zip(row, group.rollouts, strict=True)]
+        for row, group in zip(measured, groups, strict=True)
+    ]
+    advantages = group_advantages(rewards, grpo.advantage_scale)
+    scores = []
+    for group, row, group_rewards, group_advantage in zip(groups, measured, rewards, advantages, strict=True):
+        for place, rollout in enumerate(group.rollouts):
+            num_hits, num_golden_hits = count_hits(rollout, group.question.golden_answers)
+            scores.append(
+                Score(
+                    rollout_id=rollout.id,
+                    group_id=group.id,
+                    em=row[place]["em"],
+                    f1=row[place]["f1"],
+                    valid_format=rollout.valid_format,
+                    num_hits=num_hits,
+                    num_golden_hits=num_golden_hits,
+                    reward=group_rewards[place],
+                    advantage=group_advantage[place],
+                )
+            )
+    return scores
+
+
+def _measure(rollout: Rollout, golden_answers: Sequence[str]) -> dict[str, float]:
+    return {"em": exact_match(rollout.answer, golden_answers), "f1": f1_score(rollout.answer, golden_answers)}

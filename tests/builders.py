@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -15,6 +17,11 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from schemas.question import Question
+from schemas.rollout import Group
+from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
+from tests.fakes import FixedRetriever, ScriptedSampler
 
 _TAGS = [f"<{slash}{name}>" for name in ("think", "search", "documents", "answer") for slash in ("", "/")]
 _SENTENCES = [
@@ -65,3 +72,58 @@ def make_model(kind: ModelKind = "llama", seed: int = 0, vocab_size: int | None 
     }
     model = LlamaForCausalLM(LlamaConfig(**sizes)) if kind == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
     return model.eval()
+
+
+def make_question(number: int = 0, golden: tuple[str, ...] = ("Andorra la Vella",)) -> Question:
+    return Question(
+        id=f"q{number}",
+        dataset="test",
+        split="train",
+        question=f"What is the capital of Andorra{'?' * (number + 1)}",
+        golden_answers=golden,
+    )
+
+
+ROLLOUT_TEXTS = (
+    ("<think> a </think><search> capital of Andorra </search>", "<answer> Andorra la Vella </answer>"),
+    ("<search> river </search>", "<search> tree | capital </search>", "<answer> tree </answer>"),
+    ("<answer> Andorra </answer>",),
+    ("<search>  </search>", "state of Europe<|end|>", "<search> Europe", "<search> late </search>"),
+    ("<search> nothing </search>", "<answer> the Andorra la Vella </answer>"),
+)
+
+
+def make_groups(
+    tokenizer: PreTrainedTokenizerFast,
+    num_groups: int = 2,
+    texts: Sequence[Sequence[str]] = ROLLOUT_TEXTS,
+    seed: int = 0,
+) -> list[Group]:
+    """Groups whose rollouts say `texts` (ragged, several searches, none, malformed, cut off), with drawn log-probs."""
+
+    def script(key: str, turn: int) -> tuple[list[int], str]:
+        text = texts[int(key.rsplit("/", 1)[1])][turn]
+        ends = {"</search>": "search_closed", "</answer>": "answer_closed", "<|end|>": "end_of_turn"}
+        reason = next((reason for end, reason in ends.items() if text.endswith(end)), "length")
+        return tokenizer.encode(text, add_special_tokens=False), reason
+
+    limits = RolloutLimits(3, 64, 200, 60, 512, 2)
+    loop = RolloutLoop(tokenizer, ScriptedSampler(script), FixedRetriever(), limits, "compact")
+    groups = loop.roll_out(
+        [make_question(number) for number in range(num_groups)],
+        run_seed=seed,
+        iteration=1,
+        policy_version=0,
+        group_size=len(texts),
+        temperature=1.0,
+    )
+    return [_with_drawn_logprobs(group, random.Random(seed + place)) for place, group in enumerate(groups)]
+
+
+def _with_drawn_logprobs(group: Group, draw: random.Random) -> Group:
+    data = group.model_dump()
+    for rollout in data["rollouts"]:
+        for turn in rollout["turns"]:
+            count = len(turn["generation"]["token_ids"])
+            turn["generation"]["sampled_logprobs"] = [draw.uniform(-8.0, -2.0) for _ in range(count)]
+    return Group.model_validate(data)

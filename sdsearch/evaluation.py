@@ -1,0 +1,83 @@
+"""Evaluation of the plain policy: no hindsight block, greedy unless asked otherwise (paper, section 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from schemas.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
+from schemas.question import Question
+from schemas.rollout import Group
+from sdsearch.sampling.rollouts import RolloutLoop
+from sdsearch.scoring import count_hits, exact_match, f1_score
+from sdsearch.seeds import derive_seed
+
+
+def fixed_sample(questions: Sequence[Question], size: int, seed: int) -> list[Question]:
+    """Return the same `size` questions for the same seed, whatever the order they came in; all when fewer."""
+    ordered = sorted(questions, key=lambda question: derive_seed(seed, "evaluation", question.key))
+    return ordered[:size]
+
+
+def evaluate(
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    *,
+    mode: EvaluationMode,
+    temperature: float,
+    seed: int,
+    iteration: int,
+    policy_version: int,
+    questions_per_batch: int,
+) -> tuple[EvaluationReport, list[EvaluationAnswer]]:
+    """Answer each question once; 'sampled' draws at the rollout temperature with seeds that never change."""
+    started = time.perf_counter()
+    answers: list[EvaluationAnswer] = []
+    for start in range(0, len(questions), questions_per_batch):
+        groups = loop.roll_out(
+            questions[start : start + questions_per_batch],
+            run_seed=derive_seed(seed, "evaluation"),
+            iteration=0,
+            policy_version=policy_version,
+            group_size=1,
+            temperature=0.0 if mode == "greedy" else temperature,
+        )
+        answers.extend(_answer(group) for group in groups)
+    num_hits = sum(answer.num_hits for answer in answers)
+    report = EvaluationReport(
+        iteration=iteration,
+        policy_version=policy_version,
+        mode=mode,
+        dataset=questions[0].dataset,
+        split=questions[0].split,
+        num_questions=len(answers),
+        em=_mean([answer.em for answer in answers]),
+        f1=_mean([answer.f1 for answer in answers]),
+        search_quality=sum(answer.num_golden_hits for answer in answers) / max(1, num_hits),
+        searches_per_rollout=_mean([len(answer.queries) for answer in answers]),
+        valid_share=_mean([answer.valid_format for answer in answers]),
+        duration_s=time.perf_counter() - started,
+    )
+    return report, answers
+
+
+def _answer(group: Group) -> EvaluationAnswer:
+    question, rollout = group.question, group.rollouts[0]
+    num_hits, num_golden_hits = count_hits(rollout, question.golden_answers)
+    return EvaluationAnswer(
+        question_key=question.key,
+        question=question.question,
+        golden_answers=question.golden_answers,
+        category=question.category,
+        answer=rollout.answer,
+        queries=rollout.queries,
+        em=exact_match(rollout.answer, question.golden_answers),
+        f1=f1_score(rollout.answer, question.golden_answers),
+        valid_format=rollout.valid_format,
+        num_hits=num_hits,
+        num_golden_hits=num_golden_hits,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

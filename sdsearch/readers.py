@@ -5,33 +5,27 @@ A row that cannot be read stops the reader with the file, the line, what was got
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from importlib.resources.abc import Traversable
+from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.passage import Passage
 from schemas.question import Question
 
+_CHUNK_BYTES = 1 << 20
 Row = Mapping[str, Any]
-
-
-class ReadablePath(Protocol):
-    """A file on disk or in a package."""
-
-    @property
-    def name(self) -> str: ...
-
-    def open(self, mode: str = "r", *, encoding: str | None = None) -> Any: ...
 
 
 class DataError(ValueError):
     """A data file that cannot be used as it is; the message says where, what was got and what to do."""
 
 
-def read_passages(path: ReadablePath) -> Iterator[Passage]:
+def read_passages(path: Traversable) -> Iterator[Passage]:
     """Yield the passages of a corpus: jsonl rows `{"id", "contents": "\\"Title\\"\\ntext"}` (Search-R1).
 
     Raises DataError for a broken row, an id seen twice and a file without rows.
@@ -45,7 +39,7 @@ def read_passages(path: ReadablePath) -> Iterator[Passage]:
         raise DataError(f"{path}: the corpus is empty; expected one passage a line")
 
 
-def read_questions(path: ReadablePath, dataset: str, split: str) -> Iterator[Question]:
+def read_questions(path: Traversable, dataset: str, split: str) -> Iterator[Question]:
     """Yield the questions of a jsonl or parquet file with the columns id, question, golden_answers (FlashRAG).
 
     A question's category is `metadata.category` or `metadata.type`, where given. Raises DataError for a broken
@@ -60,38 +54,52 @@ def read_questions(path: ReadablePath, dataset: str, split: str) -> Iterator[Que
         raise DataError(f"{path}: there are no questions; expected one a row")
 
 
-def _rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
-    if path.name.endswith(".parquet"):
-        yield from _parquet_rows(path)
-    else:
-        yield from _jsonl_rows(path)
+def file_hash(path: Traversable) -> str:
+    """Return the sha256 (hex) of a data file's bytes; raises DataError when there is no such file."""
+    digest = hashlib.sha256()
+    with _opened(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _jsonl_rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
-    with path.open("r", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, _json_object(line, where)
+def _opened(path: Traversable) -> IO[bytes]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path in the settings")
+    return path.open("rb")
 
 
-def _json_object(line: str, where: str) -> Row:
+def _rows(path: Traversable) -> Iterator[tuple[str, Row]]:
+    with _opened(path) as file:
+        yield from _parquet_rows(file, path) if path.name.endswith(".parquet") else _jsonl_rows(file, path)
+
+
+def _jsonl_rows(file: IO[bytes], path: Traversable) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _json_object(line, where)
+
+
+def _parquet_rows(file: IO[bytes], path: Traversable) -> Iterator[tuple[str, Row]]:
+    number = 0
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: expected a JSON object, got {_short(line)} ({error}); repair the line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {_short(line)}; repair the line")
-    return row
-
-
-def _parquet_rows(path: ReadablePath) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
-        number = 0
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not a parquet file that can be read after row {number} ({error})") from error
+
+
+def _json_object(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: expected a JSON object, got {_short(line)} ({error}); repair the line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {_short(line)}; repair the line")
+    return row
 
 
 def _passage(row: Row, where: str) -> Passage:
@@ -101,7 +109,12 @@ def _passage(row: Row, where: str) -> Passage:
         raise DataError(
             f"{where}: 'contents' is {_short(contents)}; expected the title in double quotes, a line break, the text"
         )
-    return Passage(id=_id(row, where), title=title.strip().strip('"'), text=text.strip())
+    return Passage(id=_id(row, where), title=_unquote(title.strip()), text=text.strip())
+
+
+def _unquote(title: str) -> str:
+    quoted = len(title) >= 2 and title.startswith('"') and title.endswith('"')
+    return title[1:-1] if quoted else title
 
 
 def _question(row: Row, where: str, dataset: str, split: str) -> Question:
@@ -154,11 +167,3 @@ def _check_new(identity: str, seen: set[str], where: str) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def open_path(path: str | Path) -> Path:
-    """Return the path of a data file; raises DataError when there is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path in the settings")
-    return path

@@ -1,10 +1,14 @@
-"""Exact vector search: one batched encode and one batched FAISS search a call."""
+"""Exact vector search: one batched encode and one batched FAISS search a call.
+
+Shape suffixes: `N` queries, `K` hits, `D` vector width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import faiss
+import numpy as np
 
 from schemas.passage import Passage, SearchHit
 from sdsearch.retrieval.ports import Encoder, RetrieverDownError
@@ -37,6 +41,8 @@ class DenseRetriever:
             return []
         try:
             vectors_ND = self.encoder.encode(queries, "query")
+            if not np.isfinite(vectors_ND).all():
+                raise RuntimeError("the encoder's vectors are not finite")
             scores_NK, rows_NK = self.index.search(vectors_ND, top_k)
         except (RuntimeError, OSError) as error:
             raise RetrieverDownError(f"searching {len(queries)} queries failed: {error}") from error
@@ -56,12 +62,10 @@ def build_index(passages: Sequence[Passage], encoder: Encoder) -> faiss.Index:
     """
     if not passages:
         raise ValueError("the corpus is empty: an index needs one passage or more; check the corpus file")
-    index: faiss.IndexFlatIP | None = None
+    index = faiss.IndexFlatIP(encoder.encode([passages[0].contents], "passage").shape[1])
     for start in range(0, len(passages), _BATCH):
         texts = [passage.contents for passage in passages[start : start + _BATCH]]
-        vectors_ND = encoder.encode(texts, "passage")
-        index = index or faiss.IndexFlatIP(vectors_ND.shape[1])
-        index.add(vectors_ND)
+        index.add(encoder.encode(texts, "passage"))
     return index
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
+from schemas.base import hash_json
 from sdsearch.retrieval.ports import TextKind
 
 # Words of one letter count: a chemical symbol may be all that a query has to go by.
@@ -110,7 +111,8 @@ class LexicalEncoder:
 
     def _passage_norms(self, counts_NW: sp.csr_matrix) -> NDArray[np.float64]:
         folded_ND = self._fold(self._saturate(counts_NW))
-        return np.sqrt(np.asarray(folded_ND.multiply(folded_ND).sum(axis=1))).ravel()
+        squares_N: NDArray[np.float64] = np.asarray(folded_ND.multiply(folded_ND).sum(axis=1)).ravel()
+        return np.sqrt(squares_N)
 
     def _saturate(self, counts_NW: sp.csr_matrix) -> sp.csr_matrix:
         k1, b = self.settings.k1, self.settings.b
@@ -163,6 +165,11 @@ class LexicalEncoder:
             folding_WD = sp.csr_matrix(parts, shape=(len(words), settings.num_dimensions - 1))
         fitted = _Fitted(words, arrays["idf"], description["mean_length"], description["max_norm"], folding_WD)
         return cls(settings, fitted)
+
+
+def recipe_hash(settings: LexicalSettings) -> str:
+    """Return the sha256 (hex) of what, with a corpus, decides an encoder: known before anything is fitted."""
+    return hash_json({"kind": "lexical", **settings._asdict()})
 
 
 def _counter(words: list[str] | None) -> CountVectorizer:

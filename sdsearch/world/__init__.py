@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Final, Literal, get_args
 
 from schemas.passage import Passage
@@ -13,9 +14,14 @@ DATASET: Final = "world"
 Split = Literal["train", "dev", "test"]
 
 
+def corpus_file() -> Traversable:
+    """Return the embedded corpus file, in Search-R1's form."""
+    return files(__name__) / "data" / "passages.jsonl"
+
+
 def load_passages() -> list[Passage]:
     """Return the embedded corpus, in the order of its ids."""
-    return list(read_passages(files(__package__) / "data" / "passages.jsonl"))
+    return list(read_passages(corpus_file()))
 
 
 def load_questions(split: str) -> list[Question]:
@@ -25,4 +31,4 @@ def load_questions(split: str) -> list[Question]:
     """
     if split not in get_args(Split):
         raise ValueError(f"the embedded world has no split '{split}'; choose one of {', '.join(get_args(Split))}")
-    return list(read_questions(files(__package__) / "data" / f"questions_{split}.jsonl", DATASET, split))
+    return list(read_questions(files(__name__) / "data" / f"questions_{split}.jsonl", DATASET, split))

@@ -1,0 +1,176 @@
+"""Makes the mini policy from the embedded world: tokenizer, demonstrations, training, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import NamedTuple
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from schemas.passage import Passage
+from sdsearch.evaluation import fixed_sample
+from sdsearch.hindsight import HEADER
+from sdsearch.retrieval.dense import build_dense_retriever
+from sdsearch.retrieval.lexical import LexicalEncoder
+from sdsearch.retrieval.ports import Retriever
+from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
+from sdsearch.sampling.transformers_sampler import TransformersSampler
+from sdsearch.seeds import derive_seed
+from sdsearch.world import load_passages, load_questions
+from sdsearch.world.architecture import make_mini_model
+from sdsearch.world.demonstrations import (
+    MAX_OBSERVATION_TOKENS,
+    MAX_SEARCHES,
+    DemonstrationKind,
+    Stage,
+    answer_text,
+    make_demonstration,
+    turn_text,
+)
+from sdsearch.world.markup import MarkedWorld, NameSource, Plan, load_marked_world, unmark
+from sdsearch.world.pretrain import Batch, bucket, pretrain
+from sdsearch.world.probe import (
+    BlockFigures,
+    PlainFigures,
+    measure_blocks,
+    measure_plain,
+    rename_world,
+    with_retriever,
+)
+from sdsearch.world.scripts import PASSAGES_PER_QUERY, QueryBook
+from sdsearch.world.tokenizer import train_tokenizer
+
+NUM_STEPS = 5600
+_PEAK_RATE = 2e-3
+_TOKENS_PER_BATCH = 2500
+_DEMONSTRATIONS_PER_CHUNK = 600
+_NUM_PROBED = 200
+_NUM_BLOCK_QUESTIONS = 400
+_EARLY_SHARE = 0.12
+_EARLY_MIX: dict[DemonstrationKind, float] = {"query_only": 0.3, "opening": 0.4, "one_hop": 0.3}
+_MIX: dict[DemonstrationKind, float] = {"plain": 0.45, "natural": 0.25, "critical": 0.15, "opening": 0.15}
+
+
+class BuildProgress(NamedTuple):
+    """How far the build is; `loss` is the training loss, None outside training."""
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None
+
+
+class MiniFigures(NamedTuple):
+    """What the built policy can do on the dev split; `renamed` is the same world with all names invented."""
+
+    greedy: PlainFigures
+    sampled: PlainFigures
+    renamed_greedy: PlainFigures
+    renamed_sampled: PlainFigures
+    blocks: BlockFigures
+    final_loss: float
+
+
+def build_mini(
+    seed: int, progress: Callable[[BuildProgress], None], num_steps: int = NUM_STEPS
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, MiniFigures]:
+    """Build the mini policy; the same seed and number of threads give the same weights."""
+    progress(BuildProgress("world", 0, 1, None))
+    world, passages = load_marked_world(), load_passages()
+    retriever = make_retriever(passages)
+    plans = [plan for plan in world.plans if plan.split == "train"]
+    book = QueryBook(world, plans, retriever, Random(derive_seed(seed, "queries")))
+    progress(BuildProgress("tokenizer", 0, 1, None))
+    tokenizer = train_tokenizer(_tokenizer_texts(passages, plans, book, Random(derive_seed(seed, "tokenizer"))))
+    stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
+    model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
+    final_loss = _train(model, stage, plans, seed, progress, num_steps)
+    return model, tokenizer, measure_mini(model, tokenizer, world, passages, seed, progress, final_loss)
+
+
+def make_retriever(passages: Sequence[Passage]) -> Retriever:
+    """Return the embedded world's default retriever over the given passages."""
+    return build_dense_retriever(passages, LexicalEncoder.fit([passage.contents for passage in passages]))
+
+
+def make_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, retriever: Retriever) -> RolloutLoop:
+    """Return the rollout loop in the layout that the mini policy was trained in."""
+    limits = RolloutLimits(
+        max_searches=MAX_SEARCHES,
+        max_new_tokens=48,
+        max_prompt_tokens=256,
+        max_observation_tokens=MAX_OBSERVATION_TOKENS,
+        max_context_tokens=model.config.max_position_embeddings,
+        num_passages=PASSAGES_PER_QUERY,
+    )
+    return RolloutLoop(tokenizer, TransformersSampler(model, tokenizer), retriever, limits, "compact")
+
+
+def measure_mini(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    world: MarkedWorld,
+    passages: Sequence[Passage],
+    seed: int,
+    progress: Callable[[BuildProgress], None],
+    final_loss: float,
+) -> MiniFigures:
+    """Measure the policy on dev questions: as they are, with invented names, and with hindsight blocks."""
+    progress(BuildProgress("figures", 0, 3, None))
+    dev = load_questions("dev")
+    questions = fixed_sample(dev, _NUM_PROBED, seed)
+    loop = make_loop(model, tokenizer, make_retriever(passages))
+    greedy, sampled = (measure_plain(loop, questions, mode, seed) for mode in ("greedy", "sampled"))
+    progress(BuildProgress("figures", 1, 3, None))
+    new_passages, renamed = rename_world(world, questions, NameSource(tokenizer, world), seed)
+    elsewhere = with_retriever(loop, make_retriever(new_passages))
+    renamed_greedy, renamed_sampled = (measure_plain(elsewhere, renamed, mode, seed) for mode in ("greedy", "sampled"))
+    progress(BuildProgress("figures", 2, 3, None))
+    blocks = measure_blocks(loop, model, fixed_sample(dev, _NUM_BLOCK_QUESTIONS, seed), seed)
+    return MiniFigures(greedy, sampled, renamed_greedy, renamed_sampled, blocks, final_loss)
+
+
+def _tokenizer_texts(
+    passages: Sequence[Passage], plans: Sequence[Plan], book: QueryBook, random: Random
+) -> Iterator[str]:
+    """Yield what the policy will read and write, so that its frequent words become single tokens."""
+    yield from (f"Doc 1(Title: {passage.title}) {passage.text}" for passage in passages)
+    for plan in plans:
+        queries = [unmark(candidate.query) for candidate in random.choices(book.at(plan, 0).all, k=3)]
+        yield f"Question: {unmark(plan.question)}\n"
+        yield from (turn_text(query, place == 0) + "\n<documents>\n" for place, query in enumerate(queries))
+        yield answer_text(unmark(plan.golden_answers[0]))
+        yield f"{HEADER}Attempt 1 (CORRECT): {queries[0]} | {queries[1]}\nAttempt 2 (INCORRECT): no search\n"
+
+
+def _train(
+    model: LlamaForCausalLM,
+    stage: Stage,
+    plans: Sequence[Plan],
+    seed: int,
+    progress: Callable[[BuildProgress], None],
+    num_steps: int,
+) -> float:
+    """Train in place; return the mean loss of the last tenth of the steps."""
+    torch.manual_seed(seed)
+    batches = _batches(stage, plans, Random(derive_seed(seed, "demonstrations")), int(_EARLY_SHARE * num_steps))
+    tail: list[float] = []
+    for report in pretrain(model, batches, num_steps, _PEAK_RATE):
+        progress(BuildProgress("training", report.step, num_steps, report.loss))
+        if report.step > 0.9 * num_steps:
+            tail.append(report.loss)
+    return sum(tail) / max(1, len(tail))
+
+
+def _batches(stage: Stage, plans: Sequence[Plan], random: Random, num_early: int) -> Iterator[Batch]:
+    """Yield batches without end: first the short lessons (query, label, reading), then whole rollouts."""
+    num_made = 0
+    while True:
+        mix = _EARLY_MIX if num_made < num_early else _MIX
+        kinds = random.choices(list(mix), weights=list(mix.values()), k=_DEMONSTRATIONS_PER_CHUNK)
+        made = [make_demonstration(stage, random.choice(plans), kind, random) for kind in kinds]
+        chunk = bucket(made, _TOKENS_PER_BATCH, random)
+        num_made += len(chunk)
+        yield from chunk

@@ -1,0 +1,209 @@
+"""Demonstrations: scripted rollouts as tokens, laid out as sampling lays them out, with a weight a token.
+
+Four kinds. `plain` has no hindsight block: this is the student. `natural` starts with the block of a simulated
+group with its true outcomes; the target takes the queries of a CORRECT attempt. `critical` starts with a block
+whose labels were drawn without looking at the queries, so that only the labels tell which query to take.
+`opening` is a `critical` one that ends after its first query: short, and all about the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from schemas.hindsight import HindsightAttempt, Label
+from schemas.passage import Passage, SearchHit
+from sdsearch.hindsight import encode_block, neutralise
+from sdsearch.prompting import render_documents, render_prompt
+from sdsearch.tokens import encode
+from sdsearch.world.markup import MarkedWorld, NameSource, Plan, Renaming
+from sdsearch.world.scripts import (
+    Candidate,
+    QueryBook,
+    Script,
+    ScriptedTurn,
+    follow_queries,
+    label_script,
+    write_script,
+)
+
+DemonstrationKind = Literal["plain", "natural", "critical", "opening", "query_only", "one_hop"]
+MAX_SEARCHES, MAX_OBSERVATION_TOKENS, MAX_BLOCK_TOKENS = 4, 160, 400
+_DOCUMENT_WEIGHT = 0.1
+_GROUP_SIZES = (5, 5, 5, 5, 4, 3, 2)
+_KEEP_NAMES_SHARE = 0.2
+_THOUGHT_FIRST, _THOUGHT_NEXT, _THOUGHT_ANSWER = "I need facts.", "I search on.", "I can answer."
+
+
+class Demonstration(NamedTuple):
+    """Token ids and each one's weight in the loss, aligned."""
+
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class Scene(NamedTuple):
+    """What is told: a question, the attempts shown before it (None: no block), and the script to imitate."""
+
+    plan: Plan
+    attempts: tuple[tuple[tuple[str, ...], Label], ...] | None
+    script: Script
+    answers: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What demonstrations are made from."""
+
+    world: MarkedWorld
+    book: QueryBook
+    tokenizer: PreTrainedTokenizerBase
+    names: NameSource
+
+
+def turn_text(query: str, is_first: bool) -> str:
+    """Return a search turn as the policy writes it; its thought says nothing about the query's quality."""
+    thought = _THOUGHT_FIRST if is_first else _THOUGHT_NEXT
+    return f"<think> {thought} </think>\n<search> {query} </search>"
+
+
+def answer_text(answer: str) -> str:
+    """Return an answer turn as the policy writes it."""
+    return f"<think> {_THOUGHT_ANSWER} </think>\n<answer> {answer} </answer>"
+
+
+def make_demonstration(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random) -> Demonstration:
+    """Simulate, rename and encode one demonstration of the given kind."""
+    scene = _SCENES[kind](stage, plan, random)
+    keeps_names = random.random() < _KEEP_NAMES_SHARE
+    return encode_scene(stage, scene, Renaming(random, None if keeps_names else stage.names))
+
+
+def encode_scene(stage: Stage, scene: Scene, renaming: Renaming) -> Demonstration:
+    """Return the scene as tokens: block, prompt, then turn by turn the policy's text and the documents."""
+    tokenizer = stage.tokenizer
+    prompt = render_prompt(tokenizer, renaming.apply(scene.plan.question), "compact")
+    token_ids = [*prompt.head, *_encode_attempts(tokenizer, scene, renaming), *prompt.body]
+    weights = [0.0] * len(token_ids)
+    for span_ids, weight in _encode_turns(stage, scene, renaming):
+        token_ids.extend(span_ids)
+        weights.extend([weight] * len(span_ids))
+    return Demonstration(tuple(token_ids), tuple(weights))
+
+
+def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming: Renaming) -> list[int]:
+    if scene.attempts is None:
+        return []
+    attempts = [
+        HindsightAttempt(
+            rollout_index=place,
+            label=label,
+            contents=tuple(neutralise(renaming.apply(query)) for query in queries),
+        )
+        for place, (queries, label) in enumerate(scene.attempts)
+    ]
+    return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS)[1]
+
+
+def _encode_turns(stage: Stage, scene: Scene, renaming: Renaming) -> Iterator[tuple[Sequence[int], float]]:
+    for place, turn in enumerate(scene.script.turns):
+        yield encode(stage.tokenizer, turn_text(renaming.apply(turn.query), place == 0)), 1.0
+        is_last = place == len(scene.script.turns) - 1
+        if scene.answers or not is_last:
+            yield _encode_hits(stage, turn.hits, renaming), _DOCUMENT_WEIGHT
+    if scene.answers:
+        yield encode(stage.tokenizer, answer_text(renaming.apply(scene.script.answer))), 1.0
+
+
+def _encode_hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> tuple[int, ...]:
+    marked = [(hit, stage.world.passages[hit]) for hit in hits]
+    found = [
+        SearchHit(passage=Passage(id=hit, title=renaming.apply(p.title), text=renaming.apply(p.text)), score=1.0)
+        for hit, p in marked
+    ]
+    return render_documents(stage.tokenizer, found, MAX_OBSERVATION_TOKENS).token_ids
+
+
+def _plain_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    return Scene(plan, None, write_script(stage.book, plan, random, MAX_SEARCHES), True)
+
+
+def _query_only_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    script = write_script(stage.book, plan, random, 1)
+    return Scene(plan, None, script, False)
+
+
+def _one_hop_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    """One search that brings one passage with the answer: the shortest demonstration of reading."""
+    hop = plan.hops[-1]
+    shown = plan._replace(question=f"What is the {hop.relation} of {hop.subject}?", hops=(hop,))
+    turn = ScriptedTurn(f"{hop.relation} of {hop.subject}", (random.choice(sorted(hop.gold)),), True)
+    return Scene(shown, None, Script((turn,), hop.object), True)
+
+
+def _natural_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    book = stage.book
+    group = [write_script(book, plan, random, MAX_SEARCHES) for _ in range(random.choice(_GROUP_SIZES))]
+    attempts = tuple((script.queries, label_script(script, plan)) for script in group)
+    correct = [script for script, (_, label) in zip(group, attempts, strict=True) if label == "CORRECT"]
+    if not correct:
+        return Scene(plan, attempts, _untried_script(book, plan, attempts, random), True)
+    model = random.choice(correct)
+    found = [turn for turn in model.turns if turn.found] or list(model.turns)
+    return Scene(plan, attempts, follow_queries(book, plan, found, random), True)
+
+
+def _untried_script(
+    book: QueryBook, plan: Plan, attempts: Sequence[tuple[tuple[str, ...], Label]], random: Random
+) -> Script:
+    tried = {query for queries, _ in attempts for query in queries}
+    turns = []
+    for place in range(len(plan.hops)):
+        queries = book.at(plan, place)
+        fresh = [c for c in queries.good if c.query not in tried] or queries.good or queries.all
+        chosen = random.choice(fresh)
+        turns.append(ScriptedTurn(chosen.query, chosen.hits, chosen in queries.good))
+    return follow_queries(book, plan, turns, random)
+
+
+def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    """Attempts with distinct queries and labels drawn apart from them; the target repeats a CORRECT one's."""
+    size = random.choice(_GROUP_SIZES)
+    only_good = random.random() < 0.5
+    pools = [_shuffled_pool(stage.book, plan, place, only_good, random) for place in range(len(plan.hops))]
+    size = min(size, *(len(pool) for pool in pools))
+    sequences = [tuple(pool[number] for pool in pools)[: random.choice((1, 2, 2))] for number in range(size)]
+    num_correct = random.randint(1, max(1, size - 1))
+    labels: list[Label] = ["CORRECT"] * num_correct + ["INCORRECT"] * (size - num_correct)
+    random.shuffle(labels)
+    model = random.choice([seq for seq, label in zip(sequences, labels, strict=True) if label == "CORRECT"])
+    attempts = [(tuple(c.query for c in seq), label) for seq, label in zip(sequences, labels, strict=True)]
+    turns = [ScriptedTurn(c.query, c.hits, True) for c in model]
+    script = follow_queries(stage.book, plan, turns, random)
+    return Scene(plan, tuple(attempts), script, script.answer == plan.golden_answers[0])
+
+
+def _shuffled_pool(book: QueryBook, plan: Plan, place: int, only_good: bool, random: Random) -> list[Candidate]:
+    queries = book.at(plan, place)
+    pool = list(queries.good if only_good and len(queries.good) > 2 else queries.all)
+    random.shuffle(pool)
+    return pool
+
+
+def _opening_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+    scene = _critical_scene(stage, plan, random)
+    return scene._replace(script=scene.script._replace(turns=scene.script.turns[:1]), answers=False)
+
+
+_SCENES: dict[DemonstrationKind, Callable[[Stage, Plan, Random], Scene]] = {
+    "plain": _plain_scene,
+    "natural": _natural_scene,
+    "critical": _critical_scene,
+    "opening": _opening_scene,
+    "query_only": _query_only_scene,
+    "one_hop": _one_hop_scene,
+}

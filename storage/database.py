@@ -1,0 +1,202 @@
+"""The DuckDB file: a queryable index of the workspace, opened for moments only.
+
+DuckDB lets one process write and then refuses all others, and a reader refuses the writer. So connections are
+short, never across a stage, and wait for their turn with a jittered retry until a deadline.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
+from storage.workspace import Workspace
+
+SCHEMA_VERSION = 1
+STORAGE_VERSION = "v1.5.0"  # What the current `duckdb` command-line client can open.
+_BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")
+_HOLDER = re.compile(r"Conflicting lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
+_Connection = duckdb.DuckDBPyConnection
+
+
+class Database:
+    """Opens the workspace's database file, which is made with all tables on first use.
+
+    `deadline_s`: how long to wait for other processes before DatabaseBusyError.
+    """
+
+    def __init__(self, workspace: Workspace, deadline_s: float = 60.0) -> None:
+        self.path = workspace.database
+        self.deadline_s = deadline_s
+        self._checked = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[_Connection]:
+        """Give the one writing connection inside a transaction: committed at the end, rolled back on an error.
+
+        Keep it short. Raises DatabaseBusyError at the deadline, DatabaseUnusableError for a damaged file.
+        """
+        with closing(self._attach(read_only=False)) as connection:
+            _prepare(connection, self.path.as_posix())
+            self._checked = True
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def read(self) -> Iterator[_Connection]:
+        """Give a read-only connection; keep it short, since it keeps the writer out."""
+        if not (self._checked and self.path.exists()):
+            self._ensure()
+        with closing(self._attach(read_only=True)) as connection:
+            yield connection
+
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Return a query's rows; `parameters` fill `$name` in the SQL."""
+        with self.read() as connection:
+            return connection.sql(sql, params=dict(parameters or {}) or None).to_arrow_table()
+
+    def read_only_user_query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Return the rows of a query that a person wrote: it can neither write nor reach files or the network.
+
+        Raises QueryError with DuckDB's message when it does not run. A statement without rows gives an empty table.
+        """
+        with self.read() as connection:
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            try:
+                relation = connection.sql(sql, params=dict(parameters or {}) or None)
+                return pa.table({}) if relation is None else relation.to_arrow_table()
+            except duckdb.Error as error:
+                raise QueryError(f"the query does not run: {error}") from error
+
+    def _ensure(self) -> None:
+        """Make the file and its tables where they are missing; refuse the tables of another version."""
+        if not self.path.exists():
+            with self.transaction():
+                return
+        with closing(self._attach(read_only=True)) as connection:
+            version = _version(connection)
+        if version is None:
+            with self.transaction():
+                return
+        _check_version(version, self.path.as_posix())
+        self._checked = True
+
+    def _attach(self, read_only: bool) -> _Connection:
+        """Open the file; wait for whoever holds it, at most `deadline_s`."""
+        started = time.monotonic()
+        pause_s = 0.01
+        while True:
+            try:
+                return _connect(self.path.as_posix(), read_only)
+            except duckdb.Error as error:
+                waited_s = time.monotonic() - started
+                if not _BUSY.search(str(error)):
+                    raise DatabaseUnusableError(
+                        f"{self.path} cannot be opened ({error}); move it away: the files below artifacts/ are "
+                        "untouched and a new one is made"
+                    ) from error
+                if waited_s >= self.deadline_s:
+                    raise DatabaseBusyError(_describe_holder(self.path.as_posix(), str(error), waited_s)) from error
+            # Waiting processes must not wake in step; seeds of the run have nothing to do with this.
+            time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(self.deadline_s - waited_s, 0.0)))
+            pause_s = min(pause_s * 2, 0.5)
+
+
+def insert(connection: _Connection, table_name: str, rows: pa.Table) -> None:
+    """Insert Arrow rows by column name; `table_name` comes from the code, never from a person."""
+    _insert(connection, "INSERT", table_name, rows)
+
+
+def insert_new(connection: _Connection, table_name: str, rows: pa.Table) -> None:
+    """Insert the Arrow rows whose key is not there yet."""
+    _insert(connection, "INSERT OR IGNORE", table_name, rows)
+
+
+@cache
+def table_schemas() -> dict[str, pa.Schema]:
+    """Return the Arrow schema of every table, read off the DDL, so that rows are built with the exact types."""
+    with closing(duckdb.connect()) as connection:
+        connection.execute(ddl())
+        names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        return {name: connection.sql(f'SELECT * FROM "{name}" LIMIT 0').to_arrow_table().schema for name in names}
+
+
+@cache
+def ddl() -> str:
+    """Return the SQL that makes every table and view with its comments."""
+    folder = files("storage") / "ddl"
+    scripts = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
+    return "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+
+
+def _insert(connection: _Connection, verb: str, table_name: str, rows: pa.Table) -> None:
+    assert table_name in table_schemas(), f"no table {table_name}"
+    connection.register("incoming_rows", rows)
+    try:
+        connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
+    finally:
+        connection.unregister("incoming_rows")
+
+
+def _connect(path: str, read_only: bool) -> _Connection:
+    # Python variables must not be readable as tables by the SQL that people write.
+    connection = duckdb.connect(config={"python_enable_replacements": "false"})
+    try:
+        quoted = path.replace("'", "''")
+        options = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE_VERSION}'"
+        connection.execute(f"ATTACH '{quoted}' AS sdsearch ({options})")
+        connection.execute("USE sdsearch")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: _Connection, path: str) -> None:
+    """Make the tables in a file without any; refuse the tables of another version."""
+    version = _version(connection)
+    if version is not None:
+        _check_version(version, path)
+        return
+    connection.execute("BEGIN")
+    connection.execute(ddl())
+    connection.execute("INSERT INTO workspace VALUES (?, ?)", [SCHEMA_VERSION, datetime.now(UTC).replace(tzinfo=None)])
+    connection.execute("COMMIT")
+
+
+def _version(connection: _Connection) -> int | None:
+    known = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'workspace'").fetchone()
+    if known is None:
+        return None
+    row = connection.execute("SELECT max(schema_version) FROM workspace").fetchone()
+    return int(row[0]) if row and row[0] is not None else None
+
+
+def _check_version(version: int, path: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise DatabaseUnusableError(
+            f"{path} has tables of layout {version}, this program writes layout {SCHEMA_VERSION}; use the program "
+            "that made it, or move it away: the files below artifacts/ are untouched and a new one is made"
+        )
+
+
+def _describe_holder(path: str, message: str, waited_s: float) -> str:
+    holder = _HOLDER.search(message)
+    who = f"process {holder['pid']} ({holder['program']})" if holder else "another connection of this process"
+    return f"{path} is kept open by {who}; waited {waited_s:.0f} s; close it there and try again (resume continues)"

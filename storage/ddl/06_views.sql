@@ -1,0 +1,164 @@
+CREATE VIEW v_stage_seconds AS
+SELECT
+    run,
+    iteration,
+    sum(duration_s) FILTER (stage = 'sample') AS sample_s,
+    sum(duration_s) FILTER (stage = 'persist') AS persist_s,
+    sum(duration_s) FILTER (stage = 'hindsight') AS hindsight_s,
+    sum(duration_s) FILTER (stage = 'teacher') AS teacher_s,
+    sum(duration_s) FILTER (stage = 'update') AS update_s,
+    sum(duration_s) FILTER (stage = 'evaluate') AS evaluate_s,
+    sum(duration_s) AS total_s
+FROM stages
+WHERE status = 'done'
+GROUP BY run, iteration;
+COMMENT ON VIEW v_stage_seconds IS 'Seconds of each done stage, one row an iteration.';
+COMMENT ON COLUMN v_stage_seconds.sample_s IS 'Seconds of the sample stage.';
+COMMENT ON COLUMN v_stage_seconds.persist_s IS 'Seconds of the persist stage.';
+COMMENT ON COLUMN v_stage_seconds.hindsight_s IS 'Seconds of the hindsight stage.';
+COMMENT ON COLUMN v_stage_seconds.teacher_s IS 'Seconds of the teacher stage.';
+COMMENT ON COLUMN v_stage_seconds.update_s IS 'Seconds of the update stage.';
+COMMENT ON COLUMN v_stage_seconds.evaluate_s IS 'Seconds of the evaluate stage.';
+COMMENT ON COLUMN v_stage_seconds.total_s IS 'Seconds of all stages.';
+
+CREATE VIEW v_learning_curve AS
+SELECT
+    run,
+    updates_done,
+    dataset,
+    split,
+    max(num_questions) AS num_questions,
+    max(em) FILTER (mode = 'greedy') AS greedy_em,
+    max(em) FILTER (mode = 'sampled') AS sampled_em,
+    max(f1) FILTER (mode = 'greedy') AS greedy_f1,
+    max(f1) FILTER (mode = 'sampled') AS sampled_f1,
+    max(search_quality) FILTER (mode = 'greedy') AS greedy_search_quality,
+    max(searches_per_rollout) FILTER (mode = 'greedy') AS greedy_searches_per_rollout,
+    max(valid_share) FILTER (mode = 'greedy') AS greedy_valid_share
+FROM evaluations
+GROUP BY run, updates_done, dataset, split;
+COMMENT ON VIEW v_learning_curve IS 'Evaluations side by side, one row a number of updates done and data set.';
+COMMENT ON COLUMN v_learning_curve.greedy_em IS 'Mean exact match, greedy decoding.';
+COMMENT ON COLUMN v_learning_curve.sampled_em IS 'Mean exact match, sampled decoding.';
+COMMENT ON COLUMN v_learning_curve.greedy_f1 IS 'Mean token F1, greedy decoding.';
+COMMENT ON COLUMN v_learning_curve.sampled_f1 IS 'Mean token F1, sampled decoding.';
+COMMENT ON COLUMN v_learning_curve.greedy_search_quality IS 'Share of passages that contain a golden answer, greedy.';
+COMMENT ON COLUMN v_learning_curve.greedy_searches_per_rollout IS 'Mean number of search queries, greedy.';
+COMMENT ON COLUMN v_learning_curve.greedy_valid_share IS 'Share of rollouts with a valid format, greedy.';
+
+CREATE VIEW v_labels AS
+SELECT run, iteration, group_id, rollout_index, any_value(label) AS label
+FROM hindsight_attempts
+GROUP BY run, iteration, group_id, rollout_index;
+COMMENT ON VIEW v_labels IS 'The label that each rollout has in its group''s hindsight blocks.';
+
+CREATE VIEW v_rollouts AS
+SELECT
+    r.run,
+    r.iteration,
+    r.rollout_id,
+    r.group_id,
+    r.rollout_index,
+    q.question,
+    r.answer,
+    q.golden_answers,
+    r.queries,
+    r.em,
+    r.f1,
+    r.reward,
+    r.advantage,
+    l.label,
+    r.valid_format,
+    r.num_golden_hits,
+    r.num_completion_tokens,
+    r.question_key
+FROM rollouts AS r
+LEFT JOIN questions AS q USING (run, question_key)
+LEFT JOIN v_labels AS l
+    ON l.run = r.run AND l.iteration = r.iteration
+    AND l.group_id = r.group_id AND l.rollout_index = r.rollout_index;
+COMMENT ON VIEW v_rollouts IS 'Rollouts with their question, golden answers and hindsight label, one row a rollout.';
+
+CREATE VIEW v_query_credit AS
+SELECT
+    c.run,
+    c.iteration,
+    c.rollout_id,
+    c.turn,
+    count(*) AS num_tokens,
+    avg(c.teacher_logprob - c.student_logprob) AS mean_log_ratio,
+    avg(c.jsd) AS mean_jsd
+FROM query_credit AS c
+JOIN turns AS t
+    ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn
+WHERE list_contains(t.query_positions, c.position - t.token_start)
+GROUP BY c.run, c.iteration, c.rollout_id, c.turn;
+COMMENT ON VIEW v_query_credit IS 'What the teacher says of each query, averaged over its tokens.';
+COMMENT ON COLUMN v_query_credit.num_tokens IS 'Query tokens that the teacher saw.';
+COMMENT ON COLUMN v_query_credit.mean_log_ratio IS
+    'Mean of teacher minus student log-probability over the query''s tokens, nats; above 0: the teacher favours it.';
+COMMENT ON COLUMN v_query_credit.mean_jsd IS 'Mean Jensen-Shannon divergence over the query''s tokens, nats.';
+
+CREATE VIEW v_queries AS
+SELECT
+    s.run,
+    s.iteration,
+    s.rollout_id,
+    s.turn,
+    s.query,
+    l.label,
+    s.hit,
+    c.mean_log_ratio,
+    c.mean_jsd,
+    c.num_tokens,
+    s.num_hits,
+    s.titles,
+    q.question,
+    q.golden_answers,
+    r.f1,
+    r.advantage,
+    s.group_id
+FROM searches AS s
+JOIN rollouts AS r USING (run, iteration, rollout_id)
+LEFT JOIN questions AS q USING (run, question_key)
+LEFT JOIN v_labels AS l
+    ON l.run = s.run AND l.iteration = s.iteration
+    AND l.group_id = s.group_id AND l.rollout_index = r.rollout_index
+LEFT JOIN v_query_credit AS c
+    ON c.run = s.run AND c.iteration = s.iteration AND c.rollout_id = s.rollout_id AND c.turn = s.turn;
+COMMENT ON VIEW v_queries IS 'Search queries with the outcome of their rollout and the teacher''s credit, one row a query.';
+COMMENT ON COLUMN v_queries.mean_log_ratio IS
+    'Mean of teacher minus student log-probability over the query''s tokens, nats; above 0: the teacher favours it.';
+COMMENT ON COLUMN v_queries.mean_jsd IS 'Mean Jensen-Shannon divergence over the query''s tokens, nats.';
+COMMENT ON COLUMN v_queries.num_tokens IS 'Query tokens that the teacher saw; empty when no teacher ran.';
+
+CREATE VIEW v_groups AS
+SELECT
+    g.run,
+    g.iteration,
+    g.group_id,
+    q.question,
+    q.golden_answers,
+    g.num_rollouts,
+    g.reward_mean,
+    g.reward_std,
+    g.zero_advantage,
+    g.num_distinct_queries,
+    count(r.rollout_id) FILTER (l.label = 'CORRECT') AS num_correct,
+    count(r.rollout_id) FILTER (l.label = 'INCORRECT') AS num_incorrect,
+    list(r.answer ORDER BY r.rollout_index) AS answers,
+    list(r.queries ORDER BY r.rollout_index) AS queries_by_rollout,
+    list(r.reward ORDER BY r.rollout_index) AS rewards
+FROM groups AS g
+JOIN rollouts AS r USING (run, iteration, group_id)
+LEFT JOIN questions AS q ON q.run = g.run AND q.question_key = g.question_key
+LEFT JOIN v_labels AS l
+    ON l.run = g.run AND l.iteration = g.iteration
+    AND l.group_id = g.group_id AND l.rollout_index = r.rollout_index
+GROUP BY ALL;
+COMMENT ON VIEW v_groups IS 'Groups with their question and what each sibling did, one row a group.';
+COMMENT ON COLUMN v_groups.num_correct IS 'Rollouts labelled CORRECT; 0 when no block was made.';
+COMMENT ON COLUMN v_groups.num_incorrect IS 'Rollouts labelled INCORRECT; 0 when no block was made.';
+COMMENT ON COLUMN v_groups.answers IS 'The siblings'' answers, in sampling order.';
+COMMENT ON COLUMN v_groups.queries_by_rollout IS 'The siblings'' queries, in sampling order.';
+COMMENT ON COLUMN v_groups.rewards IS 'The siblings'' rewards, in sampling order.';

@@ -1,0 +1,98 @@
+CREATE VIEW v_updates AS
+SELECT
+    run,
+    iteration,
+    count(*) AS num_steps,
+    avg(loss) AS loss,
+    avg(policy_loss) AS policy_loss,
+    avg(sd_loss) AS sd_loss,
+    avg(kl) AS kl,
+    max(alpha) AS alpha,
+    avg(entropy) AS entropy,
+    avg(grad_norm) AS grad_norm,
+    avg(grad_norm_grpo) AS grad_norm_grpo,
+    avg(grad_norm_sd) AS grad_norm_sd,
+    avg(grad_norm_sd) / nullif(avg(grad_norm_grpo), 0) AS grad_norm_ratio,
+    avg(clip_share) AS clip_share,
+    max(ratio_max) AS ratio_max,
+    avg(sampler_kl) AS sampler_kl,
+    max_by(learning_rate, step) AS learning_rate,
+    any_value(update_num_tokens) AS update_num_tokens,
+    any_value(update_num_tokens) / nullif(any_value(update_duration_s), 0) AS update_tokens_per_s
+FROM update_metrics
+GROUP BY run, iteration;
+COMMENT ON VIEW v_updates IS 'Updates, one row an iteration: means over its optimiser steps, unless a column says otherwise.';
+COMMENT ON COLUMN v_updates.num_steps IS 'Optimiser steps of the iteration.';
+COMMENT ON COLUMN v_updates.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
+COMMENT ON COLUMN v_updates.update_tokens_per_s IS 'Trained tokens per second of the update.';
+
+CREATE VIEW v_credit AS
+SELECT
+    c.run,
+    c.iteration,
+    count(*) AS num_credited_tokens,
+    avg(c.jsd) AS mean_jsd,
+    avg(c.student_entropy - c.teacher_entropy) AS entropy_gap,
+    avg(c.teacher_logprob - c.student_logprob) FILTER (l.label = 'CORRECT') AS log_ratio_correct,
+    avg(c.teacher_logprob - c.student_logprob) FILTER (l.label = 'INCORRECT') AS log_ratio_incorrect
+FROM query_credit AS c
+JOIN rollouts AS r USING (run, iteration, rollout_id)
+LEFT JOIN v_labels AS l
+    ON l.run = r.run AND l.iteration = r.iteration
+    AND l.group_id = r.group_id AND l.rollout_index = r.rollout_index
+GROUP BY c.run, c.iteration;
+COMMENT ON VIEW v_credit IS 'What the teacher says, averaged over an iteration''s distilled tokens.';
+COMMENT ON COLUMN v_credit.num_credited_tokens IS 'Distilled tokens.';
+COMMENT ON COLUMN v_credit.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
+COMMENT ON COLUMN v_credit.entropy_gap IS 'Mean of student minus teacher entropy, nats.';
+COMMENT ON COLUMN v_credit.log_ratio_correct IS
+    'Mean of teacher minus student log-probability on tokens of CORRECT rollouts, nats.';
+COMMENT ON COLUMN v_credit.log_ratio_incorrect IS
+    'Mean of teacher minus student log-probability on tokens of INCORRECT rollouts, nats.';
+
+CREATE VIEW v_iterations AS
+SELECT
+    i.run,
+    i.iteration,
+    m.* EXCLUDE (run, iteration, num_completion_tokens),
+    u.* EXCLUDE (run, iteration, update_num_tokens),
+    c.* EXCLUDE (run, iteration),
+    s.* EXCLUDE (run, iteration),
+    m.num_completion_tokens / nullif(s.sample_s, 0) AS sample_tokens_per_s,
+    e.greedy_em,
+    e.sampled_em
+FROM (SELECT DISTINCT run, iteration FROM stages) AS i
+LEFT JOIN iteration_metrics AS m USING (run, iteration)
+LEFT JOIN v_updates AS u USING (run, iteration)
+LEFT JOIN v_credit AS c USING (run, iteration)
+LEFT JOIN v_stage_seconds AS s USING (run, iteration)
+LEFT JOIN (
+    SELECT
+        run,
+        iteration,
+        avg(em) FILTER (mode = 'greedy') AS greedy_em,
+        avg(em) FILTER (mode = 'sampled') AS sampled_em
+    FROM evaluations
+    GROUP BY run, iteration
+) AS e USING (run, iteration);
+COMMENT ON VIEW v_iterations IS 'Everything that people ask of an iteration, one row each: rollouts, update, teacher, seconds, evaluation.';
+COMMENT ON COLUMN v_iterations.num_steps IS 'Optimiser steps of the iteration.';
+COMMENT ON COLUMN v_iterations.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
+COMMENT ON COLUMN v_iterations.update_tokens_per_s IS 'Trained tokens per second of the update.';
+COMMENT ON COLUMN v_iterations.num_credited_tokens IS 'Distilled tokens.';
+COMMENT ON COLUMN v_iterations.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
+COMMENT ON COLUMN v_iterations.entropy_gap IS 'Mean of student minus teacher entropy, nats.';
+COMMENT ON COLUMN v_iterations.log_ratio_correct IS
+    'Mean of teacher minus student log-probability on tokens of CORRECT rollouts, nats.';
+COMMENT ON COLUMN v_iterations.log_ratio_incorrect IS
+    'Mean of teacher minus student log-probability on tokens of INCORRECT rollouts, nats.';
+COMMENT ON COLUMN v_iterations.sample_s IS 'Seconds of the sample stage.';
+COMMENT ON COLUMN v_iterations.persist_s IS 'Seconds of the persist stage.';
+COMMENT ON COLUMN v_iterations.hindsight_s IS 'Seconds of the hindsight stage.';
+COMMENT ON COLUMN v_iterations.teacher_s IS 'Seconds of the teacher stage.';
+COMMENT ON COLUMN v_iterations.update_s IS 'Seconds of the update stage.';
+COMMENT ON COLUMN v_iterations.evaluate_s IS 'Seconds of the evaluate stage.';
+COMMENT ON COLUMN v_iterations.total_s IS 'Seconds of all stages.';
+COMMENT ON COLUMN v_iterations.sample_tokens_per_s IS 'Sampled tokens per second of the sample stage.';
+COMMENT ON COLUMN v_iterations.greedy_em IS 'Mean exact match of the evaluations in this iteration, greedy decoding.';
+COMMENT ON COLUMN v_iterations.sampled_em IS 'Mean exact match of the evaluations in this iteration, sampled decoding.';

@@ -1,0 +1,15 @@
+-- Evaluations as training went on, one row a number of updates done.
+SELECT
+    run,
+    updates_done,
+    dataset,
+    split,
+    num_questions,
+    round(greedy_em, 3) AS greedy_em,
+    round(sampled_em, 3) AS sampled_em,
+    round(greedy_f1, 3) AS greedy_f1,
+    round(sampled_f1, 3) AS sampled_f1,
+    round(greedy_search_quality, 3) AS search_quality,
+    round(greedy_searches_per_rollout, 2) AS searches
+FROM v_learning_curve
+ORDER BY run, dataset, split, updates_done

@@ -32,7 +32,8 @@ class DenseRetriever:
     def search(self, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
         """Return for each query up to `top_k` hits, best first; a hit must score above zero.
 
-        A query that shares nothing with any passage so finds nothing. Raises RetrieverDownError when encoding or
+        A query that shares nothing with any passage so finds nothing. Where scores are equal to the last digit, the
+        order may depend on how many queries are searched together. Raises RetrieverDownError when encoding or
         the index fails.
         """
         if top_k < 1:

@@ -32,7 +32,7 @@ def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
     values = _parse(_read(config), config)
     for override in overrides:
         _apply(values, override)
-    source = f"{config} with --set {' --set '.join(overrides)}" if overrides else config
+    source = f"{config} with --set" if overrides else config
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -6,6 +6,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from schemas.ledger import StageKey
 from storage.errors import WorkspaceError
@@ -76,6 +77,16 @@ class Workspace:
     def lock(self, run: str) -> Path:
         """The file whose lock says that a process works on the run."""
         return self.root / "locks" / f"run={validate_run_name(run)}.lock"
+
+    def open_log(self, name: str) -> IO[bytes]:
+        """Open `logs/NAME.log` to append to: what a started program says."""
+        path = self.log(name)
+        make_folder(path.parent)
+        return path.open("ab")
+
+    def log(self, name: str) -> Path:
+        """The file that a started program's output goes to."""
+        return self.root / "logs" / f"{name}.log"
 
     def relative(self, path: Path) -> str:
         """Return `path` as references hold it: relative to the root, with forward slashes."""

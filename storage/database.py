@@ -42,7 +42,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[_Connection]:
-        """Give the one writing connection inside a transaction: committed at the end, rolled back on an error.
+        """Give the one writing connection inside a transaction: committed at the end, dropped on an error.
 
         Keep it short. Raises DatabaseBusyError at the deadline, DatabaseUnusableError for a damaged file.
         """
@@ -50,11 +50,7 @@ class Database:
             _prepare(connection, self.path.as_posix())
             self._checked = True
             connection.execute("BEGIN")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+            yield connection
             connection.execute("COMMIT")
 
     @contextmanager
@@ -148,10 +144,8 @@ def ddl() -> str:
 def _insert(connection: _Connection, verb: str, table_name: str, rows: pa.Table) -> None:
     assert table_name in table_schemas(), f"no table {table_name}"
     connection.register("incoming_rows", rows)
-    try:
-        connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
-    finally:
-        connection.unregister("incoming_rows")
+    connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
+    connection.unregister("incoming_rows")
 
 
 def _connect(path: str, read_only: bool) -> _Connection:

@@ -1,4 +1,4 @@
-"""Records drawn by hand for tests of what is stored: groups of two questions, scored, hinted and credited."""
+"""Records drawn by hand for tests of what is stored, and their rows: groups of two questions, scored and credited."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from datetime import UTC, datetime
 
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.hindsight import HindsightAttempt, HindsightBlock
-from schemas.ledger import RunRecord
+from schemas.ledger import ArtifactRef, RunRecord
 from schemas.passage import Passage, SearchHit
 from schemas.question import Question
 from schemas.rollout import Action, Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from schemas.score import Score
 from schemas.teacher import QueryCredit, TeacherTargets
 from schemas.update import StepReport, UpdateReport
+from storage.database import Database, insert
+from storage.rollout_tables import persist_rows
+from storage.tables import Rows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
 
 GOLDEN = SearchHit(passage=Passage(id="p1", title="Andorra", text="Its capital is Andorra la Vella."), score=0.75)
 OTHER = SearchHit(passage=Passage(id="p2", title="Oslo", text="A city in Norway."), score=0.25)
@@ -242,3 +245,26 @@ def make_run(run: str = "first") -> RunRecord:
         created_at=moment,
         updated_at=moment,
     )
+
+
+def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> Rows:
+    """The rows of every stage of an iteration."""
+    tensors = ArtifactRef(path="artifacts/targets.safetensors", sha256="e" * 64, size_bytes=1)
+    return {
+        **persist_rows(run, iteration, groups, make_scores(groups), contains_golden),
+        **hindsight_rows(run, iteration, make_blocks(groups)),
+        **teacher_rows(run, iteration, make_targets(groups), make_credit(groups), tensors),
+        **update_rows(run, iteration, make_update(iteration)),
+        **evaluation_rows(run, iteration, [make_evaluation(iteration)]),
+    }
+
+
+def fill(database: Database, rows: Rows) -> None:
+    """Insert rows, and two done stages of two seconds each in the ledger."""
+    with database.transaction() as connection:
+        for table_name, table in rows.items():
+            insert(connection, table_name, table)
+        connection.execute(
+            "INSERT INTO stages SELECT 'first', 3, stage, 1, 'done', '', '', [], 0, 1, 'host', 1, now()::TIMESTAMP, "
+            "now()::TIMESTAMP, 2.0, '' FROM (VALUES ('sample'), ('update')) AS stages (stage)"
+        )

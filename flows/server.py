@@ -47,8 +47,9 @@ class PrefectServer:
 def prefect_api(workspace: Workspace, meanwhile: Callable[[], None] = lambda: None) -> Iterator[PrefectServer]:
     """Give a Prefect server that answers: the one of PREFECT_API_URL or the active profile, else a new local one.
 
-    `meanwhile` is called once, while a new one starts. The new one is stopped at the end, with all its processes, also after an error, Ctrl-C or SIGTERM. Raises
-    UserError when the named server does not answer or the new one does not start.
+    `meanwhile` is called once, while a new one starts. The new one is stopped at the end, with all its processes,
+    also after an error, Ctrl-C or SIGTERM. Raises UserError when the named server does not answer or the new one
+    does not start.
     """
     set_environment()
     url = named_url()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from schemas.ledger import ArtifactRef
@@ -49,3 +50,10 @@ class CheckpointStore:
         folder = self.workspace.checkpoints(run)
         matches = [_VERSION_FOLDER.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(match.group(1)) for match in matches if match)
+
+    def prune(self, run: str, keep: Collection[int]) -> list[int]:
+        """Remove the versions that are not in `keep` and return them; the caller holds the run's lock."""
+        gone = [version for version in self.versions(run) if version not in keep]
+        for version in gone:
+            shutil.rmtree(self.path(run, version))
+        return gone

@@ -86,8 +86,11 @@ class Ledger:
                 f"WHERE {_OF_STAGE} AND status = 'running'",
                 key.model_dump(),
             )
-            last = connection.execute(f"SELECT max(attempt) FROM stages WHERE {_OF_STAGE}", key.model_dump()).fetchone()
-            record = _running(key, (last[0] if last and last[0] else 0) + 1, input_hash, seed)
+            # fetchall, not fetchone: a result that is not read to its end blocks the connection.
+            (last,) = connection.execute(
+                f"SELECT coalesce(max(attempt), 0) FROM stages WHERE {_OF_STAGE}", key.model_dump()
+            ).fetchall()
+            record = _running(key, last[0] + 1, input_hash, seed)
             insert(connection, "stages", _to_rows("stages", [record]))
         return record
 
@@ -214,8 +217,8 @@ def _seconds_between(start: datetime, end: datetime) -> float:
 
 
 def _count_runs(connection: duckdb.DuckDBPyConnection, run: str) -> int:
-    row = connection.execute("SELECT count(*) FROM runs WHERE run = ?", [run]).fetchone()
-    return int(row[0]) if row else 0
+    (row,) = connection.execute("SELECT count(*) FROM runs WHERE run = ?", [run]).fetchall()
+    return int(row[0])
 
 
 def _replace_rows(connection: duckdb.DuckDBPyConnection, key: StageKey, table_names: Sequence[str], rows: Rows) -> None:

@@ -1,0 +1,108 @@
+"""The retriever of a run: an index that is built once for a corpus and an encoder, then memory-mapped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from schemas.base import hash_json
+from schemas.config import HFEncoderSettings, LexicalEncoderSettings, RetrievalSettings
+from schemas.passage import Passage
+from sdsearch.readers import file_hash, read_passages
+from sdsearch.retrieval.dense import DenseRetriever, build_index
+from sdsearch.retrieval.hf import HFEncoder, HFSettings
+from sdsearch.retrieval.lexical import LexicalEncoder, LexicalSettings, recipe_hash
+from sdsearch.world import corpus_file
+from storage.indexes import EncoderState, IndexUnusableError, load_index, save_index
+from storage.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What `index build` tells."""
+
+    folder: Path
+    num_passages: int
+    num_dimensions: int
+    duration_s: float
+
+
+class IndexSource:
+    """A corpus and an encoder as the settings name them."""
+
+    def __init__(self, settings: RetrievalSettings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def corpus_hash(self) -> str:
+        return file_hash(self._corpus_path)
+
+    @cached_property
+    def encoder_hash(self) -> str:
+        """The recipe of a lexical encoder (it is fitted from the corpus), the weights of a neural one."""
+        encoder = self._settings.encoder
+        if isinstance(encoder, LexicalEncoderSettings):
+            return recipe_hash(LexicalSettings(seed=encoder.seed))
+        return self.neural_encoder.fingerprint()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies what a search returns: corpus and encoder."""
+        return hash_json([self.corpus_hash, self.encoder_hash])
+
+    @property
+    def _corpus_path(self) -> Any:
+        return corpus_file() if self._settings.corpus == "world" else Path(self._settings.corpus)
+
+    def passages(self) -> list[Passage]:
+        return list(read_passages(self._corpus_path))
+
+    @cached_property
+    def neural_encoder(self) -> HFEncoder:
+        settings = self._settings.encoder
+        assert isinstance(settings, HFEncoderSettings), "a lexical encoder is fitted, not loaded"
+        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device"}))
+        return HFEncoder.from_pretrained(settings.path, options, device=settings.device)
+
+
+def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[DenseRetriever, str]:
+    """Return the retriever and its fingerprint, building the index first where there is none that fits."""
+    source = IndexSource(settings)
+    folder = workspace.indexes / source.fingerprint[:16]
+    try:
+        stored = load_index(folder, source.corpus_hash, source.encoder_hash)
+    except IndexUnusableError:
+        build_index_folder(source, settings, workspace)
+        stored = load_index(folder, source.corpus_hash, source.encoder_hash)
+    return DenseRetriever(
+        _encoder(source, settings, stored.encoder), stored.vectors, stored.passages
+    ), source.fingerprint
+
+
+def build_index_folder(source: IndexSource, settings: RetrievalSettings, workspace: Workspace) -> IndexReport:
+    """Encode the corpus and write the index."""
+    started = time.perf_counter()
+    folder = workspace.indexes / source.fingerprint[:16]
+    passages = source.passages()
+    encoder: Any
+    if isinstance(settings.encoder, LexicalEncoderSettings):
+        encoder = LexicalEncoder.fit(
+            [passage.contents for passage in passages], LexicalSettings(seed=settings.encoder.seed)
+        )
+        state = EncoderState(*encoder.state())
+    else:
+        encoder = source.neural_encoder
+        state = EncoderState(settings.encoder.model_dump(), {})
+    index = build_index(passages, encoder)
+    manifest = save_index(folder, index, passages, state, source.corpus_hash, source.encoder_hash)
+    seconds = time.perf_counter() - started
+    return IndexReport(folder, manifest.num_passages, manifest.num_dimensions, seconds)
+
+
+def _encoder(source: IndexSource, settings: RetrievalSettings, state: EncoderState) -> Any:
+    if isinstance(settings.encoder, LexicalEncoderSettings):
+        return LexicalEncoder.from_state(state.description, state.arrays)
+    return source.neural_encoder

@@ -1,0 +1,111 @@
+"""The same run as Prefect sees it: flow `sdsearch`, a sub-flow an iteration, a task a stage.
+
+Tasks pass small records, cache nothing and retry nothing: the ledger is the one truth about what is done.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from flows.iteration import PLAIN, Stage, Stages, iterate
+from flows.report import Reporter, SilentReporter
+from flows.runtime import Stores
+from flows.settings import load_settings
+from flows.train import drive, iteration_numbers, new_run_name, open_stores
+from schemas.config import Settings
+from schemas.ledger import StageRecord
+
+_SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
+_REPORTERS: list[Reporter] = []
+
+
+def _as_task(stage: Stage, tag: str) -> Stage:
+    name = stage.__name__.replace("_", " ")
+    made: Stage = task(
+        stage,
+        name=name,
+        task_run_name=f"{tag} {{iteration}}",
+        tags=[f"sdsearch-{tag}"],
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=0,
+    )
+    return made
+
+
+TASKS = Stages(*(_as_task(stage, stage.__name__.split("_")[0]) for stage in PLAIN))
+
+
+@flow(name="sdsearch-iteration", flow_run_name="{run}-{iteration}", persist_result=False, validate_parameters=False)
+def iteration_flow(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+    """One iteration, its stages as tasks."""
+    return iterate(TASKS, run, iteration, policy, evaluation_is_due)
+
+
+@flow(name="sdsearch", flow_run_name="{run}", persist_result=False, validate_parameters=False)
+def train_flow(
+    config: str = "quickstart",
+    run: str | None = None,
+    overrides: list[str] | None = None,
+    workspace: str | None = None,
+    resume: bool = False,
+) -> str:
+    """Train a policy by SD-Search; a run that exists goes on where it stopped. Returns the run's name.
+
+    config: name of a shipped settings file or a path; overrides: `section.key=value` lines; workspace: folder of the
+    database and the files, SDSEARCH_HOME or ./workspace when not given.
+    """
+    settings = None if resume else load_settings(config, overrides or [])
+    folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
+    stores = open_stores(folder, settings)
+    name = run or new_run_name(config)
+    reporter = _REPORTERS[-1] if _REPORTERS else SilentReporter()
+    shown = _Shown(stores, name, settings)
+    return drive(settings, name, stores, reporter, shown.iterate_once, TASKS.evaluate_policy, resume=resume)
+
+
+def train_with_prefect(
+    config: str, run: str, overrides: list[str], workspace: Path, reporter: Reporter, resume: bool = False
+) -> str:
+    """Run the flow in this process against the server that PREFECT_API_URL names."""
+    _REPORTERS.append(reporter)
+    try:
+        return train_flow(config, run, overrides, str(workspace), resume)
+    finally:
+        _REPORTERS.pop()
+
+
+class _Shown:
+    """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts."""
+
+    def __init__(self, stores: Stores, run: str, settings: Settings | None) -> None:
+        self._stores = stores
+        self._run = run
+        self._key = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+        self._progress_id = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
+        self._num_iterations = settings.iterations if settings else stores.ledger.get_run(run).num_iterations
+
+    def iterate_once(
+        self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
+    ) -> StageRecord:
+        """Run the sub-flow, then publish its figures."""
+        record: StageRecord = iteration_flow(run, iteration, policy, evaluation_is_due)
+        numbers = iteration_numbers(self._stores, run, iteration)
+        table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]
+        create_table_artifact(table, key=f"{self._key}-metrics", description=f"iteration {iteration}")
+        lines = [f"| {name} | {numbers[name]:.4f} |" for name in _SHOWN if name in numbers]
+        markdown = "\n".join([f"## {run}, iteration {iteration}", "", "| metric | value |", "|---|---|", *lines])
+        create_markdown_artifact(markdown, key=f"{self._key}-summary")
+        update_progress_artifact(self._progress_id, 100.0 * iteration / self._num_iterations)
+        return record

@@ -1,0 +1,114 @@
+"""The live policy: weights, optimiser and reference, always at a version that is known."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.config import Settings
+from schemas.ledger import ArtifactRef
+from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
+from sdsearch.policy import load_model, load_tokenizer, trainable_parameters, with_lora
+from sdsearch.seeds import derive_seed
+from storage.checkpoints import CheckpointStore
+from storage.tensors import load_tensors, save_tensors, tensors_sha256
+
+_OPTIMISER_FILE = "optimiser.safetensors"
+MINI_FOLDER = Path(__file__).parent.parent / "sdsearch" / "world" / "mini"
+
+
+def model_folder(path: str) -> str:
+    """Return the folder or hub name of `model.path`; 'mini' is the shipped mini policy."""
+    return str(MINI_FOLDER) if path == "mini" else path
+
+
+def model_fingerprint(path: str) -> str:
+    """Return what identifies the starting weights: a hash of a local folder's files, or the hub name."""
+    folder = Path(model_folder(path))
+    if not folder.is_dir():
+        return f"hub:{path}"
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".bin", ".model")):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class LivePolicy:
+    """Holds the policy at one version; version 0 is the starting weights, version n follows the n-th update."""
+
+    def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore) -> None:
+        self._settings = settings
+        self._run = run
+        self._checkpoints = checkpoints
+        self._base = model_folder(settings.model.path)
+        self.tokenizer = load_tokenizer(self._base)
+        self.model: Any = None
+        self.optimiser: Any = None
+        self.frozen_reference: Any = self._load_reference()
+        self.version = -1
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Tokens that the model can attend to."""
+        return int(self.model.config.max_position_embeddings)
+
+    def move_to(self, version: int) -> None:
+        """Make the weights and the optimiser those of `version`; nothing happens when they are already.
+
+        Raises DamagedArtifactError when the version's checkpoint is missing or altered.
+        """
+        if version == self.version:
+            return
+        folder = self._checkpoints.verify(self._run, version) if version else None
+        self.model = self._load(folder).to(self._settings.model.device)
+        self.optimiser = make_optimiser(self.model, self._settings.update)
+        if folder is not None:
+            load_optimiser_state(self.model, self.optimiser, load_tensors(folder / _OPTIMISER_FILE))
+        self.version = version
+
+    def abandon(self) -> None:
+        """Forget the live weights: they are no version's, for example after an update that failed half-way."""
+        self.version = -1
+
+    def save_as(self, version: int) -> ArtifactRef:
+        """Write the live weights and optimiser as a checkpoint and call them `version`."""
+
+        def save(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            save_tensors(folder / _OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
+
+        reference = self._checkpoints.write(self._run, version, save)
+        self.version = version
+        return reference
+
+    def sha256(self) -> str:
+        """Return the hash of the trained tensors."""
+        return tensors_sha256(trainable_parameters(self.model))
+
+    def _load(self, folder: Path | None) -> Any:
+        settings = self._settings.model
+        if settings.tuning == "full":
+            return load_model(folder or self._base, settings.dtype)
+        base = load_model(self._base, settings.dtype)
+        if folder is not None:
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
+        seed = derive_seed(self._settings.seed, "lora") % 2**32
+        return with_lora(base, settings.lora_rank, settings.lora_alpha, targets, seed)
+
+    def _load_reference(self) -> Any:
+        if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
+            return None
+        reference = load_model(self._base, self._settings.model.dtype).to(self._settings.model.device)
+        return reference.requires_grad_(False)
+
+
+def set_threads(settings: Settings) -> None:
+    """Fix torch's threads, so that a run's numbers do not depend on how busy the machine is."""
+    torch.set_num_threads(settings.model.torch_threads)

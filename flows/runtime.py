@@ -1,0 +1,194 @@
+"""The live objects of a run (policy, sampler, retriever, stores) in one context, and how a stage is performed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows.index import open_retriever
+from flows.policies import LivePolicy, model_fingerprint, set_threads
+from flows.report import Reporter
+from schemas.base import Record, hash_json
+from schemas.config import Settings
+from schemas.ledger import ArtifactRef, RunRecord, StageKey, StageName, StageRecord
+from schemas.question import Question
+from sdsearch.readers import read_questions
+from sdsearch.retrieval.dense import DenseRetriever
+from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
+from sdsearch.sampling.transformers_sampler import TransformersSampler
+from sdsearch.seeds import derive_seed
+from sdsearch.world import load_questions
+from storage.artifacts import ArtifactStore
+from storage.checkpoints import CheckpointStore
+from storage.database import Database
+from storage.ledger import Ledger, finish
+from storage.tables import Rows
+from storage.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage's work left: files, rows for the database, and changes of the run's row."""
+
+    files: Sequence[ArtifactRef]
+    rows: Rows = field(default_factory=dict)
+    run_changes: dict[str, Any] = field(default_factory=dict)
+
+
+# The settings that each stage reads: a change of any other leaves its work valid.
+_SETTINGS_READ: dict[StageName, tuple[str, ...]] = {
+    "sample": ("seed", "model", "data", "retrieval", "rollout", "sampling"),
+    "persist": ("reward", "grpo", "hindsight"),
+    "hindsight": ("seed", "hindsight", "distillation"),
+    "teacher": ("hindsight", "distillation", "rollout", "update"),
+    "update": ("seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"),
+    "evaluate": ("seed", "model", "data", "retrieval", "rollout", "evaluation"),
+}
+
+
+class Stores:
+    """A workspace with its artifact files, checkpoints, database and ledger; needs no model."""
+
+    def __init__(self, workspace: Workspace, database_deadline_s: float = 60.0) -> None:
+        self.workspace = workspace
+        self.artifacts = ArtifactStore(workspace)
+        self.checkpoints = CheckpointStore(workspace)
+        self.database = Database(workspace, database_deadline_s)
+        self.ledger = Ledger(self.database, self.artifacts)
+
+
+class Runtime:
+    """One run's live objects; made by `open_runtime`, found by stages through `runtime_of`."""
+
+    def __init__(self, settings: Settings, run: str, stores: Stores, reporter: Reporter) -> None:
+        self.settings = settings
+        self.run = run
+        self.stores = stores
+        self.reporter = reporter
+
+    @cached_property
+    def policy(self) -> LivePolicy:
+        return LivePolicy(self.settings, self.run, self.stores.checkpoints)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        return model_fingerprint(self.settings.model.path)
+
+    @cached_property
+    def _retriever(self) -> tuple[DenseRetriever, str]:
+        return open_retriever(self.settings.retrieval, self.stores.workspace)
+
+    @property
+    def index_fingerprint(self) -> str:
+        return self._retriever[1]
+
+    def questions(self, split: str) -> list[Question]:
+        """Return a split's questions."""
+        data = self.settings.data
+        if data.questions == "world":
+            return load_questions(split)
+        return list(read_questions(Path(data.questions.replace("{split}", split)), data.dataset, split))
+
+    @cached_property
+    def train_questions(self) -> list[Question]:
+        return self.questions(self.settings.data.train_split)
+
+    def rollout_loop(self, policy_version: int) -> RolloutLoop:
+        """Return the loop that rolls out with the weights of `policy_version`."""
+        self.policy.move_to(policy_version)
+        settings = self.settings.rollout
+        limits = RolloutLimits(
+            max_searches=settings.max_searches,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_observation_tokens=settings.max_observation_tokens,
+            max_context_tokens=self.policy.max_context_tokens,
+            num_passages=self.settings.retrieval.num_passages,
+        )
+        sampler = TransformersSampler(self.policy.model, self.policy.tokenizer)
+        return RolloutLoop(self.policy.tokenizer, sampler, self._retriever[0], limits, settings.template)
+
+    def perform(
+        self,
+        stage: StageName,
+        iteration: int,
+        upstream: Sequence[StageRecord | str],
+        work: Callable[[StageKey], StageOutput],
+    ) -> StageRecord:
+        """Do a stage's work and commit it, or return the record of the attempt that did it with the same inputs."""
+        key = StageKey(run=self.run, iteration=iteration, stage=stage)
+        input_hash = self._input_hash(stage, upstream)
+        done = self.stores.ledger.find_done(key, input_hash)
+        self.reporter.stage_started(key)
+        if done is not None:
+            self.reporter.stage_done(done, skipped=True)
+            return done
+        record = self.stores.ledger.begin(key, input_hash, derive_seed(self.settings.seed, stage, iteration))
+        try:
+            output = work(key)
+        except BaseException as error:
+            # Whatever ended the attempt, an interrupt too, is told to the ledger and goes on its way.
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._record_failure(record, error, interrupted)
+            raise
+        record = finish(record, output.files, output.rows)
+        self.stores.ledger.commit(record, output.rows, self._changed_run(output.run_changes))
+        self.reporter.stage_done(record, skipped=False)
+        return record
+
+    def _input_hash(self, stage: StageName, upstream: Sequence[StageRecord | str]) -> str:
+        settings = self.settings.model_dump(mode="json", include=set(_SETTINGS_READ[stage]))
+        inputs = [item if isinstance(item, str) else item.output_hash for item in upstream]
+        return hash_json({"settings": settings, "inputs": inputs, "code": version("sdsearch")})
+
+    def _record_failure(self, record: StageRecord, error: BaseException, interrupted: bool) -> None:
+        self.policy.abandon()
+        text = f"{type(error).__name__}: {error}"
+        try:
+            self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
+        except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
+            logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
+
+    def _changed_run(self, changes: dict[str, Any]) -> RunRecord | None:
+        if not changes:
+            return None
+        return self.stores.ledger.get_run(self.run).model_copy(update={**changes, "updated_at": datetime.now(UTC)})
+
+    def read(self, record: StageRecord, name: str, record_type: type[R]) -> list[R]:
+        """Return the records of a stage's file."""
+        return self.stores.artifacts.read_records(file_of(record, name), record_type)
+
+
+def file_of(record: StageRecord, name: str) -> ArtifactRef:
+    """Return the reference to a stage's file by its name without extension."""
+    return next(ref for ref in record.outputs if ref.path.rsplit("/", 1)[1].split(".")[0] == name)
+
+
+_RUNTIMES: dict[str, Runtime] = {}
+
+
+def runtime_of(run: str) -> Runtime:
+    """Return the open runtime of a run: tasks get a run's name, never its live objects."""
+    return _RUNTIMES[run]
+
+
+@contextmanager
+def open_runtime(settings: Settings, run: str, stores: Stores, reporter: Reporter) -> Iterator[Runtime]:
+    """Open a run's live objects; models and indexes load when a stage first needs them."""
+    set_threads(settings)
+    runtime = Runtime(settings, run, stores, reporter)
+    _RUNTIMES[run] = runtime
+    try:
+        yield runtime
+    finally:
+        del _RUNTIMES[run]

@@ -45,9 +45,7 @@ def bm25(query: str, texts: Sequence[str], k1: float, b: float) -> list[float]:
         idf = math.log(1 + (len(texts) - num_with_term + 0.5) / (num_with_term + 0.5))
         for number, text in enumerate(words):
             count = text.count(term)
-            scores[number] += (
-                times * idf * count * (k1 + 1) / (count + k1 * (1 - b + b * len(text) / mean_length))
-            )
+            scores[number] += times * idf * count * (k1 + 1) / (count + k1 * (1 - b + b * len(text) / mean_length))
     return scores
 
 
@@ -90,6 +88,16 @@ def test_folding_keeps_inner_products_about_as_they_are() -> None:
     exact, near = (e.encode(QUERIES, "query") @ e.encode(TEXTS, "passage").T for e in (whole, folded))
     np.testing.assert_allclose(near, exact, atol=0.05)
     assert np.abs(near - exact).max() > 0, "47 words in 2047 coordinates, two each, do collide"
+
+
+def test_texts_without_a_common_word_score_zero_on_average() -> None:
+    texts = [" ".join(f"w{number}x{place}" for place in range(10)) for number in range(60)]
+    encoder = LexicalEncoder.fit(texts, LexicalSettings(num_dimensions=65))
+    products = encoder.encode(texts, "query") @ encoder.encode(texts, "passage").T
+    unrelated = products[~np.eye(len(texts), dtype=bool)]
+    assert abs(unrelated.mean()) < 0.02
+    assert unrelated.std() > 0.02, "64 coordinates do not keep 600 words apart"
+    assert (products.argmax(axis=1) == np.arange(len(texts))).all()
 
 
 def test_words_are_read_without_case_and_accents_and_down_to_one_letter() -> None:

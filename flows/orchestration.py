@@ -21,8 +21,8 @@ from prefect.cache_policies import NO_CACHE
 from flows.iteration import PLAIN, Stage, Stages, iterate
 from flows.report import Reporter, SilentReporter
 from flows.runtime import Stores
-from flows.settings import load_settings
-from flows.train import drive, iteration_numbers, new_run_name, open_stores
+from flows.settings import load_settings, new_run_name
+from flows.train import drive, iteration_numbers, open_stores
 from schemas.config import Settings
 from schemas.ledger import StageRecord
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -79,16 +80,13 @@ class SilentReporter:
 class RichReporter:
     """A `Reporter` for a terminal: bars with the time left; one plain line an iteration where output is no terminal.
 
-    `database` is named at the end; `earlier` are the evaluations of a resumed run, so that its first one counts.
-    As a context manager it gives the terminal back, also after an error.
+    `database` is named at the end. As a context manager it gives the terminal back, also after an error.
     """
 
-    def __init__(
-        self, database: Path, earlier: Iterable[EvaluationReport] = (), console: Console | None = None
-    ) -> None:
+    def __init__(self, database: Path, console: Console | None = None) -> None:
         self._database = database
         self._console = console or Console()
-        self._reports = list(earlier)
+        self._reports: list[EvaluationReport] = []
         self._bars: Progress | None = None
         self._iterations: TaskID | None = None
         self._stage: TaskID | None = None
@@ -159,13 +157,9 @@ class RichReporter:
         self._console.print(before_and_after(self._reports))
         print_line(self._console, f"run {run} done in {format_seconds(time.monotonic() - self._started)}")
         print_line(self._console, f"database: {self._database}\nnext:")
-        workspace = f" --workspace {self._database.parent}"
-        for command in (
-            f"sdsearch show {run}{workspace}",
-            f"sdsearch sql --name learning_curve --param run={run}{workspace}",
-            f"sdsearch sql --name best_queries --param run={run}{workspace}",
-        ):
-            print_line(self._console, f"  {command}")
+        workspace = f"--workspace {shlex.quote(str(self._database.parent))}"
+        for command in (f"show {run}", "sql --name best_queries", "sql --name mixed_groups"):
+            print_line(self._console, f"  sdsearch {command} {workspace}")
 
     def _open_bars(self, completed: int) -> None:
         self._bars = Progress(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ def shipped_configs() -> list[str]:
     """Return the names of the settings files that come with the program, sorted."""
     names = (item.name for item in (files("flows") / "configs").iterdir())
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+
+def new_run_name(config: str) -> str:
+    """Return a name for a run that got none: the settings' name and the time."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40].strip("-") or "run"
+    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
@@ -81,15 +89,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"--set {override}: '{'.'.join(parts[:depth])}' is a single value ({table!r}), not a section; "
                 "name a setting that exists"
             )
-    table[parts[-1]] = _value(text.strip(), override)
+    table[parts[-1]] = parse_value(text.strip(), f"--set {override}")
 
 
-def _value(text: str, override: str) -> Any:
-    """Return what TOML makes of the text; the text itself when it is a bare word."""
+def parse_value(text: str, where: str) -> Any:
+    """Return what TOML makes of the text; the text itself when it is a bare word. UserError for half a value."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
         if text[:1] in ("[", "{", '"', "'"):
-            raise UserError(f"--set {override}: the value is not TOML: {error}; quote it for the shell") from error
+            raise UserError(f"{where}: the value is not TOML: {error}; quote it for the shell") from error
         return text
     return parsed["value"] if len(parsed) == 1 else text

@@ -39,11 +39,6 @@ def open_stores(workspace: Path, settings: Settings | None = None) -> Stores:
     return Stores(Workspace.open(workspace), deadline_s)
 
 
-def new_run_name(config: str) -> str:
-    """Return a name for a run that got none: the settings' name and the time."""
-    return f"{Path(config).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
 def drive(
     settings: Settings | None,
     run: str,

@@ -1,0 +1,220 @@
+"""The command line `sdsearch`. Heavy libraries load inside the commands that need them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.errors import PEOPLES_ERRORS, UserError
+from flows.terminal import print_line
+
+# Bars and hints of libraries would break the program's own output; a value that the person has set stays.
+_LIBRARY_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_EXIT_USER_ERROR = 2
+_PIPED_WIDTH = 160
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
+)
+mini_app = typer.Typer(no_args_is_help=True, help="The mini policy that ships with the program.")
+index_app = typer.Typer(no_args_is_help=True, help="The search index.")
+app.add_typer(mini_app, name="mini")
+app.add_typer(index_app, name="index")
+
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", envvar="SDSEARCH_HOME", help="Folder of the database and all files.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be given several times.")
+]
+ConfigArgument = Annotated[str, typer.Argument(help="Name of shipped settings, or the path of a TOML file.")]
+NoPrefectOption = Annotated[bool, typer.Option("--no-prefect", help="Train in a plain loop, without any server.")]
+_HOME = Path("workspace")
+
+
+def main() -> None:
+    """Run the command line; errors that people can mend are one line and exit code 2."""
+    for name, value in _LIBRARY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except PEOPLES_ERRORS as error:
+        print_line(Console(stderr=True), f"error: {error}")
+        sys.exit(_EXIT_USER_ERROR)
+
+
+@app.command()
+def train(
+    config: ConfigArgument = "quickstart",
+    overrides: SetOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run; one is made when none is given.")] = None,
+    workspace: WorkspaceOption = _HOME,
+    no_prefect: NoPrefectOption = False,
+) -> None:
+    """Train a policy; a run of the same name and settings goes on where it stopped."""
+    from flows.launch import start_run
+
+    start_run(config, overrides or [], run, workspace, _console(), use_prefect=not no_prefect)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    workspace: WorkspaceOption = _HOME,
+    no_prefect: NoPrefectOption = False,
+) -> None:
+    """Go on with a run at the stage where it stopped, with its stored settings."""
+    from flows.launch import continue_run
+
+    continue_run(run, workspace, _console(), use_prefect=not no_prefect)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str | None, typer.Option("--run", help="Evaluate a run's current policy.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Evaluate a model folder or hub name; 'mini' when nothing is named.")
+    ] = None,
+    config: Annotated[str, typer.Option("--config", help="Settings that --policy is evaluated with.")] = "quickstart",
+    overrides: SetOption = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split of the data set; the settings' by default.")
+    ] = None,
+    num_questions: Annotated[
+        int | None, typer.Option("--num-questions", min=1, help="Size of the fixed sample.")
+    ] = None,
+    mode: Annotated[Literal["greedy", "sampled"], typer.Option("--mode", help="Decoding.")] = "greedy",
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Answer a fixed sample of questions with the plain policy and print the figures."""
+    from flows.evaluate import choose_policy, evaluate_once, print_evaluation
+
+    chosen = choose_policy(run, policy, config, overrides or [], workspace)
+    report = evaluate_once(chosen, split=split, num_questions=num_questions, mode=mode)
+    print_evaluation(report, chosen, _console())
+
+
+@app.command()
+def runs(workspace: WorkspaceOption = _HOME) -> None:
+    """List the runs of a workspace."""
+    from flows.browse import open_existing, print_runs
+
+    print_runs(open_existing(workspace), _console())
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Show a run: its settings, the seconds of its stages, its learning curve."""
+    from flows.browse import open_existing, print_run
+
+    print_run(open_existing(workspace), run, _console())
+
+
+@app.command()
+def sql(
+    query: Annotated[str | None, typer.Argument(help="A query; it can read only.")] = None,
+    list_queries: Annotated[bool, typer.Option("--list", help="List the queries that ship with the program.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Run a shipped query.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Value of $NAME in the query.")
+    ] = None,
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="json: one object a line.")
+    ] = "table",
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Query the database of a workspace."""
+    from flows.browse import open_existing, print_canned, print_rows, run_query
+
+    if list_queries:
+        print_canned(_console())
+        return
+    if (query is None) == (name is None):
+        raise UserError("sql takes a query or the --name of a shipped one; see: sdsearch sql --list")
+    print_rows(run_query(open_existing(workspace), query, name, parameters or []), form, _console())
+
+
+@app.command()
+def up(
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Port of the Prefect server [default: 4200].")
+    ] = None,
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Serve the deployment sdsearch/train, with a local Prefect server if none answers; Ctrl-C stops both."""
+    from flows.serve import serve
+
+    serve(port, workspace, _console())
+
+
+@mini_app.command("build")
+def mini_build(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the policy to.")] = Path("mini"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
+) -> None:
+    """Make the mini policy again from the embedded world, and print what it can do."""
+    from flows.mini import build
+
+    build(out, seed, _console())
+
+
+@index_app.command("build")
+def index_build(
+    config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = _HOME
+) -> None:
+    """Build the search index that the settings name, where it is not there yet or damaged."""
+    from flows.settings import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from flows.index import IndexSource, build_index_folder
+    from storage.workspace import Workspace
+
+    opened = Workspace.open(workspace)
+    report = build_index_folder(IndexSource(settings.retrieval), settings.retrieval, opened)
+    print_line(
+        _console(),
+        f"{report.folder}: {report.num_passages} passages, {report.num_dimensions} dimensions, "
+        f"{report.duration_s:.1f} s",
+    )
+
+
+@app.command()
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write one file a record to; printed when not given.")
+    ] = None,
+) -> None:
+    """Export the JSON schemas of the settings and of every record that is stored."""
+    from flows.schema import print_schemas, write_schemas
+
+    if out is None:
+        print_schemas()
+    else:
+        write_schemas(out, _console())
+
+
+def _console() -> Console:
+    """Return the console for output: wide where it is piped, so that tables are not folded."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+if __name__ == "__main__":
+    main()

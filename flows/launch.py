@@ -1,0 +1,94 @@
+"""Starts and continues runs for the command line: what can be refused is refused before anything is started."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.browse import open_existing
+from flows.report import RichReporter
+from flows.server import prefect_api
+from flows.settings import load_settings, new_run_name
+from flows.terminal import print_line
+from schemas.config import Settings
+from storage.artifacts import ArtifactStore
+from storage.database import Database
+from storage.ledger import Ledger
+from storage.workspace import Workspace, validate_run_name
+
+_EXIT_INTERRUPTED = 130
+
+
+def start_run(
+    config: str, overrides: Sequence[str], run: str | None, folder: Path, console: Console, *, use_prefect: bool
+) -> None:
+    """Train with the settings of `config`; the run gets a name when none is given.
+
+    Raises UserError and StorageError for settings, names and workspaces that cannot be used.
+    """
+    settings = load_settings(config, overrides)
+    name = validate_run_name(new_run_name(config) if run is None else run)
+    _Job(Workspace.open(folder), console, name, config, overrides, settings).do(use_prefect)
+
+
+def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:
+    """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name."""
+    workspace = open_existing(folder)
+    Ledger(Database(workspace), ArtifactStore(workspace)).get_run(run)
+    _Job(workspace, console, run).do(use_prefect)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of `train` or `resume`; a resumed run takes its stored settings."""
+
+    workspace: Workspace
+    console: Console
+    run: str
+    config: str = ""
+    overrides: Sequence[str] = ()
+    settings: Settings | None = None
+
+    def do(self, use_prefect: bool) -> None:
+        """Train until the run is done; Ctrl-C ends it with a hint how to go on."""
+        try:
+            with RichReporter(self.workspace.database, self.console) as reporter:
+                if use_prefect:
+                    self._with_prefect(reporter)
+                else:
+                    self._plain(reporter)
+        except KeyboardInterrupt:
+            folder = shlex.quote(str(self.workspace.root))
+            print_line(self.console, f"interrupted; go on with: sdsearch resume {self.run} --workspace {folder}")
+            raise SystemExit(_EXIT_INTERRUPTED) from None
+
+    def _plain(self, reporter: RichReporter) -> None:
+        with self.console.status("loading the libraries"):
+            from flows.train import train_plain
+        train_plain(self.settings, self.run, self.workspace.root, reporter, resume=self._resumes)
+
+    def _with_prefect(self, reporter: RichReporter) -> None:
+        with ExitStack() as stack:
+            with self.console.status("loading the libraries and a Prefect server"):
+                server = stack.enter_context(prefect_api(self.workspace, _load_libraries))
+                from flows.orchestration import train_with_prefect
+            whose = "started for this run" if server.started else "named by PREFECT_API_URL or the profile"
+            print_line(self.console, f"Prefect server: {server.url.removesuffix('/api')} ({whose})")
+            train_with_prefect(
+                self.config, self.run, list(self.overrides), self.workspace.root, reporter, resume=self._resumes
+            )
+
+    @property
+    def _resumes(self) -> bool:
+        return self.settings is None
+
+
+def _load_libraries() -> None:
+    """Load torch and all else that a run needs: work for the seconds in which a server starts."""
+    importlib.import_module("flows.orchestration")

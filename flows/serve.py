@@ -1,0 +1,84 @@
+"""`sdsearch up`: the deployment sdsearch/train, served beside a Prefect server until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.server import (
+    DEFAULT_PORT,
+    PrefectServer,
+    answers_on,
+    local_port,
+    local_url,
+    named_url,
+    own_server,
+    prefect_api,
+    set_environment,
+    use_api,
+)
+from flows.terminal import print_line
+from storage.workspace import Workspace
+
+_DEPLOYMENT = "train"
+# Prefect looks for new runs every 10 seconds otherwise.
+_POLL_FREQUENCY_S = "1"
+
+
+def serve(port: int | None, folder: Path, console: Console) -> None:
+    """Serve the deployment until Ctrl-C or SIGTERM; a server that this started stops with it.
+
+    `port` None: the server that PREFECT_API_URL or the active profile names, or port 4200 of this machine. Raises
+    UserError when another program uses the port, or the named server lies elsewhere and does not answer.
+    """
+    workspace = Workspace.open(folder)
+    set_environment()
+    os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", _POLL_FREQUENCY_S)
+    with ExitStack() as stack:
+        with console.status("loading the libraries and a Prefect server"):
+            server = stack.enter_context(_server(port, workspace))
+        _announce(server, workspace, console)
+        _serve_deployment(workspace)
+
+
+def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:
+    named = named_url()
+    wanted = port or (local_port(named) if named else DEFAULT_PORT)
+    if wanted is None:
+        return prefect_api(workspace)
+    if not answers_on(wanted):
+        return own_server(workspace, wanted)
+    use_api(local_url(wanted))
+    return nullcontext(PrefectServer(local_url(wanted), started=False))
+
+
+def _announce(server: PrefectServer, workspace: Workspace, console: Console) -> None:
+    whose = "started" if server.started else "already there"
+    for line in (
+        f"Prefect server: {server.url.removesuffix('/api')} ({whose}); workspace: {workspace.root}",
+        "serving sdsearch/train; in another terminal:",
+        f"  export PREFECT_API_URL={server.url}",
+        "  prefect deployment run sdsearch/train --watch",
+        "  prefect deployment run sdsearch/train --param config=tiny --watch",
+        "Ctrl-C stops what was started here",
+    ):
+        print_line(console, line)
+
+
+def _serve_deployment(workspace: Workspace) -> None:
+    from prefect import serve as serve_deployments
+    from prefect.deployments.runner import EntrypointType
+
+    from flows.orchestration import train_flow
+
+    deployment = train_flow.to_deployment(
+        name=_DEPLOYMENT,
+        parameters={"workspace": str(workspace.root)},
+        description="Train a policy by SD-Search.",
+        # By module, so that it is found from any folder.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    serve_deployments(deployment, print_starting_message=False)

@@ -48,7 +48,7 @@ class CosineEncoder:
     def encode(self, texts: Sequence[str], kind: TextKind) -> NDArray[np.float32]:
         weights = self._vectorizer.transform(texts)
         reduced = weights.toarray() if self._reducer is None else self._reducer.transform(weights)
-        return normalize(np.asarray(reduced)).astype(np.float32)
+        return np.asarray(normalize(np.asarray(reduced)), dtype=np.float32)
 
 
 def gold_queries() -> list[GoldQuery]:
@@ -87,7 +87,7 @@ def candidates() -> dict[str, Callable[[list[str]], Encoder]]:
     def cosine(make_reducer: Callable[[], Any] | None = None, **options: Any) -> Callable[[list[str]], Encoder]:
         return lambda texts: CosineEncoder(texts, make_reducer() if make_reducer else None, **options)
 
-    words = {"token_pattern": r"(?u)[^\W_]+"}
+    words: dict[str, Any] = {"token_pattern": r"(?u)[^\W_]+"}
     return {
         "TF-IDF cosine, words": cosine(**words),
         "TF-IDF cosine, words, random projection 512": cosine(

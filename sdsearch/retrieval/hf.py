@@ -98,9 +98,7 @@ class HFEncoder:
             "tokens": self.tokenizer.get_vocab(),
             "class": type(self.tokenizer).__name__,
         }
-        return hash_json(
-            {"kind": "hf", **settings, "weights": weights.hexdigest(), "tokenizer": hash_json(vocabulary)}
-        )
+        return hash_json({"kind": "hf", **settings, "weights": weights.hexdigest(), "tokenizer": hash_json(vocabulary)})
 
 
 def mean_pool(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:

@@ -160,7 +160,6 @@ def test_the_default_encoder_finds_the_evidence_of_one_hop_questions() -> None:
     gold = evidence("dev")
     found = retriever.search([question.question for question in asked], 3)
     hits = [
-        any(hit.passage.id in gold[question.id][0] for hit in hits)
-        for question, hits in zip(asked, found, strict=True)
+        any(hit.passage.id in gold[question.id][0] for hit in hits) for question, hits in zip(asked, found, strict=True)
     ]
     assert sum(hits) / len(hits) >= 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def _announce(server: PrefectServer, workspace: Workspace, console: Console) -> 
 
 def _serve_deployment(workspace: Workspace) -> None:
     from prefect import serve as serve_deployments
-    from prefect.deployments.runner import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.orchestration import train_flow
 
@@ -81,4 +82,5 @@ def _serve_deployment(workspace: Workspace) -> None:
         # By module, so that it is found from any folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    assert not isinstance(deployment, Coroutine), "to_deployment answers at once outside an event loop"
     serve_deployments(deployment, print_starting_message=False)

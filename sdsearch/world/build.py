@@ -42,7 +42,7 @@ from sdsearch.world.probe import (
 from sdsearch.world.scripts import PASSAGES_PER_QUERY, QueryBook
 from sdsearch.world.tokenizer import train_tokenizer
 
-NUM_STEPS = 5600
+NUM_STEPS = 5000
 _PEAK_RATE = 2e-3
 _TOKENS_PER_BATCH = 2500
 _DEMONSTRATIONS_PER_CHUNK = 600
@@ -50,7 +50,7 @@ _NUM_PROBED = 200
 _NUM_BLOCK_QUESTIONS = 400
 _EARLY_SHARE = 0.12
 _EARLY_MIX: dict[DemonstrationKind, float] = {"query_only": 0.3, "opening": 0.4, "one_hop": 0.3}
-_MIX: dict[DemonstrationKind, float] = {"plain": 0.45, "natural": 0.25, "critical": 0.15, "opening": 0.15}
+_MIX: dict[DemonstrationKind, float] = {"plain": 0.5, "natural": 0.2, "critical": 0.15, "opening": 0.15}
 
 
 class BuildProgress(NamedTuple):

@@ -33,7 +33,7 @@ from sdsearch.world.scripts import (
 
 DemonstrationKind = Literal["plain", "natural", "critical", "opening", "query_only", "one_hop"]
 MAX_SEARCHES, MAX_OBSERVATION_TOKENS, MAX_BLOCK_TOKENS = 4, 160, 400
-_DOCUMENT_WEIGHT = 0.1
+_DOCUMENT_SHARE, _DOCUMENT_WEIGHT = 0.1, 0.5
 _GROUP_SIZES = (5, 5, 5, 5, 4, 3, 2)
 _KEEP_NAMES_SHARE = 0.2
 _THOUGHT_FIRST, _THOUGHT_NEXT, _THOUGHT_ANSWER = "I need facts.", "I search on.", "I can answer."
@@ -78,20 +78,25 @@ def answer_text(answer: str) -> str:
 
 def make_demonstration(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random) -> Demonstration:
     """Simulate, rename and encode one demonstration of the given kind."""
-    scene = _SCENES[kind](stage, plan, random)
+    scene = make_scene(stage, plan, kind, random)
     keeps_names = random.random() < _KEEP_NAMES_SHARE
-    return encode_scene(stage, scene, Renaming(random, None if keeps_names else stage.names))
+    return encode_scene(stage, scene, Renaming(random, None if keeps_names else stage.names), random)
 
 
-def encode_scene(stage: Stage, scene: Scene, renaming: Renaming) -> Demonstration:
+def make_scene(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random) -> Scene:
+    """Simulate one scene of the given kind, in marked text."""
+    return _SCENES[kind](stage, plan, random)
+
+
+def encode_scene(stage: Stage, scene: Scene, renaming: Renaming, random: Random) -> Demonstration:
     """Return the scene as tokens: block, prompt, then turn by turn the policy's text and the documents."""
     tokenizer = stage.tokenizer
     prompt = render_prompt(tokenizer, renaming.apply(scene.plan.question), "compact")
     token_ids = [*prompt.head, *_encode_attempts(tokenizer, scene, renaming), *prompt.body]
     weights = [0.0] * len(token_ids)
-    for span_ids, weight in _encode_turns(stage, scene, renaming):
+    for author, span_ids in _encode_turns(stage, scene, renaming):
         token_ids.extend(span_ids)
-        weights.extend([weight] * len(span_ids))
+        weights.extend([1.0] * len(span_ids) if author == "policy" else _document_weights(len(span_ids), random))
     return Demonstration(tuple(token_ids), tuple(weights))
 
 
@@ -109,14 +114,21 @@ def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming:
     return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS)[1]
 
 
-def _encode_turns(stage: Stage, scene: Scene, renaming: Renaming) -> Iterator[tuple[Sequence[int], float]]:
+def _document_weights(num_tokens: int, random: Random) -> list[float]:
+    """Give a few document tokens a weight: enough to learn the texts' wording, cheap in logits."""
+    return [_DOCUMENT_WEIGHT * (random.random() < _DOCUMENT_SHARE) for _ in range(num_tokens)]
+
+
+def _encode_turns(
+    stage: Stage, scene: Scene, renaming: Renaming
+) -> Iterator[tuple[Literal["policy", "environment"], Sequence[int]]]:
     for place, turn in enumerate(scene.script.turns):
-        yield encode(stage.tokenizer, turn_text(renaming.apply(turn.query), place == 0)), 1.0
+        yield "policy", encode(stage.tokenizer, turn_text(renaming.apply(turn.query), place == 0))
         is_last = place == len(scene.script.turns) - 1
         if scene.answers or not is_last:
-            yield _encode_hits(stage, turn.hits, renaming), _DOCUMENT_WEIGHT
+            yield "environment", _encode_hits(stage, turn.hits, renaming)
     if scene.answers:
-        yield encode(stage.tokenizer, answer_text(renaming.apply(scene.script.answer))), 1.0
+        yield "policy", encode(stage.tokenizer, answer_text(renaming.apply(scene.script.answer)))
 
 
 def _encode_hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> tuple[int, ...]:
@@ -154,7 +166,7 @@ def _natural_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
         return Scene(plan, attempts, _untried_script(book, plan, attempts, random), True)
     model = random.choice(correct)
     found = [turn for turn in model.turns if turn.found] or list(model.turns)
-    return Scene(plan, attempts, follow_queries(book, plan, found, random), True)
+    return Scene(plan, attempts, follow_queries(book, plan, found), True)
 
 
 def _untried_script(
@@ -167,7 +179,7 @@ def _untried_script(
         fresh = [c for c in queries.good if c.query not in tried] or queries.good or queries.all
         chosen = random.choice(fresh)
         turns.append(ScriptedTurn(chosen.query, chosen.hits, chosen in queries.good))
-    return follow_queries(book, plan, turns, random)
+    return follow_queries(book, plan, turns)
 
 
 def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
@@ -183,7 +195,7 @@ def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     model = random.choice([seq for seq, label in zip(sequences, labels, strict=True) if label == "CORRECT"])
     attempts = [(tuple(c.query for c in seq), label) for seq, label in zip(sequences, labels, strict=True)]
     turns = [ScriptedTurn(c.query, c.hits, True) for c in model]
-    script = follow_queries(stage.book, plan, turns, random)
+    script = follow_queries(stage.book, plan, turns)
     return Scene(plan, tuple(attempts), script, script.answer == plan.golden_answers[0])
 
 

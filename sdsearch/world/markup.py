@@ -174,6 +174,6 @@ class Renaming:
             return names.draw(self._random)
         new = names.draw_invented(self._random)
         while new in self._taken:
-            new = names.draw_invented(self._random)
+            new += " " + names.draw_invented(self._random)
         self._taken.add(new)
         return new

@@ -68,12 +68,9 @@ class QueryBook:
     def __init__(self, world: MarkedWorld, plans: Sequence[Plan], retriever: Retriever, random: Random) -> None:
         self._passages = world.passages
         relations = _relations_by_kind(plans)
-        subjects = _subjects_by_relation(plans)
         worded = {
             (plan.id, place): tuple(
-                dict.fromkeys(
-                    (*_good_wordings(plan.hops[place]), *_bad_wordings(plan, place, relations, subjects, random))
-                )
+                dict.fromkeys((*_good_wordings(plan.hops[place]), *_bad_wordings(plan, place, relations, random)))
             )
             for plan in plans
             for place in range(len(plan.hops))
@@ -101,19 +98,19 @@ def write_script(book: QueryBook, plan: Plan, random: Random, max_searches: int)
         found = False
         while not found:
             if len(turns) == max_searches:
-                return Script(tuple(turns), _guess(book, plan, turns, random))
+                return Script(tuple(turns), _guess(book, plan, turns))
             turns.append(_try_once(book.at(plan, place), turns, random))
             found = turns[-1].found
             if not found and random.random() > _RETRY_SHARE:
-                return Script(tuple(turns), _guess(book, plan, turns, random))
+                return Script(tuple(turns), _guess(book, plan, turns))
     return Script(tuple(turns), plan.golden_answers[0])
 
 
-def follow_queries(book: QueryBook, plan: Plan, candidates: Sequence[ScriptedTurn], random: Random) -> Script:
+def follow_queries(book: QueryBook, plan: Plan, candidates: Sequence[ScriptedTurn]) -> Script:
     """Repeat given searches and answer from them: rightly when the last hop's evidence came, else a guess."""
     read = {hit for turn in candidates for hit in turn.hits}
     right = all(read & hop.gold for hop in plan.hops)
-    answer = plan.golden_answers[0] if right else _guess(book, plan, candidates, random)
+    answer = plan.golden_answers[0] if right else _guess(book, plan, candidates)
     return Script(tuple(candidates), answer)
 
 
@@ -125,9 +122,10 @@ def _try_once(queries: HopQueries, past: Sequence[ScriptedTurn], random: Random)
     return ScriptedTurn(chosen.query, chosen.hits, chosen in queries.good)
 
 
-def _guess(book: QueryBook, plan: Plan, turns: Sequence[ScriptedTurn], random: Random) -> str:
+def _guess(book: QueryBook, plan: Plan, turns: Sequence[ScriptedTurn]) -> str:
+    """Take a name from the best passage of the last search; what is at hand, were it of the wrong kind."""
     names = book.names_in(turns[-1].hits[:1]) or book.names_in(turns[-1].hits)
-    return random.choice(names) if names else plan.hops[0].subject
+    return names[-1] if names else plan.hops[0].subject
 
 
 def _relations_by_kind(plans: Sequence[Plan]) -> dict[str, list[str]]:
@@ -137,13 +135,6 @@ def _relations_by_kind(plans: Sequence[Plan]) -> dict[str, list[str]]:
         if plan.category.startswith("1hop"):
             kinds.setdefault(plan.category, set()).add(plan.hops[0].relation)
     return {relation: sorted(kind) for kind in kinds.values() for relation in sorted(kind)}
-
-
-def _subjects_by_relation(plans: Sequence[Plan]) -> dict[str, list[str]]:
-    subjects: dict[str, set[str]] = {}
-    for hop in (hop for plan in plans for hop in plan.hops):
-        subjects.setdefault(hop.relation, set()).add(hop.subject)
-    return {relation: sorted(found) for relation, found in subjects.items()}
 
 
 def _good_wordings(hop: Hop) -> list[str]:
@@ -166,15 +157,12 @@ def _good_wordings(hop: Hop) -> list[str]:
     ]
 
 
-def _bad_wordings(
-    plan: Plan, place: int, relations: dict[str, list[str]], subjects: dict[str, list[str]], random: Random
-) -> list[str]:
-    """Word what goes wrong: the bare entity or relation, another relation, a hop skipped, another entity."""
+def _bad_wordings(plan: Plan, place: int, relations: dict[str, list[str]], random: Random) -> list[str]:
+    """Word what goes wrong: the bare entity or relation, another relation, a hop skipped."""
     hop, last = plan.hops[place], plan.hops[-1]
     others = [r for r in relations.get(last.relation, sorted(relations)) if r not in (hop.relation, last.relation)]
     wrong = random.sample(others, k=min(2, len(others)))
     worded = [hop.subject, hop.relation, *(f"{relation} of {hop.subject}" for relation in wrong)]
-    worded.append(f"{hop.relation} of {random.choice(subjects[hop.relation])}")
     if len(plan.hops) == 2 and last.bridge is None and plan.category != "comparison":
         first = plan.hops[0].subject
         worded += [f"{last.relation} of {first}", f"{first} {last.relation}"]

@@ -14,12 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import duckdb
-import pyarrow as pa
 
 from schemas.base import hash_json, nearest_name
 from schemas.ledger import ArtifactRef, RunRecord, StageKey, StageRecord
 from storage.artifacts import ArtifactStore
-from storage.database import Database, insert, insert_new, table_schemas
+from storage.database import Database, insert, insert_new
 from storage.errors import DamagedArtifactError, RunExistsError, RunNotFoundError
 from storage.files import write_json_atomic
 from storage.tables import SHARED_TABLES, STAGE_TABLES, Rows
@@ -46,7 +45,7 @@ class Ledger:
                     "name with --run"
                 )
             self._write_run_file(record)
-            insert(connection, "runs", _to_rows("runs", [record]))
+            _insert_record(connection, "runs", record)
 
     def get_run(self, run: str) -> RunRecord:
         """Return a run's record; RunNotFoundError, with the nearest name, when there is none."""
@@ -91,7 +90,7 @@ class Ledger:
                 f"SELECT coalesce(max(attempt), 0) FROM stages WHERE {_OF_STAGE}", key.model_dump()
             ).fetchall()
             record = _running(key, last[0] + 1, input_hash, seed)
-            insert(connection, "stages", _to_rows("stages", [record]))
+            _insert_record(connection, "stages", record)
         return record
 
     def find_done(self, key: StageKey, input_hash: str) -> StageRecord | None:
@@ -165,7 +164,7 @@ class Ledger:
             raise RunNotFoundError(f"no run '{record.run}' in this workspace; start it with train")
         self._write_run_file(record)
         connection.execute("DELETE FROM runs WHERE run = ?", [record.run])
-        insert(connection, "runs", _to_rows("runs", [record]))
+        _insert_record(connection, "runs", record)
 
     def _write_run_file(self, record: RunRecord) -> None:
         workspace = self._artifacts.workspace
@@ -231,13 +230,14 @@ def _replace_rows(connection: duckdb.DuckDBPyConnection, key: StageKey, table_na
 def _replace_attempt(connection: duckdb.DuckDBPyConnection, record: StageRecord) -> None:
     key = record.model_dump(include={"run", "iteration", "stage", "attempt"})
     connection.execute(f"DELETE FROM stages WHERE {_OF_STAGE} AND attempt = $attempt", key)
-    insert(connection, "stages", _to_rows("stages", [record]))
+    _insert_record(connection, "stages", record)
 
 
-def _to_rows(table_name: str, records: Sequence[RunRecord | StageRecord]) -> pa.Table:
-    """Return records as rows; the tables hold times as UTC without a zone."""
-    rows = [record.model_dump() for record in records]
-    return pa.Table.from_pylist([_without_zones(row) for row in rows], schema=table_schemas()[table_name])
+def _insert_record(connection: duckdb.DuckDBPyConnection, table_name: str, record: RunRecord | StageRecord) -> None:
+    """Insert one record; the tables hold times as UTC without a zone."""
+    row = _without_zones(record.model_dump())
+    values = ", ".join(f"${name}" for name in row)
+    connection.execute(f"INSERT INTO {table_name} ({', '.join(row)}) VALUES ({values})", row)
 
 
 def _without_zones(row: dict[str, Any]) -> dict[str, Any]:

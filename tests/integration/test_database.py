@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -98,6 +99,20 @@ def test_a_process_that_keeps_the_file_open_is_named_at_the_deadline(filled: Dat
         assert 0.3 <= time.monotonic() - started < 5.0
 
 
+def test_the_log_is_read_by_others_and_a_checkpoint_folds_it_into_the_file(filled: Database, tmp_path: Path) -> None:
+    log = filled.path.with_name(filled.path.name + ".wal")
+    filled.checkpoint()
+    with filled.transaction() as connection:
+        connection.execute("UPDATE groups SET num_rollouts = 9 WHERE group_id = '3/norway'")
+    assert log.exists()
+    others_see = "SELECT num_rollouts FROM groups ORDER BY group_id"
+    assert duckdb.connect(str(filled.path), read_only=True).sql(others_see).fetchall() == [(2,), (9,)]
+    filled.checkpoint()
+    assert not log.exists()
+    copy = shutil.copy(filled.path, tmp_path / "copy.duckdb")
+    assert duckdb.connect(str(copy), read_only=True).sql(others_see).fetchall() == [(2,), (9,)]
+
+
 def test_readers_do_not_shut_each_other_out(filled: Database) -> None:
     impatient = Database(Workspace(filled.path.parent), deadline_s=0.0)
     with held_elsewhere(filled.path, "read"):
@@ -173,7 +188,7 @@ def test_what_a_person_types_can_neither_write_nor_reach_files(filled: Database,
 def test_what_a_person_types_gives_rows(filled: Database) -> None:
     assert filled.read_only_user_query("SELECT $n + 1 AS m", {"n": 1}).to_pylist() == [{"m": 2}]
     assert "rollout_id" in filled.read_only_user_query("DESCRIBE rollouts").column("column_name").to_pylist()
-    assert filled.read_only_user_query("CREATE TEMP TABLE mine (a INTEGER)").column_names == []
+    assert filled.read_only_user_query("-- nothing").column_names == []
 
 
 def test_a_damaged_file_is_named_with_a_way_out(workspace: Workspace, database: Database) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-_GROWTH = 128
+_GROWTH = 256
 
 
 class SlotCache(Cache):
@@ -89,10 +89,15 @@ class SlotCache(Cache):
 
     def swap_slots(self, first: int, second: int) -> None:
         """Exchange two slots."""
-        order, reverse = torch.tensor([first, second]), torch.tensor([second, first])
-        self.lengths_R[order] = self.lengths_R[reverse]
+        if first == second:
+            return
+        pair, reverse = torch.tensor([first, second]), torch.tensor([second, first])
+        length = int(self.lengths_R[pair].max())
+        self.lengths_R[pair] = self.lengths_R[reverse]
         for store in (*self._keys, *self._values):
-            store[order] = store[reverse]
+            kept = store[first, :, :length].clone()
+            store[first, :, :length] = store[second, :, :length]
+            store[second, :, :length] = kept
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._width

@@ -87,5 +87,6 @@ def test_draws_follow_the_distribution() -> None:
     torch.testing.assert_close(logprobs, logits[tokens])
     cold, _ = sample_tokens(logits.expand(20_000, -1), torch.full((20_000,), 0.5), uniform)
     assert (torch.bincount(cold) / 20_000).tolist() == pytest.approx([1 / 54, 4 / 54, 49 / 54], abs=1e-3)
-    edge, _ = sample_tokens(torch.tensor([[0.0, -torch.inf]]), torch.ones(1), torch.tensor([1 - 1e-12], dtype=torch.float64))
+    nearly_one = torch.tensor([1 - 1e-12], dtype=torch.float64)
+    edge, _ = sample_tokens(torch.tensor([[0.0, -torch.inf]]), torch.ones(1), nearly_one)
     assert edge.tolist() == [0], "a token of no probability is never drawn"

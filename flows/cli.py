@@ -13,8 +13,10 @@ from rich.console import Console
 from flows.errors import PEOPLES_ERRORS, UserError
 from flows.terminal import print_line
 
-# Bars and hints of libraries would break the program's own output; a value that the person has set stays.
+# Bars and hints of libraries would break the program's own output; torch's threads, while they wait in a spin, starve
+# each other on a machine that does other work too (measured: 100 times slower). A value that is set already stays.
 _LIBRARY_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",

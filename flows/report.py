@@ -191,7 +191,7 @@ def before_and_after(reports: Iterable[EvaluationReport]) -> Table:
     for mode, of_mode in by_mode.items():
         first, last = of_mode[min(of_mode)], of_mode[max(of_mode)]
         rows += [
-            (f"{first.split} {title}, {mode}", before, after, f"{after - before:+.4f}")
+            (f"{first.split} {title}, {mode}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
             for name, title in _FIGURES.items()
             for before, after in [(_figure(first, name), _figure(last, name))]
         ]

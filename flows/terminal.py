@@ -43,10 +43,13 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: 
 
 
 def format_value(value: object) -> str:
-    """Return a cell's text: floats to four digits after the point, None as '-'."""
+    """Return a cell's text: floats to at most four digits after the point (small ones as 1.2e-05), None as '-'."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    small = 0 < abs(value) < 1e-3
+    return f"{value:.1e}" if small else f"{value:.4f}".rstrip("0").removesuffix(".")
 
 
 def format_seconds(seconds: float) -> str:

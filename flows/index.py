@@ -45,7 +45,7 @@ class IndexSource:
         """The recipe of a lexical encoder (it is fitted from the corpus), the weights of a neural one."""
         encoder = self._settings.encoder
         if isinstance(encoder, LexicalEncoderSettings):
-            return recipe_hash(LexicalSettings(seed=encoder.seed))
+            return recipe_hash(_lexical(encoder))
         return self.neural_encoder.fingerprint()
 
     @cached_property
@@ -64,8 +64,8 @@ class IndexSource:
     def neural_encoder(self) -> HFEncoder:
         settings = self._settings.encoder
         assert isinstance(settings, HFEncoderSettings), "a lexical encoder is fitted, not loaded"
-        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device"}))
-        return HFEncoder.from_pretrained(settings.path, options, device=settings.device)
+        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype"}))
+        return HFEncoder.from_pretrained(settings.path, options, device=settings.device, dtype=settings.dtype)
 
 
 def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[DenseRetriever, str]:
@@ -89,9 +89,7 @@ def build_index_folder(source: IndexSource, settings: RetrievalSettings, workspa
     passages = source.passages()
     encoder: Any
     if isinstance(settings.encoder, LexicalEncoderSettings):
-        encoder = LexicalEncoder.fit(
-            [passage.contents for passage in passages], LexicalSettings(seed=settings.encoder.seed)
-        )
+        encoder = LexicalEncoder.fit([passage.contents for passage in passages], _lexical(settings.encoder))
         state = EncoderState(*encoder.state())
     else:
         encoder = source.neural_encoder
@@ -106,3 +104,8 @@ def _encoder(source: IndexSource, settings: RetrievalSettings, state: EncoderSta
     if isinstance(settings.encoder, LexicalEncoderSettings):
         return LexicalEncoder.from_state(state.description, state.arrays)
     return source.neural_encoder
+
+
+def _lexical(settings: LexicalEncoderSettings) -> LexicalSettings:
+    options = settings.model_dump(exclude={"kind"})
+    return LexicalSettings(**{**options, "num_dimensions": settings.num_dimensions or None})

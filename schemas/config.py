@@ -44,10 +44,15 @@ class DataSettings(Record):
 
 
 class LexicalEncoderSettings(Record):
-    """TF-IDF vectors; the embedded default."""
+    """BM25's TF-IDF weights as vectors; the embedded default."""
 
     kind: Literal["lexical"] = "lexical"
-    seed: int = Field(default=0, description="Seed of the dimension reduction.")
+    num_dimensions: int = Field(
+        default=2048, ge=0, description="Width the words are folded to; 0 keeps one dimension a word."
+    )
+    k1: float = Field(default=0.9, ge=0, description="Saturation of repeated words (BM25).")
+    b: Fraction = Field(default=0.4, description="How much long passages are discounted (BM25).")
+    seed: int = Field(default=0, description="Seed of the folding.")
 
 
 class HFEncoderSettings(Record):
@@ -60,6 +65,7 @@ class HFEncoderSettings(Record):
     max_length: Positive = Field(default=256, description="Tokens a text is cut to.")
     batch_size: Positive = Field(default=64, description="Texts a forward.")
     device: str = Field(default="cpu", description="Torch device.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Type of the weights.")
 
 
 EncoderSettings = Annotated[LexicalEncoderSettings | HFEncoderSettings, Field(discriminator="kind")]

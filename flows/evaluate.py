@@ -14,7 +14,7 @@ from flows.policies import set_threads
 from flows.report import SilentReporter
 from flows.runtime import Runtime, Stores
 from flows.settings import load_settings
-from flows.terminal import format_seconds, make_table, print_line
+from flows.terminal import make_table, print_line
 from schemas.config import EvaluationSettings, Settings
 from schemas.evaluation import EvaluationMode, EvaluationReport
 from sdsearch.evaluation import evaluate, fixed_sample
@@ -83,8 +83,7 @@ def print_evaluation(report: EvaluationReport, policy: Policy, console: Console)
     """Print the figures of an evaluation."""
     print_line(
         console,
-        f"{policy.name}: {report.num_questions} {report.split} questions of {report.dataset}, {report.mode}, "
-        f"{format_seconds(report.duration_s)}",
+        f"{policy.name}: {report.num_questions} {report.split} questions of {report.dataset}, {report.mode}",
     )
     rows = [
         ("EM", report.em),

@@ -5,8 +5,6 @@ A stage takes the run's name, the iteration (from 1) and the records of the stag
 
 from __future__ import annotations
 
-import time
-
 from flows.runtime import Runtime, StageOutput, file_of, runtime_of
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.hindsight import HindsightBlock
@@ -137,7 +135,6 @@ def update_weights(
     settings = runtime.settings
 
     def work(key: StageKey) -> StageOutput:
-        started = time.perf_counter()
         policy = runtime.policy
         policy.move_to(iteration - 1)
         stored = runtime.stores.artifacts.read_tensors(file_of(targets, "distributions"))
@@ -167,7 +164,6 @@ def update_weights(
             policy_sha256=policy.sha256(),
             steps=tuple(steps),
             num_tokens=sum(rollout.sequence.num_tokens for rollout in rollouts) * settings.update.epochs,
-            duration_s=time.perf_counter() - started,
         )
         files = [checkpoint, runtime.stores.artifacts.write_records(key, "update", UpdateReport, [report])]
         changes = {

@@ -55,7 +55,7 @@ def drive(
     """
     validate_run_name(run)
     with RunLock(stores.workspace, run):
-        record = _existing_run(stores, run) if resume else _claim_run(stores, run, settings)
+        record = stores.ledger.get_run(run) if resume else _claim_run(stores, run, settings)
         settings = Settings.model_validate_json(record.settings_json)
         with open_runtime(settings, run, stores, reporter):
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
@@ -75,6 +75,7 @@ def drive(
                 _set_status(stores, run, "interrupted" if interrupted else "failed")
                 raise
             _set_status(stores, run, "done")
+            stores.database.checkpoint()
             reporter.run_done(run)
     return run
 
@@ -118,10 +119,6 @@ def _claim_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
         f"run '{run}' exists with other settings ({changes}); choose another name with --run, or continue it as it is "
         f"with: sdsearch resume {run}"
     )
-
-
-def _existing_run(stores: Stores, run: str) -> RunRecord:
-    return stores.ledger.get_run(run)
 
 
 def _new_run(stores: Stores, run: str, settings: Settings) -> RunRecord:

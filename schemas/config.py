@@ -35,7 +35,7 @@ class DataSettings(Record):
 
     questions: str = Field(
         default="world",
-        description="'world' is the embedded data set; otherwise a FlashRAG jsonl or parquet file, {split} in its name.",
+        description="'world' is the embedded data set; or a FlashRAG jsonl or parquet file, {split} in its name.",
     )
     dataset: str = Field(default="world", min_length=1, description="Name of the data set, part of a question's key.")
     train_split: str = Field(default="train", description="Split that rollouts are sampled on.")

@@ -41,4 +41,3 @@ class EvaluationReport(Record):
     search_quality: float = Field(description="Share of retrieved passages that contain a golden answer.")
     searches_per_rollout: float
     valid_share: float
-    duration_s: float

@@ -37,4 +37,3 @@ class UpdateReport(Record):
     policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
     steps: tuple[StepReport, ...]
     num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")
-    duration_s: float

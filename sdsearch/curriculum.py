@@ -21,7 +21,7 @@ def questions_of(iteration: int, questions: Sequence[Question], per_iteration: i
     chosen: list[Question] = []
     epoch, offset = divmod(start, len(questions))
     while len(chosen) < per_iteration:
-        order = sorted(questions, key=lambda question: derive_seed(seed, "epoch", epoch, question.key))  # noqa: B023
+        order = sorted(questions, key=lambda question: derive_seed(seed, "epoch", epoch, question.key))
         seen = {question.key for question in chosen}
         fresh = [question for question in order[offset:] if question.key not in seen]
         chosen.extend(fresh[: per_iteration - len(chosen)])

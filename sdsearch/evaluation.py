@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from schemas.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
@@ -31,7 +30,6 @@ def evaluate(
     questions_per_batch: int,
 ) -> tuple[EvaluationReport, list[EvaluationAnswer]]:
     """Answer each question once; 'sampled' draws at the rollout temperature with seeds that never change."""
-    started = time.perf_counter()
     answers: list[EvaluationAnswer] = []
     for start in range(0, len(questions), questions_per_batch):
         groups = loop.roll_out(
@@ -56,7 +54,6 @@ def evaluate(
         search_quality=sum(answer.num_golden_hits for answer in answers) / max(1, num_hits),
         searches_per_rollout=_mean([len(answer.queries) for answer in answers]),
         valid_share=_mean([answer.valid_format for answer in answers]),
-        duration_s=time.perf_counter() - started,
     )
     return report, answers
 

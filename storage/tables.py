@@ -95,7 +95,6 @@ def update_rows(run: str, iteration: int, report: UpdateReport) -> Rows:
     columns: dict[str, Sequence[Any]] = {
         "policy_version": [report.policy_version] * num_steps,
         "update_num_tokens": [report.num_tokens] * num_steps,
-        "update_duration_s": [report.duration_s] * num_steps,
     }
     return {"update_metrics": build_from_records("update_metrics", run, iteration, report.steps, columns)}
 

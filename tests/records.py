@@ -192,7 +192,6 @@ def make_update(iteration: int = 3) -> UpdateReport:
         policy_sha256="f" * 64,
         steps=steps,
         num_tokens=80,
-        duration_s=4.0,
     )
 
 
@@ -223,7 +222,6 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
         search_quality=0.5,
         searches_per_rollout=1.0,
         valid_share=0.0,
-        duration_s=0.5,
     )
     return report, [answer]
 

@@ -60,7 +60,7 @@ class BlockFigures(NamedTuple):
 
     `em` holds the exact match of fresh samples after each kind of block; `full_minus_shuffled` is paired by
     question. The log-ratios are means over query tokens of log p_teacher - log p_student (nats), a rollout at a
-    time and then over questions, for CORRECT and INCORRECT rollouts.
+    time and then over questions, for CORRECT and INCORRECT rollouts. `num_groups` counts the mixed groups.
     """
 
     em: dict[str, Estimate]
@@ -136,7 +136,7 @@ def measure_blocks(loop: RolloutLoop, model: nn.Module, questions: Sequence[Ques
         full_minus_shuffled=Estimate.of([a - b for a, b in zip(em["full"], em["shuffled"], strict=True)]),
         log_ratio_correct=Estimate.of(correct),
         log_ratio_incorrect=Estimate.of(incorrect),
-        num_groups=len(groups),
+        num_groups=len(mixed),
     )
 
 

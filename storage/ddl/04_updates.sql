@@ -20,7 +20,6 @@ CREATE TABLE update_metrics (
     sampler_kl DOUBLE NOT NULL,
     learning_rate DOUBLE NOT NULL,
     update_num_tokens BIGINT NOT NULL,
-    update_duration_s DOUBLE NOT NULL,
     PRIMARY KEY (run, iteration, step)
 );
 COMMENT ON TABLE update_metrics IS 'One row an optimiser step.';
@@ -45,4 +44,3 @@ COMMENT ON COLUMN update_metrics.ratio_max IS 'Largest ratio of policy and sampl
 COMMENT ON COLUMN update_metrics.sampler_kl IS 'k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.';
 COMMENT ON COLUMN update_metrics.learning_rate IS 'Learning rate of the step.';
 COMMENT ON COLUMN update_metrics.update_num_tokens IS 'Tokens of the sequences that the iteration''s whole update trained on; the same on each of its steps.';
-COMMENT ON COLUMN update_metrics.update_duration_s IS 'Seconds of the iteration''s whole update; the same on each of its steps.';

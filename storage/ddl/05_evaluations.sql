@@ -12,7 +12,6 @@ CREATE TABLE evaluations (
     search_quality DOUBLE NOT NULL,
     searches_per_rollout DOUBLE NOT NULL,
     valid_share DOUBLE NOT NULL,
-    duration_s DOUBLE NOT NULL,
     PRIMARY KEY (run, iteration, mode, dataset, split)
 );
 COMMENT ON TABLE evaluations IS 'One row an evaluation of a policy on a fixed sample of questions.';
@@ -29,7 +28,6 @@ COMMENT ON COLUMN evaluations.f1 IS 'Mean token F1.';
 COMMENT ON COLUMN evaluations.search_quality IS 'Share of retrieved passages that contain a golden answer.';
 COMMENT ON COLUMN evaluations.searches_per_rollout IS 'Mean number of search queries.';
 COMMENT ON COLUMN evaluations.valid_share IS 'Share of rollouts with a valid format.';
-COMMENT ON COLUMN evaluations.duration_s IS 'Seconds.';
 
 CREATE TABLE evaluation_answers (
     run VARCHAR NOT NULL,

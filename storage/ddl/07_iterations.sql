@@ -17,14 +17,12 @@ SELECT
     max(ratio_max) AS ratio_max,
     avg(sampler_kl) AS sampler_kl,
     max_by(learning_rate, step) AS learning_rate,
-    any_value(update_num_tokens) AS update_num_tokens,
-    any_value(update_num_tokens) / nullif(any_value(update_duration_s), 0) AS update_tokens_per_s
+    any_value(update_num_tokens) AS update_num_tokens
 FROM update_metrics
 GROUP BY run, iteration;
 COMMENT ON VIEW v_updates IS 'Updates, one row an iteration: means over its optimiser steps, unless a column says otherwise.';
 COMMENT ON COLUMN v_updates.num_steps IS 'Optimiser steps of the iteration.';
 COMMENT ON COLUMN v_updates.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
-COMMENT ON COLUMN v_updates.update_tokens_per_s IS 'Trained tokens per second of the update.';
 
 CREATE VIEW v_credit AS
 SELECT
@@ -59,6 +57,7 @@ SELECT
     c.* EXCLUDE (run, iteration),
     s.* EXCLUDE (run, iteration),
     m.num_completion_tokens / nullif(s.sample_s, 0) AS sample_tokens_per_s,
+    u.update_num_tokens / nullif(s.update_s, 0) AS update_tokens_per_s,
     e.greedy_em,
     e.sampled_em
 FROM (SELECT DISTINCT run, iteration FROM stages) AS i
@@ -78,7 +77,7 @@ LEFT JOIN (
 COMMENT ON VIEW v_iterations IS 'Everything that people ask of an iteration, one row each: rollouts, update, teacher, seconds, evaluation.';
 COMMENT ON COLUMN v_iterations.num_steps IS 'Optimiser steps of the iteration.';
 COMMENT ON COLUMN v_iterations.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
-COMMENT ON COLUMN v_iterations.update_tokens_per_s IS 'Trained tokens per second of the update.';
+COMMENT ON COLUMN v_iterations.update_tokens_per_s IS 'Tokens of the trained sequences per second of the update stage.';
 COMMENT ON COLUMN v_iterations.num_credited_tokens IS 'Distilled tokens.';
 COMMENT ON COLUMN v_iterations.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
 COMMENT ON COLUMN v_iterations.entropy_gap IS 'Mean of student minus teacher entropy, nats.';

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,7 +55,9 @@ def main() -> None:
         app()
     except PEOPLES_ERRORS as error:
         print_line(Console(stderr=True), f"error: {error}")
-        sys.exit(_EXIT_USER_ERROR)
+        _leave(_EXIT_USER_ERROR)
+    except SystemExit as end:
+        _leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
 
 
 @app.command()
@@ -208,6 +211,20 @@ def schema(
         print_schemas()
     else:
         write_schemas(out, _console())
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; at once where Prefect was used.
+
+    Prefect's threads run on while the interpreter is torn down, which DuckDB's library then reports as leaks. All
+    connections are closed, all files synced and all logs sent by now.
+    """
+    if "prefect" in sys.modules:
+        with suppress(OSError):  # The reader of a pipe may have gone.
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _console() -> Console:

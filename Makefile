@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-# PyPI's torch for Linux carries 3 GB of CUDA. Where there is no GPU the CPU build is taken, if its index answers.
-CPU_TORCH := https://download.pytorch.org/whl/cpu
+# Further words for pip, such as an index with the CPU build of torch where there is no GPU.
+PIP_OPTIONS ?=
 
 .PHONY: help install train test lint clean
 
@@ -19,12 +19,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@option=; \
-	if ! command -v nvidia-smi >/dev/null 2>&1 && \
-	  $(BIN)/python -c "import urllib.request; urllib.request.urlopen('$(CPU_TORCH)/torch/', timeout=5)" 2>/dev/null; \
-	then option='--extra-index-url $(CPU_TORCH)'; fi; \
-	echo "installing into $(VENV) $$option"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$option --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
 
 train: install

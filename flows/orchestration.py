@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.artifacts import (
@@ -32,8 +33,7 @@ _REPORTERS: list[Reporter] = []
 
 def _as_task(stage: Stage, tag: str) -> Stage:
     name = stage.__name__.replace("_", " ")
-    made: Stage = task(
-        stage,
+    as_task = task(
         name=name,
         task_run_name=f"{tag} {{iteration}}",
         tags=[f"sdsearch-{tag}"],
@@ -41,7 +41,7 @@ def _as_task(stage: Stage, tag: str) -> Stage:
         persist_result=False,
         retries=0,
     )
-    return made
+    return as_task(stage)
 
 
 TASKS = Stages(*(_as_task(stage, stage.__name__.split("_")[0]) for stage in PLAIN))
@@ -93,7 +93,9 @@ class _Shown:
         self._stores = stores
         self._run = run
         self._key = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
-        self._progress_id = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
+        created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
+        assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
+        self._progress_id = created
         self._num_iterations = settings.iterations if settings else stores.ledger.get_run(run).num_iterations
 
     def iterate_once(

@@ -146,7 +146,7 @@ def update_weights(
         )
         num_steps = num_steps_per_iteration(settings)
         steps = []
-        for report in update_policy(
+        for step in update_policy(
             policy.model,
             policy.frozen_reference,
             policy.optimiser,
@@ -155,7 +155,7 @@ def update_weights(
             iteration=iteration,
             steps_done=(iteration - 1) * num_steps,
         ):
-            steps.append(report)
+            steps.append(step)
             runtime.reporter.stage_progress(len(steps), num_steps)
         checkpoint = policy.save_as(iteration)
         report = UpdateReport(
@@ -204,7 +204,8 @@ def evaluate_policy(run: str, iteration: int, policy: StageRecord | None) -> Sta
             artifacts.write_records(key, f"answers_{report.mode}", EvaluationAnswer, answers)
             for report, answers in results
         ]
-        return StageOutput(files, evaluation_rows(run, iteration, results))
+        changes = {} if iteration else {"policy_sha256": runtime.policy.sha256()}
+        return StageOutput(files, evaluation_rows(run, iteration, results), changes)
 
     upstream = [policy or runtime.base_fingerprint, runtime.index_fingerprint]
     record = runtime.perform("evaluate", iteration, upstream, work)

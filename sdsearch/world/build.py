@@ -19,7 +19,7 @@ from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
 from sdsearch.world import load_passages, load_questions
-from sdsearch.world.architecture import make_mini_model
+from sdsearch.world.architecture import make_mini_model, sharpen
 from sdsearch.world.demonstrations import (
     MAX_OBSERVATION_TOKENS,
     MAX_SEARCHES,
@@ -44,6 +44,7 @@ from sdsearch.world.tokenizer import train_tokenizer
 
 NUM_STEPS = 5000
 _PEAK_RATE = 2e-3
+_SHARPNESS = 1.3
 _TOKENS_PER_BATCH = 2500
 _DEMONSTRATIONS_PER_CHUNK = 600
 _NUM_PROBED = 200
@@ -76,7 +77,7 @@ class MiniFigures(NamedTuple):
 def build_mini(
     seed: int, progress: Callable[[BuildProgress], None], num_steps: int = NUM_STEPS
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, MiniFigures]:
-    """Build the mini policy; the same seed and number of threads give the same weights."""
+    """Build the mini policy; the same seed, machine and number of threads give the same weights."""
     progress(BuildProgress("world", 0, 1, None))
     world, passages = load_marked_world(), load_passages()
     retriever = make_retriever(passages)
@@ -87,6 +88,7 @@ def build_mini(
     stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
     final_loss = _train(model, stage, plans, seed, progress, num_steps)
+    sharpen(model, _SHARPNESS)
     return model, tokenizer, measure_mini(model, tokenizer, world, passages, seed, progress, final_loss)
 
 

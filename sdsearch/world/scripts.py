@@ -106,12 +106,12 @@ def write_script(book: QueryBook, plan: Plan, random: Random, max_searches: int)
     return Script(tuple(turns), plan.golden_answers[0])
 
 
-def follow_queries(book: QueryBook, plan: Plan, candidates: Sequence[ScriptedTurn]) -> Script:
+def follow_queries(book: QueryBook, plan: Plan, turns: Sequence[ScriptedTurn]) -> Script:
     """Repeat given searches and answer from them: rightly when the last hop's evidence came, else a guess."""
-    read = {hit for turn in candidates for hit in turn.hits}
+    read = {hit for turn in turns for hit in turn.hits}
     right = all(read & hop.gold for hop in plan.hops)
-    answer = plan.golden_answers[0] if right else _guess(book, plan, candidates)
-    return Script(tuple(candidates), answer)
+    answer = plan.golden_answers[0] if right else _guess(book, plan, turns)
+    return Script(tuple(turns), answer)
 
 
 def _try_once(queries: HopQueries, past: Sequence[ScriptedTurn], random: Random) -> ScriptedTurn:

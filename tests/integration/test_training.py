@@ -141,9 +141,7 @@ def test_lora_without_kl(workspace: Path) -> None:
     ]
 
 
-def test_plain_grpo_builds_no_block_and_makes_no_teacher_pass(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_grpo_builds_no_block_and_makes_no_teacher_pass(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdsearch.teacher.read_logprobs", None)
     train(workspace, "grpo", quick("distillation.enabled=false", "iterations=2"))
     for table in ("hindsight_blocks", "teacher_targets", "query_credit"):

@@ -42,10 +42,9 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded sequences; padding is told by length, never by the pad id."""
+    """Right-padded sequences; what is padding is known by length, never by the pad id."""
 
     input_ids_BT: Tensor
-    lengths_B: Tensor
     read_rows_N: Tensor
     read_columns_N: Tensor
     targets_N: Tensor
@@ -62,21 +61,17 @@ class TokenBatch:
         targets = [token for sequence in sequences for token in sequence.targets]
         return TokenBatch(
             input_ids_BT.to(device),
-            torch.tensor(lengths, device=device),
             torch.tensor(rows, device=device),
             torch.tensor(columns, device=device),
             torch.tensor(targets, device=device),
         )
 
     def hidden_at_reads(self, model: nn.Module) -> Tensor:
-        """Run the backbone and return the hidden states (N, D) that predict the read tokens."""
-        columns_T = torch.arange(self.input_ids_BT.shape[1], device=self.input_ids_BT.device)
-        output = backbone(model)(
-            input_ids=self.input_ids_BT,
-            attention_mask=(columns_T < self.lengths_B[:, None]).long(),
-            position_ids=columns_T.expand_as(self.input_ids_BT),
-            use_cache=False,
-        )
+        """Run the backbone and return the hidden states (N, D) that predict the read tokens.
+
+        No mask is needed: padding stands on the right, where causal attention never looks from a real token.
+        """
+        output = backbone(model)(input_ids=self.input_ids_BT, use_cache=False)
         return output.last_hidden_state[self.read_rows_N, self.read_columns_N]
 
 

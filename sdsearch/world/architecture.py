@@ -95,12 +95,3 @@ def _match(attention: torch.nn.Module, head: int, read_query: Tensor, read_key: 
 def _pass_on(attention: torch.nn.Module, head: int, read: Tensor, write: Tensor, gain: float) -> None:
     attention.v_proj.weight[_rows(head)] = read
     attention.o_proj.weight[:, _rows(head)] = gain * write
-
-
-@torch.no_grad()
-def sharpen(model: LlamaForCausalLM, factor: float) -> None:
-    """Multiply all logits by `factor`, in place: sampling at temperature 1 becomes what 1 / factor was before.
-
-    A model this small spreads some mass over wrong tokens everywhere; over a rollout's fifty tokens that adds up.
-    """
-    model.model.norm.weight.mul_(factor)

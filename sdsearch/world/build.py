@@ -19,7 +19,7 @@ from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
 from sdsearch.world import load_passages, load_questions
-from sdsearch.world.architecture import make_mini_model, sharpen
+from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
     MAX_OBSERVATION_TOKENS,
     MAX_SEARCHES,
@@ -44,11 +44,10 @@ from sdsearch.world.tokenizer import train_tokenizer
 
 NUM_STEPS = 5000
 _PEAK_RATE = 2e-3
-_SHARPNESS = 1.3
 _TOKENS_PER_BATCH = 2500
 _DEMONSTRATIONS_PER_CHUNK = 600
 _NUM_PROBED = 200
-_NUM_BLOCK_QUESTIONS = 400
+_NUM_BLOCK_QUESTIONS = 200
 _EARLY_SHARE = 0.12
 _EARLY_MIX: dict[DemonstrationKind, float] = {"query_only": 0.3, "opening": 0.4, "one_hop": 0.3}
 _MIX: dict[DemonstrationKind, float] = {"plain": 0.5, "natural": 0.2, "critical": 0.15, "opening": 0.15}
@@ -88,7 +87,6 @@ def build_mini(
     stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
     final_loss = _train(model, stage, plans, seed, progress, num_steps)
-    sharpen(model, _SHARPNESS)
     return model, tokenizer, measure_mini(model, tokenizer, world, passages, seed, progress, final_loss)
 
 

@@ -22,7 +22,7 @@ from schemas.rollout import Answer, Search
 from sdsearch.parsing import parse_action
 from sdsearch.prompting import render_documents, render_prompt
 from sdsearch.tokens import decode, encode_foreign
-from sdsearch.world.architecture import make_mini_model, sharpen
+from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
     MAX_OBSERVATION_TOKENS,
     Demonstration,
@@ -142,14 +142,6 @@ def test_fresh_weights_copy_what_followed_a_token_before() -> None:
     first_time = (guessed_BT[:, 1:38] == ids_BT[:, 2:39]).float().mean()
     assert copied > 0.3, "chance is 1/510"
     assert first_time < 0.05
-
-
-def test_sharpening_is_a_lower_temperature() -> None:
-    model = make_mini_model(64, 0, 1, seed=0).eval()
-    ids_BT = torch.tensor([[5, 9, 23, 5]])
-    before_BTV = model(input_ids=ids_BT).logits.detach()
-    sharpen(model, 1.3)
-    torch.testing.assert_close(model(input_ids=ids_BT).logits.detach(), before_BTV * 1.3, rtol=1e-5, atol=1e-6)
 
 
 def test_renaming_is_consistent_and_keeps_the_shape_of_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from schemas.errors import UserError
 from schemas.question import Question
 from sdsearch.seeds import derive_seed
 
@@ -14,7 +15,7 @@ def questions_of(iteration: int, questions: Sequence[Question], per_iteration: i
     ValueError when an iteration wants more questions than there are.
     """
     if per_iteration > len(questions):
-        raise ValueError(
+        raise UserError(
             f"data.questions_per_iteration is {per_iteration}, but the split has only {len(questions)} questions"
         )
     start = (iteration - 1) * per_iteration

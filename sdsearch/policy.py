@@ -12,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from schemas.errors import UserError
+
 Tuning = Literal["full", "lora"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -21,7 +23,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"no tokenizer could be read from '{folder}': {str(error).splitlines()[0]}; "
             "point model.path at a folder that save_pretrained wrote for both model and tokenizer"
         ) from error
@@ -35,7 +37,7 @@ def load_model(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> Pre
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=_DTYPES[dtype], attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"no model could be read from '{folder}': {str(error).splitlines()[0]}; "
             "point model.path at a folder that save_pretrained wrote, or at a hub name that this machine can reach"
         ) from error

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from schemas.errors import UserError
 from schemas.passage import SearchHit
 from schemas.rollout import MalformedReason, Observation
 from sdsearch.tokens import encode, encode_foreign
@@ -64,7 +65,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     head, mark, tail = rendered.partition(_BODY_MARK)
     if not mark:
-        raise ValueError("the tokenizer's chat template drops the user's message; choose another model folder")
+        raise UserError("the tokenizer's chat template drops the user's message; choose another model folder")
     return head, tail
 
 

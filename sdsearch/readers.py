@@ -14,6 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.errors import UserError
 from schemas.passage import Passage
 from schemas.question import Question
 
@@ -21,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 Row = Mapping[str, Any]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data file that cannot be used as it is; the message says where, what was got and what to do."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from schemas.config import Settings
+from schemas.errors import UserError
 from schemas.update import StepReport
 from sdsearch.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
@@ -20,7 +21,7 @@ from sdsearch.policy import head, reference_weights, trainable_parameters
 from sdsearch.seeds import derive_seed
 
 
-class NonFiniteUpdateError(RuntimeError):
+class NonFiniteUpdateError(UserError):
     """A loss or gradient is NaN or infinite; the step was refused and the weights are as before it."""
 
 

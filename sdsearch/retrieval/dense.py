@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import faiss
 import numpy as np
 
+from schemas.errors import UserError
 from schemas.passage import Passage, SearchHit
 from sdsearch.retrieval.ports import Encoder, RetrieverDownError
 
@@ -62,7 +63,7 @@ def build_index(passages: Sequence[Passage], encoder: Encoder) -> faiss.Index:
     Raises ValueError for an empty corpus.
     """
     if not passages:
-        raise ValueError("the corpus is empty: an index needs one passage or more; check the corpus file")
+        raise UserError("the corpus is empty: an index needs one passage or more; check the corpus file")
     index = faiss.IndexFlatIP(encoder.encode([passages[0].contents], "passage").shape[1])
     for start in range(0, len(passages), _BATCH):
         texts = [passage.contents for passage in passages[start : start + _BATCH]]

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.base import hash_json
+from schemas.errors import UserError
 from sdsearch.retrieval.ports import TextKind
 
 
@@ -46,13 +47,13 @@ class HFEncoder:
         """Load a folder or hub name; raises ValueError when there is no model or no tokenizer."""
         torch_dtype = getattr(torch, dtype, None)
         if not isinstance(torch_dtype, torch.dtype):
-            raise ValueError(f"encoder '{path}': dtype '{dtype}' is unknown; choose float32, bfloat16 or float16")
+            raise UserError(f"encoder '{path}': dtype '{dtype}' is unknown; choose float32, bfloat16 or float16")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModel.from_pretrained(path, dtype=torch_dtype).to(device)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"encoder '{path}' cannot be loaded ({reason}); expected a save_pretrained folder with a tokenizer, "
                 "or the name of a public model"
             ) from error

@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from schemas.base import hash_json
+from schemas.errors import UserError
 from sdsearch.retrieval.ports import TextKind
 
 # Words of one letter count: a chemical symbol may be all that a query has to go by.
@@ -68,7 +69,7 @@ class LexicalEncoder:
         try:
             counts_NW = counter.fit_transform(texts)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"the corpus's {len(texts)} passages hold no word to search by; check the corpus file"
             ) from error
         num_texts, num_words = counts_NW.shape
@@ -191,12 +192,12 @@ def _folding(num_words: int, settings: LexicalSettings) -> sp.csr_matrix | None:
 
 def _check(settings: LexicalSettings) -> None:
     if settings.k1 < 0 or not 0 <= settings.b <= 1 or settings.dimensions_per_word < 1:
-        raise ValueError(
+        raise UserError(
             f"lexical encoder: k1={settings.k1}, b={settings.b}, dimensions_per_word={settings.dimensions_per_word}; "
             "expected k1 >= 0, 0 <= b <= 1 and at least one dimension a word"
         )
     if settings.num_dimensions is not None and settings.num_dimensions <= settings.dimensions_per_word:
-        raise ValueError(
+        raise UserError(
             f"lexical encoder: num_dimensions is {settings.num_dimensions}, expected more than dimensions_per_word "
             f"({settings.dimensions_per_word}), or None for one dimension a word"
         )

@@ -8,12 +8,13 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import UserError
 from schemas.passage import SearchHit
 
 TextKind = Literal["query", "passage"]
 
 
-class RetrieverDownError(RuntimeError):
+class RetrieverDownError(UserError):
     """The retriever could not answer: an error of the run, never an empty result that is trained on."""
 
 

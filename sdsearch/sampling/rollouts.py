@@ -8,6 +8,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from schemas.errors import UserError
 from schemas.question import Question
 from schemas.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from sdsearch.parsing import make_generation, parse_action
@@ -114,7 +115,7 @@ class RolloutLoop:
     def _prompt(self, question: Question) -> PromptTokens:
         prompt = render_prompt(self.tokenizer, question.question, self.template)
         if len(prompt.token_ids) > self.limits.max_prompt_tokens:
-            raise ValueError(
+            raise UserError(
                 f"the prompt of question '{question.key}' has {len(prompt.token_ids)} tokens, at most "
                 f"{self.limits.max_prompt_tokens} are allowed; raise rollout.max_prompt_tokens or drop the question"
             )

@@ -6,6 +6,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final, Literal, get_args
 
+from schemas.errors import UserError
 from schemas.passage import Passage
 from schemas.question import Question
 from sdsearch.readers import read_passages, read_questions
@@ -30,5 +31,5 @@ def load_questions(split: str) -> list[Question]:
     Raises ValueError for a split that the world does not have.
     """
     if split not in get_args(Split):
-        raise ValueError(f"the embedded world has no split '{split}'; choose one of {', '.join(get_args(Split))}")
+        raise UserError(f"the embedded world has no split '{split}'; choose one of {', '.join(get_args(Split))}")
     return list(read_questions(files(__name__) / "data" / f"questions_{split}.jsonl", DATASET, split))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,6 +25,9 @@ from flows.server import (
 from flows.terminal import print_line
 from storage.workspace import Workspace
 
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
 _DEPLOYMENT = "train"
 # Prefect looks for new runs every 10 seconds otherwise.
 _POLL_FREQUENCY_S = "1"
@@ -41,8 +45,11 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
     with ExitStack() as stack:
         with console.status("loading the libraries and a Prefect server"):
             server = stack.enter_context(_server(port, workspace))
+            deployment = _register(workspace)
         _announce(server, workspace, console)
-        _serve_deployment(workspace)
+        from prefect import serve as serve_deployments
+
+        serve_deployments(deployment, print_starting_message=False)
 
 
 def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:
@@ -69,8 +76,8 @@ def _announce(server: PrefectServer, workspace: Workspace, console: Console) -> 
         print_line(console, line)
 
 
-def _serve_deployment(workspace: Workspace) -> None:
-    from prefect import serve as serve_deployments
+def _register(workspace: Workspace) -> RunnerDeployment:
+    """Make the deployment known to the server, so that it can be run from the first announced moment."""
     from prefect.types.entrypoint import EntrypointType
 
     from flows.orchestration import train_flow
@@ -83,4 +90,5 @@ def _serve_deployment(workspace: Workspace) -> None:
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     assert not isinstance(deployment, Coroutine), "to_deployment answers at once outside an event loop"
-    serve_deployments(deployment, print_starting_message=False)
+    deployment.apply()
+    return deployment

@@ -21,7 +21,7 @@ from storage.workspace import Workspace
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 _LOG = "prefect-server"
-_START_DEADLINE_S = 180.0
+_START_DEADLINE_S = 300.0
 _STOP_DEADLINE_S = 10.0
 _ANSWER_DEADLINE_S = 10.0
 _FLUSH_DEADLINE_S = 5.0

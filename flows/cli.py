@@ -178,6 +178,17 @@ def mini_build(
     build(out, seed, _console())
 
 
+@mini_app.command("measure")
+def mini_measure(
+    policy: Annotated[str, typer.Argument(help="Folder of the policy; 'mini' is the shipped one.")] = "mini",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the questions and the sampling.")] = 0,
+) -> None:
+    """Print what a mini policy can do: plain, on invented names, and with each kind of hindsight block."""
+    from flows.mini import measure
+
+    measure(policy, seed, _console())
+
+
 @index_app.command("build")
 def index_build(
     config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = _HOME

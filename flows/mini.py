@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.errors import UserError
+from flows.policies import model_folder
 from flows.terminal import format_seconds, make_table, print_line
-from sdsearch.world.build import BuildProgress, MiniFigures, build_mini
+from sdsearch.policy import load_model, load_tokenizer
+from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
 from sdsearch.world.probe import Estimate
 from storage.manifest import MANIFEST, write_folder_atomic
 
@@ -29,6 +32,8 @@ def build(folder: Path, seed: int, console: Console) -> None:
     target = folder.expanduser().resolve()
     _check_target(target)
     started = time.monotonic()
+    # The number of threads decides the last bits of sums, and so the weights: the shipped ones were made with one.
+    torch.set_num_threads(1)
     with _progress(console) as show:
         model, tokenizer, figures = build_mini(seed, show)
 
@@ -43,6 +48,16 @@ def build(folder: Path, seed: int, console: Console) -> None:
     print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
     print_figures(figures, console)
     print_line(console, f"try it: sdsearch evaluate --policy {shlex.quote(str(target))}")
+
+
+def measure(folder: str, seed: int, console: Console) -> None:
+    """Print what a mini policy can do; raises UserError for a folder that holds none."""
+    torch.set_num_threads(1)
+    path = model_folder(folder)
+    model, tokenizer = load_model(path, "float32"), load_tokenizer(path)
+    with _progress(console) as show:
+        figures = measure_mini(model, tokenizer, seed, show)
+    print_figures(figures, console)
 
 
 def print_figures(figures: MiniFigures, console: Console) -> None:

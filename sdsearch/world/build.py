@@ -29,7 +29,7 @@ from sdsearch.world.demonstrations import (
     make_demonstration,
     turn_text,
 )
-from sdsearch.world.markup import MarkedWorld, NameSource, Plan, load_marked_world, unmark
+from sdsearch.world.markup import NameSource, Plan, load_marked_world, unmark
 from sdsearch.world.pretrain import Batch, bucket, pretrain
 from sdsearch.world.probe import (
     BlockFigures,
@@ -70,7 +70,6 @@ class MiniFigures(NamedTuple):
     renamed_greedy: PlainFigures
     renamed_sampled: PlainFigures
     blocks: BlockFigures
-    final_loss: float
 
 
 def build_mini(
@@ -86,8 +85,8 @@ def build_mini(
     tokenizer = train_tokenizer(_tokenizer_texts(passages, plans, book, Random(derive_seed(seed, "tokenizer"))))
     stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
-    final_loss = _train(model, stage, plans, seed, progress, num_steps)
-    return model, tokenizer, measure_mini(model, tokenizer, world, passages, seed, progress, final_loss)
+    _train(model, stage, plans, seed, progress, num_steps)
+    return model, tokenizer, measure_mini(model, tokenizer, seed, progress)
 
 
 def make_retriever(passages: Sequence[Passage]) -> Retriever:
@@ -111,15 +110,12 @@ def make_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, retri
 def measure_mini(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    world: MarkedWorld,
-    passages: Sequence[Passage],
     seed: int,
     progress: Callable[[BuildProgress], None],
-    final_loss: float,
 ) -> MiniFigures:
     """Measure the policy on dev questions: as they are, with invented names, and with hindsight blocks."""
     progress(BuildProgress("figures", 0, 3, None))
-    dev = load_questions("dev")
+    world, passages, dev = load_marked_world(), load_passages(), load_questions("dev")
     questions = fixed_sample(dev, _NUM_PROBED, seed)
     loop = make_loop(model, tokenizer, make_retriever(passages))
     greedy, sampled = (measure_plain(loop, questions, mode, seed) for mode in ("greedy", "sampled"))
@@ -129,7 +125,7 @@ def measure_mini(
     renamed_greedy, renamed_sampled = (measure_plain(elsewhere, renamed, mode, seed) for mode in ("greedy", "sampled"))
     progress(BuildProgress("figures", 2, 3, None))
     blocks = measure_blocks(loop, model, fixed_sample(dev, _NUM_BLOCK_QUESTIONS, seed), seed)
-    return MiniFigures(greedy, sampled, renamed_greedy, renamed_sampled, blocks, final_loss)
+    return MiniFigures(greedy, sampled, renamed_greedy, renamed_sampled, blocks)
 
 
 def _tokenizer_texts(
@@ -152,16 +148,12 @@ def _train(
     seed: int,
     progress: Callable[[BuildProgress], None],
     num_steps: int,
-) -> float:
-    """Train in place; return the mean loss of the last tenth of the steps."""
+) -> None:
+    """Train in place."""
     torch.manual_seed(seed)
     batches = _batches(stage, plans, Random(derive_seed(seed, "demonstrations")), int(_EARLY_SHARE * num_steps))
-    tail: list[float] = []
     for report in pretrain(model, batches, num_steps, _PEAK_RATE):
         progress(BuildProgress("training", report.step, num_steps, report.loss))
-        if report.step > 0.9 * num_steps:
-            tail.append(report.loss)
-    return sum(tail) / max(1, len(tail))
 
 
 def _batches(stage: Stage, plans: Sequence[Plan], random: Random, num_early: int) -> Iterator[Batch]:

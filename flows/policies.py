@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.config import Settings
+from schemas.errors import UserError
 from schemas.ledger import ArtifactRef
 from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from sdsearch.policy import load_model, load_tokenizer, trainable_parameters, with_lora
@@ -17,12 +19,12 @@ from storage.checkpoints import CheckpointStore
 from storage.tensors import load_tensors, save_tensors, tensors_sha256
 
 _OPTIMISER_FILE = "optimiser.safetensors"
-MINI_FOLDER = Path(__file__).parent.parent / "sdsearch" / "world" / "mini"
+_MINI_FOLDER = Path(str(files("sdsearch.world") / "mini"))
 
 
 def model_folder(path: str) -> str:
     """Return the folder or hub name of `model.path`; 'mini' is the shipped mini policy."""
-    return str(MINI_FOLDER) if path == "mini" else path
+    return str(_MINI_FOLDER) if path == "mini" else path
 
 
 def model_fingerprint(path: str) -> str:
@@ -34,6 +36,18 @@ def model_fingerprint(path: str) -> str:
     for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".bin", ".model")):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def check_device(device: str) -> None:
+    """Raise UserError when torch cannot put a tensor on the device here."""
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises AssertionError.
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.device '{device}' cannot be used on this machine ({reason}); set model.device = 'cpu', or run "
+            "where the device is"
+        ) from error
 
 
 class LivePolicy:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.index import open_retriever
-from flows.policies import LivePolicy, model_fingerprint, set_threads
+from flows.policies import LivePolicy, check_device, model_fingerprint, set_threads
 from flows.report import Reporter
 from schemas.base import Record, hash_json
 from schemas.config import Settings
@@ -75,6 +75,15 @@ class Runtime:
         self.run = run
         self.stores = stores
         self.reporter = reporter
+
+    def prepare(self) -> None:
+        """Load what the settings name; UserError or StorageError for what cannot be used, before anything is done."""
+        check_device(self.settings.model.device)
+        for split in (self.settings.data.train_split, self.settings.evaluation.split):
+            self.questions(split)
+        if not self.stores.checkpoints.versions(self.run):
+            self.policy.move_to(0)
+        _ = self.policy, self._retriever
 
     @cached_property
     def policy(self) -> LivePolicy:

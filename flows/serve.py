@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -42,6 +43,8 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
     workspace = Workspace.open(folder)
     set_environment()
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", _POLL_FREQUENCY_S)
+    # Prefect's own handler of SIGTERM forgets to await this; leaving the runner's context stops the runs all the same.
+    warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited", category=RuntimeWarning)
     with ExitStack() as stack:
         with console.status("loading the libraries and a Prefect server"):
             server = stack.enter_context(_server(port, workspace))

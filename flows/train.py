@@ -55,9 +55,13 @@ def drive(
     """
     validate_run_name(run)
     with RunLock(stores.workspace, run):
-        record = stores.ledger.get_run(run) if resume else _claim_run(stores, run, settings)
-        settings = Settings.model_validate_json(record.settings_json)
-        with open_runtime(settings, run, stores, reporter):
+        record = stores.ledger.get_run(run) if resume else _known_run(stores, run, settings)
+        settings = Settings.model_validate_json(record.settings_json) if record else settings
+        assert settings is not None, "a new run has settings"
+        with open_runtime(settings, run, stores, reporter) as runtime:
+            # A model, a question or a corpus that cannot be used leaves no run behind.
+            runtime.prepare()
+            record = record or _new_run(stores, run, settings)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = max(1, record.iterations_done)
             policy = _update_of(stores, run, first - 1)
@@ -105,13 +109,13 @@ def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: 
     stores.checkpoints.prune(run, keep={*newest, *best})
 
 
-def _claim_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord:
-    """Return the run's record, made new when the name is free."""
+def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:
+    """Return the record of a run with these settings, None when the name is free."""
     assert settings is not None, "a new run has settings"
     try:
         record = stores.ledger.get_run(run)
     except RunNotFoundError:
-        return _new_run(stores, run, settings)
+        return None
     if record.settings_hash == settings.content_hash():
         return record
     changes = ", ".join(_differences(json.loads(record.settings_json), settings.model_dump(mode="json")))

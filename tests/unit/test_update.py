@@ -1,0 +1,158 @@
+"""The update's steps: refused when not finite, resumed from stored tensors, order and rates by seed and step."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from schemas.config import Settings, UpdateSettings
+from sdsearch.batching import TokenSequence
+from sdsearch.loss import TrainingRollout, accumulate_gradient, weigh
+from sdsearch.optimiser import learning_rate_at, load_optimiser_state, make_optimiser, optimiser_state
+from sdsearch.policy import trainable_parameters, with_lora
+from sdsearch.update import NonFiniteUpdateError, score_once, update_policy
+from tests.builders import make_model
+
+NO_TARGETS = (torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+
+
+def settings_of(**update: object) -> Settings:
+    return Settings(
+        model={"path": "none"},
+        iterations=4,
+        data={"questions_per_iteration": 2},
+        rollout={"group_size": 3},
+        update={"learning_rate": 1e-2, "rollouts_per_step": 3, **update},
+        distillation={"enabled": False},
+    )
+
+
+def make_rollouts(seed: int = 0, logprob: float = -3.0) -> list[TrainingRollout]:
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = []
+    for index, advantage in enumerate([1.0, -0.5, -0.5, 0.7, -0.7, 0.0]):
+        tokens = torch.randint(0, 400, (12 + 3 * index,), generator=generator).tolist()
+        reads = tuple(range(1, len(tokens), 2))
+        sequence = TokenSequence((5, 6, 7), tuple(tokens), reads)
+        rollouts.append(TrainingRollout(f"r{index}", sequence, (logprob,) * len(reads), advantage, (), *NO_TARGETS))
+    return rollouts
+
+
+def steps(model: torch.nn.Module, optimiser: object, settings: Settings, iteration: int, done: int) -> list:
+    reference = make_model(seed=9)
+    rollouts = make_rollouts(iteration)
+    return list(update_policy(model, reference, optimiser, rollouts, settings, iteration=iteration, steps_done=done))
+
+
+def test_stored_tensors_continue_the_run_bit_for_bit() -> None:
+    settings = settings_of(weight_decay=0.01)
+    model = make_model()
+    optimiser = make_optimiser(model, settings.update)
+    steps(model, optimiser, settings, 1, 0)
+    stored = {name: tensor.clone() for name, tensor in optimiser_state(model, optimiser).items()}
+    again = copy.deepcopy(model)
+    fresh = make_optimiser(again, settings.update)
+    load_optimiser_state(again, fresh, stored)
+    first, second = steps(model, optimiser, settings, 2, 2), steps(again, fresh, settings, 2, 2)
+    assert first == second
+    assert [report.step for report in first] == [3, 4]
+    for name, parameter in trainable_parameters(model).items():
+        assert torch.equal(parameter, trainable_parameters(again)[name]), name
+    with pytest.raises(ValueError, match="does not fit"):
+        load_optimiser_state(again, fresh, {name: t for name, t in stored.items() if "norm" not in name})
+
+
+def test_a_step_that_is_not_finite_is_refused() -> None:
+    settings = settings_of(rollouts_per_step=6)
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    rollouts = make_rollouts()
+    rollouts[0] = TrainingRollout("bad", rollouts[0].sequence, (float("-inf"),) * 6, 1.0, (), *NO_TARGETS)
+    optimiser = make_optimiser(model, settings.update)
+    with pytest.raises(NonFiniteUpdateError, match=r"the last checkpoint is intact.*Rollouts of the step: .*bad"):
+        list(
+            update_policy(
+                model,
+                make_model(seed=9),
+                optimiser,
+                rollouts,
+                settings_of(rollouts_per_step=6),
+                iteration=1,
+                steps_done=0,
+            )
+        )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_positive_advantage_makes_tokens_likelier() -> None:
+    settings = settings_of(rollouts_per_step=6, learning_rate=1e-3)
+    model = make_model()
+    rollouts = make_rollouts(logprob=0.0)
+    good = rollouts[0]
+    alone = [TrainingRollout("good", good.sequence, good.sampled_logprobs, 1.0, (), *NO_TARGETS)]
+
+    def logprob() -> float:
+        with torch.no_grad():
+            ids = torch.tensor([[5, 6, 7, *good.sequence.token_ids]])
+            logprobs = torch.log_softmax(model(input_ids=ids).logits[0], -1)
+            return float(sum(logprobs[2 + read, good.sequence.token_ids[read]] for read in good.sequence.reads))
+
+    before = logprob()
+    optimiser = make_optimiser(model, settings.update)
+    on_policy = [
+        TrainingRollout("good", good.sequence, tuple(values.tolist()), 1.0, (), *NO_TARGETS)
+        for values in [score_once(model, make_model(), alone, settings)[0].reference_N]
+    ]
+    list(update_policy(model, make_model(), optimiser, on_policy, settings, iteration=1, steps_done=0))
+    assert logprob() > before
+
+
+def test_tokens_that_are_not_read_get_no_gradient() -> None:
+    """Changing what the environment wrote after the last read, or its own prediction, changes nothing."""
+    settings = settings_of()
+    model = make_model()
+    sequence = TokenSequence((5, 6), (10, 11, 12, 13, 14), (0, 1))
+    longer = TokenSequence((5, 6), (10, 11, 200, 201, 202), (0, 1))
+    gradients = []
+    for candidate in (sequence, longer):
+        rollout = TrainingRollout("r", candidate, (-2.0, -2.0), 1.0, (), *NO_TARGETS)
+        model.zero_grad()
+        accumulate_gradient(
+            model, weigh(score_once(model, make_model(), [rollout], settings), settings.grpo), settings, 0.0
+        )
+        gradients.append({n: p.grad.clone() for n, p in trainable_parameters(model).items()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_lora_trains_the_adapters_alone_and_its_reference_is_the_base() -> None:
+    settings = settings_of()
+    base = make_model()
+    model = with_lora(make_model(), 4, 8.0, "all-linear", seed=3)
+    optimiser = make_optimiser(model, settings.update)
+    list(update_policy(model, None, optimiser, make_rollouts(), settings, iteration=1, steps_done=0))
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7, 8]])
+        tuned = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert not torch.allclose(tuned, base(input_ids=torch.tensor([[5, 6, 7, 8]])).logits)
+    assert all("lora" in name for name in trainable_parameters(model))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]), ("cosine", None)],
+)
+def test_learning_rates(schedule: str, expected: list[float] | None) -> None:
+    settings = UpdateSettings(learning_rate=1.0, warmup_steps=2, schedule=schedule)
+    rates = [learning_rate_at(step, 6, settings) for step in range(1, 7)]
+    if expected:
+        assert rates == expected
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[2:]))
+    assert rates[-1] > 0

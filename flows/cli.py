@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -48,16 +49,22 @@ _HOME = Path("workspace")
 
 
 def main() -> None:
-    """Run the command line; errors that people can mend are one line and exit code 2."""
+    """Run the command line with the process's arguments, and end the process."""
+    _leave(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors that people can mend are one line and 2."""
     for name, value in _LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        app()
+        app(list(arguments), prog_name="sdsearch")
     except PEOPLES_ERRORS as error:
         print_line(Console(stderr=True), f"error: {error}")
-        _leave(_EXIT_USER_ERROR)
+        return _EXIT_USER_ERROR
     except SystemExit as end:
-        _leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
 
 
 @app.command()

@@ -54,7 +54,7 @@ def format_value(value: object) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration as people read it, such as 4.2 s, 3 min 10 s or 2 h 5 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -200,7 +200,7 @@ def mini_measure(
 def index_build(
     config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = _HOME
 ) -> None:
-    """Build the search index that the settings name, where it is not there yet or damaged."""
+    """Build the search index that the settings name; one that is there is replaced."""
     from flows.settings import load_settings
 
     settings = load_settings(config, overrides or [])

@@ -33,10 +33,10 @@ _REPORTERS: list[Reporter] = []
 
 def _as_task(stage: Stage, tag: str) -> Stage:
     name = stage.__name__.replace("_", " ")
+    # No tags: Prefect asks its server for a concurrency slot for each tag of a task, which takes two seconds.
     as_task = task(
         name=name,
         task_run_name=f"{tag} {{iteration}}",
-        tags=[f"sdsearch-{tag}"],
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=0,

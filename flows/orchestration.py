@@ -5,8 +5,11 @@ Tasks pass small records, cache nothing and retry nothing: the ledger is the one
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from uuid import UUID
 
@@ -18,6 +21,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.iteration import PLAIN, Stage, Stages, iterate
 from flows.report import Reporter, SilentReporter
@@ -29,6 +33,7 @@ from schemas.ledger import StageRecord
 
 _SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
 _REPORTERS: list[Reporter] = []
+logger = logging.getLogger(__name__)
 
 
 def _as_task(stage: Stage, tag: str) -> Stage:
@@ -71,8 +76,8 @@ def train_flow(
     stores = open_stores(folder, settings)
     name = run or new_run_name(config)
     reporter = _REPORTERS[-1] if _REPORTERS else SilentReporter()
-    shown = _Shown(stores, name, settings)
-    return drive(settings, name, stores, reporter, shown.iterate_once, TASKS.evaluate_policy, resume=resume)
+    with _Shown(stores, name, settings) as shown:
+        return drive(settings, name, stores, reporter, shown.iterate_once, TASKS.evaluate_policy, resume=resume)
 
 
 def train_with_prefect(
@@ -87,7 +92,11 @@ def train_with_prefect(
 
 
 class _Shown:
-    """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts."""
+    """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts.
+
+    The figures are published by a thread beside the next iteration; what could not be published is counted and told
+    at the end, since a run must not fail for it.
+    """
 
     def __init__(self, stores: Stores, run: str, settings: Settings | None) -> None:
         self._stores = stores
@@ -97,17 +106,38 @@ class _Shown:
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
         self._progress_id = created
         self._num_iterations = settings.iterations if settings else stores.ledger.get_run(run).num_iterations
+        self._publisher = ThreadPoolExecutor(max_workers=1)
+        self._published: list[Future[None]] = []
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._publisher.shutdown(wait=True)
+        failed = [future for future in self._published if future.exception() is not None]
+        if failed:
+            logger.warning(
+                "the figures of %d iterations are not among Prefect's artifacts (%s); they are in the database",
+                len(failed),
+                failed[0].exception(),
+            )
 
     def iterate_once(
         self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
     ) -> StageRecord:
-        """Run the sub-flow, then publish its figures."""
-        record: StageRecord = iteration_flow(run, iteration, policy, evaluation_is_due)
+        """Run the sub-flow, then have its figures published."""
+        # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            record: StageRecord = iteration_flow(run, iteration, policy, evaluation_is_due)
         numbers = iteration_numbers(self._stores, run, iteration)
+        # The artifacts belong to this flow run, which the thread learns from the context.
+        self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
+        return record
+
+    def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
         table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]
         create_table_artifact(table, key=f"{self._key}-metrics", description=f"iteration {iteration}")
         lines = [f"| {name} | {numbers[name]:.4f} |" for name in _SHOWN if name in numbers]
-        markdown = "\n".join([f"## {run}, iteration {iteration}", "", "| metric | value |", "|---|---|", *lines])
+        markdown = "\n".join([f"## {self._run}, iteration {iteration}", "", "| metric | value |", "|---|---|", *lines])
         create_markdown_artifact(markdown, key=f"{self._key}-summary")
         update_progress_artifact(self._progress_id, 100.0 * iteration / self._num_iterations)
-        return record

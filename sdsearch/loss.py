@@ -61,8 +61,7 @@ class StepMember:
     """A rollout in a step, with its share of the step's means."""
 
     scored: ScoredRollout
-    policy_weight: float
-    kl_weight: float
+    policy_weight: float  # of each sampled token, in the policy loss and in the KL
     sd_weight: float
 
 
@@ -72,7 +71,7 @@ def weigh(scored: Sequence[ScoredRollout], grpo: GrpoSettings) -> list[StepMembe
     policy = policy_token_weights(counts, grpo.aggregation, grpo.constant_tokens)
     distilled = distillation_token_weights([len(item.rollout.distilled) for item in scored])
     return [
-        StepMember(item, policy_weight, policy_weight, sd_weight)
+        StepMember(item, policy_weight, sd_weight)
         for item, policy_weight, sd_weight in zip(scored, policy, distilled, strict=True)
     ]
 

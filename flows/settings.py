@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -17,10 +18,20 @@ from schemas.base import explain, nearest_name
 from schemas.config import Settings
 
 _SUFFIX = ".toml"
+_STUDY_PREFIX = "study_"
 
 
 def shipped_configs() -> list[str]:
     """Return the names of the settings files that come with the program, sorted."""
+    return [name for name in _shipped() if not name.startswith(_STUDY_PREFIX)]
+
+
+def shipped_studies() -> list[str]:
+    """Return the names of the study files that come with the program, sorted."""
+    return [name for name in _shipped() if name.startswith(_STUDY_PREFIX)]
+
+
+def _shipped() -> list[str]:
     names = (item.name for item in (files("flows") / "configs").iterdir())
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
@@ -37,7 +48,7 @@ def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
     An override is `a.b=c`; `c` is a TOML value, and a bare word is a string. Raises UserError, one line a problem,
     for a file that is not there or no TOML, unknown keys, wrong types and impossible combinations.
     """
-    values = _parse(_read(config), config)
+    values = read_toml(config, shipped_configs(), "settings")
     for override in overrides:
         _apply(values, override)
     source = f"{config} with --set" if overrides else config
@@ -47,32 +58,52 @@ def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
         raise UserError(explain(error, Settings, source)) from error
 
 
-def _read(config: str) -> bytes:
-    if config in shipped_configs():
-        return (files("flows") / "configs" / f"{config}{_SUFFIX}").read_bytes()
-    path = Path(config).expanduser()
+def setting_changes(stored_json: str, settings: Settings) -> str:
+    """Return `name: stored -> wanted` for each setting that differs from a run's stored ones, empty for none."""
+    return ", ".join(_differences(json.loads(stored_json), settings.model_dump(mode="json")))
+
+
+def _differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        names = [*stored, *(name for name in wanted if name not in stored)]
+        parts = [_differences(stored.get(n), wanted.get(n), f"{path}.{n}".lstrip(".")) for n in names]
+        return [line for part in parts for line in part]
+    return [] if stored == wanted else [f"{path}: {stored} -> {wanted}"]
+
+
+def read_toml(name: str, shipped: Sequence[str], kind: str) -> dict[str, Any]:
+    """Return the content of a TOML file: a shipped one's name, or a path. `kind` is what an error calls it.
+
+    Raises UserError for a file that is not there, cannot be read or is no TOML.
+    """
+    return _parse(_read(name, shipped, kind), name)
+
+
+def _read(name: str, shipped: Sequence[str], kind: str) -> bytes:
+    if name in shipped:
+        return (files("flows") / "configs" / f"{name}{_SUFFIX}").read_bytes()
+    path = Path(name).expanduser()
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(_not_found(config)) from error
+        raise UserError(_not_found(name, shipped, kind)) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character.
-        raise UserError(f"{config}: cannot be read ({error}); name a readable TOML file") from error
+        raise UserError(f"{name}: cannot be read ({error}); name a readable TOML file") from error
 
 
-def _not_found(config: str) -> str:
-    shipped = shipped_configs()
-    near = nearest_name(Path(config).name.removesuffix(_SUFFIX), shipped)
+def _not_found(name: str, shipped: Sequence[str], kind: str) -> str:
+    near = nearest_name(Path(name).name.removesuffix(_SUFFIX), list(shipped))
     hint = f"did you mean '{near}'? " if near else ""
-    return f"no settings file '{config}': {hint}give the path of a TOML file or one of {', '.join(shipped)}"
+    return f"no {kind} file '{name}': {hint}give the path of a TOML file or one of {', '.join(shipped)}"
 
 
-def _parse(content: bytes, config: str) -> dict[str, Any]:
+def _parse(content: bytes, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{config}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{config}: not TOML: {error}; mend that line") from error
+        raise UserError(f"{name}: not TOML: {error}; mend that line") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from flows.errors import UserError
 from flows.iteration import PLAIN, iterate
 from flows.report import Reporter
 from flows.runtime import Stores, open_runtime
+from flows.settings import setting_changes
 from schemas.config import Settings
 from schemas.ledger import RunRecord, RunStatus, StageRecord
 from storage.errors import RunNotFoundError
@@ -118,7 +117,7 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
         return None
     if record.settings_hash == settings.content_hash():
         return record
-    changes = ", ".join(_differences(json.loads(record.settings_json), settings.model_dump(mode="json")))
+    changes = setting_changes(record.settings_json, settings)
     raise UserError(
         f"run '{run}' exists with other settings ({changes}); choose another name with --run, or continue it as it is "
         f"with: sdsearch resume {run}"
@@ -143,15 +142,6 @@ def _new_run(stores: Stores, run: str, settings: Settings) -> RunRecord:
     )
     stores.ledger.create_run(record)
     return record
-
-
-def _differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
-    """Return `name: stored -> wanted` for each setting that differs."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        names = [*stored, *(name for name in wanted if name not in stored)]
-        parts = [_differences(stored.get(n), wanted.get(n), f"{path}.{n}".lstrip(".")) for n in names]
-        return [line for part in parts for line in part]
-    return [] if stored == wanted else [f"{path}: {stored} -> {wanted}"]
 
 
 def _update_of(stores: Stores, run: str, iteration: int) -> StageRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from sdsearch.retrieval.lexical import LexicalEncoder, LexicalSettings, recipe_h
 from sdsearch.world import corpus_file
 from storage.indexes import EncoderState, IndexUnusableError, load_index, save_index
 from storage.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,14 @@ class IndexSource:
     def neural_encoder(self) -> HFEncoder:
         settings = self._settings.encoder
         assert isinstance(settings, HFEncoderSettings), "a lexical encoder is fitted, not loaded"
-        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype"}))
-        return HFEncoder.from_pretrained(settings.path, options, device=settings.device, dtype=settings.dtype)
+        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype", "trust_remote_code"}))
+        return HFEncoder.from_pretrained(
+            settings.path,
+            options,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+        )
 
 
 def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[DenseRetriever, str]:
@@ -74,7 +83,9 @@ def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[D
     folder = workspace.indexes / source.fingerprint[:16]
     try:
         stored = load_index(folder, source.corpus_hash, source.encoder_hash)
-    except IndexUnusableError:
+    except IndexUnusableError as error:
+        if folder.exists():
+            logger.warning("the index is built again: %s", error)
         build_index_folder(source, settings, workspace)
         stored = load_index(folder, source.corpus_hash, source.encoder_hash)
     return DenseRetriever(

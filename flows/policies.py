@@ -13,12 +13,14 @@ from schemas.config import Settings
 from schemas.errors import UserError
 from schemas.ledger import ArtifactRef
 from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
-from sdsearch.policy import load_model, load_tokenizer, trainable_parameters, with_lora
+from sdsearch.policy import load_model, load_tokenizer, set_adapters, trainable_parameters, with_lora
 from sdsearch.seeds import derive_seed
 from storage.checkpoints import CheckpointStore
 from storage.tensors import load_tensors, save_tensors, tensors_sha256
 
+_ADAPTER_FILE = "adapter_model.safetensors"
 _OPTIMISER_FILE = "optimiser.safetensors"
+_READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 _MINI_FOLDER = Path(str(files("sdsearch.world") / "mini"))
 
 
@@ -33,7 +35,7 @@ def model_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return f"hub:{path}"
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".bin", ".model")):
+    for file in sorted(f for f in folder.iterdir() if f.suffix in _READ_SUFFIXES):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -58,7 +60,7 @@ class LivePolicy:
         self._run = run
         self._checkpoints = checkpoints
         self._base = model_folder(settings.model.path)
-        self.tokenizer = load_tokenizer(self._base)
+        self.tokenizer = load_tokenizer(self._base, settings.model.trust_remote_code)
         self.model: Any = None
         self.optimiser: Any = None
         self.frozen_reference: Any = self._load_reference()
@@ -106,20 +108,23 @@ class LivePolicy:
     def _load(self, folder: Path | None) -> Any:
         settings = self._settings.model
         if settings.tuning == "full":
-            return load_model(folder or self._base, settings.dtype)
-        base = load_model(self._base, settings.dtype)
-        if folder is not None:
-            from peft import PeftModel
-
-            return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+            return self._load_model(folder or self._base)
         targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
         seed = derive_seed(self._settings.seed, "lora") % 2**32
-        return with_lora(base, settings.lora_rank, settings.lora_alpha, targets, seed)
+        model = with_lora(self._load_model(self._base), settings.lora_rank, settings.lora_alpha, targets, seed)
+        if folder is not None:
+            # PEFT's own reader would open a pickled file where the other one is missing.
+            set_adapters(model, load_tensors(folder / _ADAPTER_FILE))
+        return model
+
+    def _load_model(self, folder: str | Path) -> Any:
+        settings = self._settings.model
+        return load_model(folder, settings.dtype, settings.trust_remote_code)
 
     def _load_reference(self) -> Any:
         if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
             return None
-        reference = load_model(self._base, self._settings.model.dtype).to(self._settings.model.device)
+        reference = self._load_model(self._base).to(self._settings.model.device)
         return reference.requires_grad_(False)
 
 

@@ -28,6 +28,9 @@ class ModelSettings(Record):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the weights.")
     device: str = Field(default="cpu", description="Torch device, such as cpu or cuda:0.")
     torch_threads: Positive = Field(default=2, description="Threads that torch uses on the CPU.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run the Python code that comes with a model folder; read that code first."
+    )
 
 
 class DataSettings(Record):
@@ -66,6 +69,9 @@ class HFEncoderSettings(Record):
     batch_size: Positive = Field(default=64, description="Texts a forward.")
     device: str = Field(default="cpu", description="Torch device.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Type of the weights.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run the Python code that comes with the encoder's folder; read that code first."
+    )
 
 
 EncoderSettings = Annotated[LexicalEncoderSettings | HFEncoderSettings, Field(discriminator="kind")]

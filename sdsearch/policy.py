@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import UserError
+from sdsearch.pretrained import open_model, open_tokenizer
 
 Tuning = Literal["full", "lora"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a model folder or hub name; ValueError when it has none or no pad token can be set."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer could be read from '{folder}': {str(error).splitlines()[0]}; "
-            "point model.path at a folder that save_pretrained wrote for both model and tokenizer"
-        ) from error
+def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a model folder or hub name, with a pad token; UserError when it has none."""
+    tokenizer = open_tokenizer(str(folder), "model", trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> PreTrainedModel:
-    """Open a causal language model for training; ValueError when the folder holds none."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=_DTYPES[dtype], attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no model could be read from '{folder}': {str(error).splitlines()[0]}; "
-            "point model.path at a folder that save_pretrained wrote, or at a hub name that this machine can reach"
-        ) from error
-    return model.eval()
+def load_model(
+    folder: str | Path, dtype: Literal["float32", "bfloat16"], trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Open a causal language model for training; UserError when the folder holds none that may be loaded."""
+    options = {"dtype": _DTYPES[dtype], "attn_implementation": "sdpa"}
+    return open_model(AutoModelForCausalLM, str(folder), "model", trust_remote_code=trust_remote_code, **options).eval()
 
 
 def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | list[str], seed: int) -> PeftModel:
@@ -50,6 +41,17 @@ def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | li
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def set_adapters(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give the adapters the weights that `save_pretrained` wrote; UserError for those of other adapters."""
+    result = set_peft_model_state_dict(model, dict(tensors))
+    foreign = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]
+    if foreign:
+        raise UserError(
+            f"the stored adapters are not those of these settings ({len(foreign)} tensors differ, the first is "
+            f"{foreign[0]}); use the model.lora_* settings that they were made with"
+        )
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:

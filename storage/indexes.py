@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -139,12 +140,21 @@ def load_index(folder: Path, corpus_hash: str, encoder_hash: str) -> StoredIndex
     _check_hash(folder, "encoder", manifest.encoder_hash, encoder_hash)
     for reference in manifest.files:
         _check_file(folder, reference)
+    try:
+        return _open_files(folder, manifest)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise IndexUnusableError(
+            f"{folder}: its files cannot be read ({reason}); delete the folder and build the index again"
+        ) from error
+
+
+def _open_files(folder: Path, manifest: IndexManifest) -> StoredIndex:
     # IO_FLAG_MMAP maps inverted lists only; this flag maps flat vectors too.
     vectors = faiss.read_index(str(folder / _VECTORS), faiss.IO_FLAG_MMAP_IFC)
+    description = json.loads((folder / _ENCODER_JSON).read_text(encoding="utf-8"))
     with np.load(folder / _ENCODER_ARRAYS, allow_pickle=False) as arrays:
-        encoder = EncoderState(
-            description=json.loads((folder / _ENCODER_JSON).read_text(encoding="utf-8")), arrays=dict(arrays)
-        )
+        encoder = EncoderState(description, dict(arrays))
     return StoredIndex(vectors, StoredPassages(folder / _PASSAGES), encoder, manifest)
 
 

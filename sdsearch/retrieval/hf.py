@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.base import hash_json
 from schemas.errors import UserError
+from sdsearch.pretrained import open_model, open_tokenizer
 from sdsearch.retrieval.ports import TextKind
 
 
@@ -42,21 +43,21 @@ class HFEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, settings: HFSettings | None = None, device: str = "cpu", dtype: str = "float32"
+        cls,
+        path: str,
+        settings: HFSettings | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
     ) -> HFEncoder:
-        """Load a folder or hub name; raises ValueError when there is no model or no tokenizer."""
+        """Load a folder or hub name; raises UserError when there is no model, no tokenizer, or untrusted code."""
         torch_dtype = getattr(torch, dtype, None)
         if not isinstance(torch_dtype, torch.dtype):
             raise UserError(f"encoder '{path}': dtype '{dtype}' is unknown; choose float32, bfloat16 or float16")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModel.from_pretrained(path, dtype=torch_dtype).to(device)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"encoder '{path}' cannot be loaded ({reason}); expected a save_pretrained folder with a tokenizer, "
-                "or the name of a public model"
-            ) from error
+        tokenizer = open_tokenizer(path, "retrieval.encoder", trust_remote_code=trust_remote_code)
+        model = open_model(
+            AutoModel, path, "retrieval.encoder", trust_remote_code=trust_remote_code, dtype=torch_dtype
+        ).to(device)
         return cls(model, tokenizer, settings)
 
     @torch.inference_mode()

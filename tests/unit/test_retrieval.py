@@ -274,7 +274,7 @@ def test_hf_encoders_load_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_hf_encoders_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot be loaded .*expected a save_pretrained folder with a tokenizer"):
+    with pytest.raises(ValueError, match=r"no tokenizer could be read .*point retrieval\.encoder\.path at a folder"):
         HFEncoder.from_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="dtype 'float7' is unknown; choose float32"):
         HFEncoder.from_pretrained(str(tmp_path), dtype="float7")

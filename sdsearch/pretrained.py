@@ -1,0 +1,79 @@
+"""Models and tokenizers from folders and hub names: safetensors alone, and no code of theirs unless it is trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+from schemas.errors import UserError
+
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
+# What transformers raises over folders that it cannot use: for other shapes a RuntimeError, for odd settings the rest.
+_REFUSALS = (OSError, ValueError, RuntimeError, SafetensorError, LookupError, TypeError, AttributeError)
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def open_tokenizer(path: str, section: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub name; `section` of the settings named it.
+
+    Raises UserError when there is none, or when it would need code that is not trusted.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except _REFUSALS as error:
+        raise _unusable("tokenizer", path, section, error) from error
+
+
+def open_model(auto_class: Any, path: str, section: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    """Return the model of a folder or hub name, read from safetensors: pickled weights are never opened.
+
+    Raises UserError when there is none, or when it would need code that is not trusted.
+    """
+    try:
+        _check_shards(path)
+        return auto_class.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
+    except _REFUSALS as error:
+        raise _unusable("model", path, section, error) from error
+
+
+def _check_shards(path: str) -> None:
+    """Refuse an index that lists other files than safetensors beside it: transformers would unpickle them."""
+    index = cached_file(
+        path,
+        SAFE_WEIGHTS_INDEX_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if index is None:
+        return
+    description = json.loads(Path(index).read_text(encoding="utf-8"))
+    weight_map = description.get("weight_map") if isinstance(description, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} has no weight_map")
+    foreign = sorted({name for name in weight_map.values() if not _SHARD.fullmatch(str(name))})
+    if foreign:
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} lists {foreign[0]!r}, which is no safetensors file beside it")
+
+
+def _unusable(what: str, path: str, section: str, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"the {what} of '{path}' comes with its own Python code, which is not run; read that code, and set "
+            f"{section}.trust_remote_code = true if you trust it, or choose another {section}.path"
+        )
+    folder = Path(path)
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern)) if folder.is_dir() else []
+    if what == "model" and pickled:
+        reason += f" ({pickled[0]} is a pickle, which could run code and is never opened: convert it to safetensors)"
+    return UserError(
+        f"no {what} could be read from '{path}': {reason}; point {section}.path at a folder that save_pretrained "
+        "wrote for both model and tokenizer, or at a hub name that this machine can reach"
+    )

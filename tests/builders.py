@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from schemas.question import Question
-from schemas.rollout import Group
+from schemas.rollout import Group, Rollout
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from tests.fakes import FixedRetriever, ScriptedSampler
 
@@ -117,13 +117,20 @@ def make_groups(
         group_size=len(texts),
         temperature=1.0,
     )
-    return [_with_drawn_logprobs(group, random.Random(seed + place)) for place, group in enumerate(groups)]
+    draw = random.Random(seed)
+    return [with_logprobs(group, lambda rollout, place: draw.uniform(-8.0, -2.0)) for group in groups]
 
 
-def _with_drawn_logprobs(group: Group, draw: random.Random) -> Group:
-    data = group.model_dump()
-    for rollout in data["rollouts"]:
-        for turn in rollout["turns"]:
-            count = len(turn["generation"]["token_ids"])
-            turn["generation"]["sampled_logprobs"] = [draw.uniform(-8.0, -2.0) for _ in range(count)]
-    return Group.model_validate(data)
+def with_logprobs(group: Group, logprob_of: Callable[[Rollout, int], float]) -> Group:
+    """The group with the sampler's log-probability of each sampled token given by (rollout, place among them)."""
+    rollouts = []
+    for rollout in group.rollouts:
+        place, turns = 0, []
+        for turn in rollout.turns:
+            count = len(turn.generation.token_ids)
+            values = tuple(logprob_of(rollout, place + offset) for offset in range(count))
+            generation = turn.generation.model_copy(update={"sampled_logprobs": values})
+            turns.append(turn.model_copy(update={"generation": generation}))
+            place += count
+        rollouts.append(rollout.model_copy(update={"turns": tuple(turns)}))
+    return group.model_copy(update={"rollouts": tuple(rollouts)})

@@ -1,131 +1,140 @@
-"""The batched objective against the naive one: value and parameter gradients, every switch, ragged groups."""
+"""The batched objective against the naive one: value and parameter gradients, one switch at a time, ragged groups."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from schemas.config import Settings
-from sdsearch.hindsight import build_blocks
+from sdsearch.batching import microbatches
 from sdsearch.loss import accumulate_gradient, weigh
 from sdsearch.policy import trainable_parameters
-from sdsearch.scoring import score_groups
-from sdsearch.teacher import compute_targets
-from sdsearch.training_set import training_rollouts
-from sdsearch.update import score_once
-from tests.builders import make_groups, make_model, make_tokenizer
-from tests.golden.naive import naive_loss
+from tests.golden.cases import ALPHA, assert_close_gradients, assert_same_loss, make_case, make_settings
 
-ALPHA = 0.7
-
-
-def make_settings(**sections: dict) -> Settings:
-    distillation = {"warmup_iterations": 0, "alpha": ALPHA, "top_k": 7, **sections.pop("distillation", {})}
-    grpo = {"kl_coefficient": 0.3, **sections.pop("grpo", {})}
-    return Settings(
-        model={"path": "none"}, distillation=distillation, grpo=grpo, rollout={"temperature": 0.8}, **sections
-    )
-
-
-def both(settings: Settings, kind: str = "llama") -> tuple[float, dict, float, dict]:
-    """Return (loss, gradients) of the real objective and of the naive one."""
-    tokenizer = make_tokenizer()
-    groups = make_groups(tokenizer)
-    policy, reference = make_model(kind, seed=1).double(), make_model(kind, seed=2).double()
-    teacher = copy.deepcopy(policy)
-    scores = score_groups(groups, settings.reward, settings.grpo)
-    by_group = {group.id: [score for score in scores if score.group_id == group.id] for group in groups}
-    blocks = [
-        block
-        for group in groups
-        for block in build_blocks(
-            group,
-            by_group[group.id],
-            settings=settings.hindsight,
-            seed=0,
-            tokenizer=tokenizer,
-            max_context_tokens=512,
-        )
-    ]
-    tensors, pointers, _ = compute_targets(
-        teacher,
-        tokenizer,
-        groups,
-        blocks,
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=settings.rollout.temperature,
-        max_tokens=300,
-        head_chunk=settings.update.head_chunk,
-    )
-    # Steps later the policy has moved away from the weights that sampled and taught.
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    rollouts = training_rollouts(groups, scores, pointers, tensors)
-    scored = score_once(policy, reference, rollouts, settings)
-    if settings.grpo.old_logprobs == "trainer":
-        scored = score_once(teacher, reference, rollouts, settings)
-    terms = accumulate_gradient(policy, weigh(scored, settings.grpo), settings, ALPHA)
-    value = float(terms.policy_loss + settings.grpo.kl_coefficient * terms.kl + ALPHA * terms.sd_loss)
-    ours = {name: parameter.grad.clone() for name, parameter in trainable_parameters(policy).items()}
-    policy.zero_grad()
-    loss = naive_loss(policy, reference, teacher, groups, scores, {b.group_id: b for b in blocks}, settings, ALPHA)
-    loss.backward()
-    theirs = {name: parameter.grad.clone() for name, parameter in trainable_parameters(policy).items()}
-    return value, ours, loss.item(), theirs
-
-
-def assert_same(settings: Settings, kind: str = "llama") -> None:
-    value, ours, naive_value, theirs = both(settings, kind)
-    assert value == pytest.approx(naive_value, rel=1e-6)
-    scale = max(float(gradient.abs().max()) for gradient in theirs.values())
-    assert scale > 1e-3, "the comparison needs a gradient"
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * scale)
+KINDS = ["jsd", "forward_kl", "reverse_kl", "mse"]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_default_objective(kind: str) -> None:
-    assert_same(make_settings(), kind)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_default_objective(kind: str, tuning: str) -> None:
+    case = make_case(make_settings(model={"path": "none", "tuning": tuning}), kind=kind)
+    assert_same_loss(case)
+    terms, gradients = case.ours()
+    assert 0.1 < float(terms.num_clipped) / sum(len(item.sampled_N) for item in case.scored) < 0.9
+    assert min(float(terms.kl), float(terms.sd_loss), max(float(g.abs().max()) for g in gradients.values())) > 1e-2
 
 
 @pytest.mark.parametrize(
     ("divergence", "support", "tail"),
     [
-        *itertools.product(["jsd", "forward_kl", "reverse_kl"], ["teacher", "full"], ["bucket", "renormalise"]),
-        ("mse", "teacher", "bucket"),
-        ("mse", "full", "bucket"),
+        *itertools.product(KINDS, ["teacher", "student", "full"], ["bucket"]),
+        *itertools.product(["jsd", "forward_kl", "reverse_kl"], ["teacher", "student"], ["renormalise"]),
     ],
 )
 def test_divergences(divergence: str, support: str, tail: str) -> None:
-    assert_same(make_settings(distillation={"divergence": divergence, "support": support, "tail": tail}))
+    """The policy's loss and the KL are left out, so that the gradient compared is that of L_SD alone."""
+    distillation = {"divergence": divergence, "support": support, "tail": tail}
+    case = make_case(make_settings(distillation=distillation, grpo={"kl_coefficient": 0.0}))
+    unrewarded = [score.model_copy(update={"advantage": 0.0}) for score in case.naive.scores]
+    scored = [
+        dataclasses.replace(item, rollout=dataclasses.replace(item.rollout, advantage=0.0)) for item in case.scored
+    ]
+    alone = dataclasses.replace(case, scored=scored, naive=dataclasses.replace(case.naive, scores=unrewarded))
+    assert_same_loss(alone)
+    assert float(alone.ours()[0].policy_loss) == 0.0
 
 
 @pytest.mark.parametrize(
-    "grpo",
+    "sections",
     [
-        {"aggregation": "sequence_mean"},
-        {"aggregation": "constant", "constant_tokens": 64},
-        {"old_logprobs": "trainer"},
-        {"advantage_scale": "batch"},
-        {"advantage_scale": "none", "clip_low": 0.1, "clip_high": 0.3},
-        {"importance_cap": 1.1},
-        {"kl_coefficient": 0.0},
+        {"grpo": {"aggregation": "sequence_mean"}},
+        {"grpo": {"aggregation": "constant", "constant_tokens": 64}},
+        {"grpo": {"old_logprobs": "trainer"}},
+        {"grpo": {"old_logprobs": "trainer", "importance_cap": 1.05}},
+        {"grpo": {"advantage_scale": "batch"}},
+        {"grpo": {"advantage_scale": "none", "clip_low": 0.1, "clip_high": 0.3}},
+        {"grpo": {"clip_low": 0.0, "clip_high": 4.0}},
+        {"grpo": {"importance_cap": 1.1}},
+        {"grpo": {"kl_coefficient": 0.0}},
+        {"reward": {"metric": "em", "format_bonus": 0.2}},
+        {"distillation": {"positions": "completion"}},
+        {"distillation": {"top_k": 420}},
+        {"hindsight": {"masking": "none"}},
+        {"hindsight": {"masking": "current_documents"}},
+        {"hindsight": {"members": "leave_one_out"}},
+        {"hindsight": {"members": "focal_only"}},
+        {"hindsight": {"members": "correct_only"}},
+        {"hindsight": {"labels": "none"}},
+        {"hindsight": {"labels": "shuffled"}},
+        {"hindsight": {"rho": 0.9, "label_metric": "em", "max_block_tokens": 60}},
     ],
     ids=str,
 )
-def test_policy_terms(grpo: dict) -> None:
-    assert_same(make_settings(grpo=grpo))
+def test_switches(sections: dict[str, Any]) -> None:
+    case = make_case(make_settings(**sections))
+    assert_same_loss(case)
+    assert float(case.ours()[0].sd_loss) > 0
 
 
-def test_all_sampled_positions() -> None:
-    assert_same(make_settings(distillation={"positions": "completion"}))
+def test_while_alpha_is_zero_only_grpo_is_left() -> None:
+    case = make_case(make_settings(), alpha=0.0)
+    assert_same_loss(case)
+    assert float(case.ours()[0].sd_loss) == 0.0
 
 
-@pytest.mark.parametrize(("max_tokens", "head_chunk"), [(1, 3), (150, 5), (400, 17), (100000, 100000)])
-def test_microbatches_and_chunks_change_nothing(max_tokens: int, head_chunk: int) -> None:
-    assert_same(make_settings(update={"max_tokens_per_microbatch": max_tokens, "head_chunk": head_chunk}))
+@pytest.fixture(scope="module")
+def whole_step() -> dict[str, tuple]:
+    """A case of each aggregation with the terms and gradients of the step in one piece, checked by the naive one."""
+    cases = {name: make_case(make_settings(grpo={"aggregation": name})) for name in ("token_mean", "sequence_mean")}
+    for case in cases.values():
+        assert_same_loss(case)
+    return {name: (case, *case.ours()) for name, case in cases.items()}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 100], ids="{} rows".format)
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_microbatches_and_chunks_change_nothing(rows: int, aggregation: str, whole_step: Any) -> None:
+    case, terms, gradients = whole_step[aggregation]
+    budget = rows * max(item.rollout.sequence.num_tokens for item in case.scored)
+    update = {"max_tokens_per_microbatch": 1 if rows == 1 else budget, "head_chunk": 3 * rows}
+    cut = case.settings.model_copy(update={"update": case.settings.update.model_copy(update=update)})
+    sizes = [
+        len(batch)
+        for batch in microbatches([i.rollout.sequence for i in case.scored], update["max_tokens_per_microbatch"])
+    ]
+    assert sizes[0] == min(rows, 10)
+    assert sum(sizes) == 10
+    again, cut_gradients = case.ours(cut)
+    for name, value in vars(terms).items():
+        torch.testing.assert_close(getattr(again, name), value, rtol=1e-9, atol=1e-12, msg=name)
+    assert_close_gradients(cut_gradients, gradients, rtol=1e-9)
+
+
+def test_the_order_of_the_rollouts_changes_nothing(whole_step: Any) -> None:
+    case, terms, gradients = whole_step["token_mean"]
+    for order in ([9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [3, 7, 0, 9, 1, 4, 8, 2, 6, 5]):
+        permuted = dataclasses.replace(case, scored=[case.scored[place] for place in order])
+        again, other = permuted.ours()
+        for name, value in vars(terms).items():
+            torch.testing.assert_close(getattr(again, name), value, rtol=1e-9, atol=1e-12, msg=name)
+        assert_close_gradients(other, gradients, rtol=1e-9)
+
+
+@pytest.mark.parametrize("positions", ["query", "completion"])
+def test_both_parts_of_the_gradient_add_up(positions: str) -> None:
+    """Measured apart, the gradients of the two losses are those of the naive one's terms."""
+    case = make_case(make_settings(distillation={"positions": positions}))
+    parameters = trainable_parameters(case.policy)
+    sd_gradient = [torch.zeros_like(parameter) for parameter in parameters.values()]
+    case.policy.zero_grad()
+    accumulate_gradient(case.policy, weigh(case.scored, case.settings.grpo), case.settings, ALPHA, sd_gradient)
+    grpo = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+    case.policy.zero_grad()
+    (ALPHA * case.naive.loss(case.policy).sd_loss).backward()
+    sd = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+    assert_close_gradients(dict(zip(parameters, sd_gradient, strict=True)), sd)
+    _, whole = case.theirs()
+    assert_close_gradients({name: grpo[name] + sd[name] for name in grpo}, whole)

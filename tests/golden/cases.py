@@ -16,11 +16,12 @@ from schemas.config import Settings
 from schemas.hindsight import HindsightBlock
 from schemas.rollout import Group
 from schemas.score import Score
+from schemas.teacher import QueryCredit, TeacherTargets
 from sdsearch.hindsight import build_blocks
 from sdsearch.loss import ScoredRollout, StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.policy import trainable_parameters, with_lora
 from sdsearch.scoring import score_groups
-from sdsearch.teacher import compute_targets
+from sdsearch.teacher import TargetTensors, compute_targets
 from sdsearch.training_set import training_rollouts
 from sdsearch.update import score_once
 from tests.builders import ModelKind, make_groups, make_model, make_tokenizer, with_logprobs
@@ -54,6 +55,23 @@ def make_blocks(
             max_context_tokens=512,
         )
     ]
+
+
+def teach(
+    teacher: nn.Module, groups: Sequence[Group], blocks: Sequence[HindsightBlock], settings: Settings
+) -> tuple[TargetTensors, list[TeacherTargets], list[QueryCredit]]:
+    """The teacher stage's targets."""
+    return compute_targets(
+        teacher,
+        make_tokenizer(),
+        groups,
+        blocks,
+        hindsight=settings.hindsight,
+        distillation=settings.distillation,
+        temperature=settings.rollout.temperature,
+        max_tokens=300,
+        head_chunk=settings.update.head_chunk,
+    )
 
 
 @dataclass(frozen=True)
@@ -102,17 +120,7 @@ def make_case(
     groups = sampled_by(teacher, make_groups(tokenizer) if groups is None else groups, settings.rollout.temperature)
     scores = score_groups(groups, settings.reward, settings.grpo)
     blocks = make_blocks(tokenizer, groups, scores, settings)
-    tensors, pointers, _ = compute_targets(
-        teacher,
-        tokenizer,
-        groups,
-        blocks,
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=settings.rollout.temperature,
-        max_tokens=300,
-        head_chunk=settings.update.head_chunk,
-    )
+    tensors, pointers, _ = teach(teacher, groups, blocks, settings)
     rollouts = training_rollouts(groups, scores, pointers, tensors)
     frozen = None if lora else reference
     # The ratio's denominator is the weights before the update, so it is scored before the policy moves.

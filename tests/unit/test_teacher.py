@@ -27,9 +27,9 @@ def blocks_for(groups: list[Group], settings: HindsightSettings) -> list[Hindsig
 
 
 def targets_for(groups: list[Group], blocks: list[HindsightBlock], **changes: object) -> tuple:
-    hindsight = changes.pop("hindsight", HindsightSettings())
+    hindsight, model = changes.pop("hindsight", HindsightSettings()), changes.pop("model", MODEL)
     return compute_targets(
-        MODEL,
+        model,
         TOKENIZER,
         groups,
         blocks,
@@ -113,9 +113,55 @@ def test_positions_and_homogeneous_groups() -> None:
     assert len(targets_for(GROUPS, alike)[1]) == 8
 
 
+def left_padded_logprobs(sequences: list[list[int]]) -> list[torch.Tensor]:
+    """Each sequence's log-probabilities (T, V), all in one batch with the padding on the left."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[7] * (longest - len(sequence)) + sequence for sequence in sequences])
+    mask = torch.tensor([[0] * (longest - len(sequence)) + [1] * len(sequence) for sequence in sequences])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = MODEL(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    return [torch.log_softmax(row[longest - len(seq) :], -1) for row, seq in zip(logits, sequences, strict=True)]
+
+
+def test_teacher_and_student_tokens_stand_one_to_one_whatever_the_padding() -> None:
+    blocks = blocks_for(GROUPS, HindsightSettings())
+    _, pointers, credit = targets_for(GROUPS, blocks, positions="completion")
+    rollouts = [(group, rollout) for group in GROUPS for rollout in group.rollouts]
+    block_of = {block.group_id: block for block in blocks}
+    plain = [[*group.prompt_token_ids, *rollout.token_ids] for group, rollout in rollouts]
+    hinted = []
+    for (group, _), sequence in zip(rollouts, plain, strict=True):
+        offset = group.block_offset
+        hinted.append([*sequence[:offset], *block_of[group.id].token_ids, *sequence[offset:]])
+    student, teacher = left_padded_logprobs(plain), left_padded_logprobs(hinted)
+    assert {len(sequence) for sequence in plain} != {len(plain[0])}, "ragged"
+    for place, ((group, rollout), pointer) in enumerate(zip(rollouts, pointers, strict=True)):
+        own = [item for item in credit if item.rollout_id == rollout.id]
+        assert [item.position for item in own] == list(pointer.positions) == list(rollout.completion_positions)
+        assert pointer.context_shift == len(hinted[place]) - len(plain[place]) == len(block_of[group.id].token_ids)
+        for item in own:
+            at = len(group.prompt_token_ids) + item.position
+            assert plain[place][at] == hinted[place][at + pointer.context_shift] == item.token_id
+            assert item.student_logprob == pytest.approx(float(student[place][at - 1, item.token_id]), rel=1e-6)
+            predicted = teacher[place][at - 1 + pointer.context_shift, item.token_id]
+            assert item.teacher_logprob == pytest.approx(float(predicted), rel=1e-6)
+
+
 def test_the_teacher_leaves_no_gradient() -> None:
+    marks = {name: torch.full_like(parameter, 3.0) for name, parameter in MODEL.named_parameters()}
+    for name, parameter in MODEL.named_parameters():
+        parameter.grad = marks[name].clone()
     tensors, _, _ = targets_for(GROUPS, blocks_for(GROUPS, HindsightSettings()))
     assert not tensors.teacher_QC.requires_grad
-    assert tensors.teacher_QC.dtype == torch.float32
     assert tensors.teacher_QC.shape == (len(tensors.ids_QK), 7)
-    assert all(parameter.grad is None for parameter in MODEL.parameters())
+    for name, parameter in MODEL.named_parameters():
+        assert torch.equal(parameter.grad, marks[name]), name
+    MODEL.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_distributions_are_stored_in_fp32(dtype: torch.dtype) -> None:
+    tensors, _, _ = targets_for(GROUPS[:1], blocks_for(GROUPS[:1], HindsightSettings()), model=make_model().to(dtype))
+    assert tensors.teacher_QC.dtype == torch.float32
+    torch.testing.assert_close(tensors.teacher_QC.exp().sum(1), torch.ones(len(tensors.ids_QK)), rtol=1e-6, atol=0)

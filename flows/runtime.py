@@ -46,13 +46,18 @@ class StageOutput:
 
 
 # The settings that each stage reads: a change of any other leaves its work valid.
-_SETTINGS_READ: dict[StageName, tuple[str, ...]] = {
-    "sample": ("seed", "model", "data", "retrieval", "rollout", "sampling"),
-    "persist": ("reward", "grpo", "hindsight"),
-    "hindsight": ("seed", "hindsight", "distillation"),
-    "teacher": ("hindsight", "distillation", "rollout", "update"),
-    "update": ("seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"),
-    "evaluate": ("seed", "model", "data", "retrieval", "rollout", "evaluation"),
+_SETTINGS_READ: dict[StageName, Any] = {
+    "sample": {"seed", "model", "data", "retrieval", "rollout", "sampling"},
+    "persist": {"reward", "grpo", "hindsight"},
+    "hindsight": {"seed": True, "hindsight": True, "distillation": {"enabled"}},
+    "teacher": {
+        "hindsight": {"homogeneous"},
+        "distillation": {"positions", "divergence", "support", "tail", "top_k"},
+        "rollout": {"temperature"},
+        "update": {"max_tokens_per_microbatch", "head_chunk"},
+    },
+    "update": {"seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"},
+    "evaluate": {"seed", "model", "data", "retrieval", "rollout", "evaluation"},
 }
 
 
@@ -156,7 +161,7 @@ class Runtime:
         return record
 
     def _input_hash(self, stage: StageName, upstream: Sequence[StageRecord | str]) -> str:
-        settings = self.settings.model_dump(mode="json", include=set(_SETTINGS_READ[stage]))
+        settings = self.settings.model_dump(mode="json", include=_SETTINGS_READ[stage])
         inputs = [item if isinstance(item, str) else item.output_hash for item in upstream]
         return hash_json({"settings": settings, "inputs": inputs, "code": version("sdsearch")})
 

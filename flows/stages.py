@@ -100,10 +100,10 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
     """Compute the teacher's distributions with the weights that sampled; while alpha is zero no pass is made."""
     runtime = runtime_of(run)
     settings = runtime.settings
+    active = settings.alpha_at(iteration) > 0
 
     def work(key: StageKey) -> StageOutput:
         runtime.policy.move_to(iteration - 1)
-        active = settings.alpha_at(iteration) > 0
         tensors, pointers, credit = compute_targets(
             runtime.policy.model,
             runtime.policy.tokenizer,
@@ -124,7 +124,7 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
         ]
         return StageOutput(files, teacher_rows(run, iteration, pointers, credit, stored))
 
-    return runtime.perform("teacher", iteration, [sampled, blocks, str(iteration)], work)
+    return runtime.perform("teacher", iteration, [sampled, blocks, "teacher" if active else "no teacher"], work)
 
 
 def update_weights(

@@ -11,6 +11,11 @@ from schemas.base import Record
 Label = Literal["CORRECT", "INCORRECT"]
 
 
+def label_outcome(metric: float, rho: float) -> Label:
+    """CORRECT when the answer's F1 (or EM) exceeds rho; never read off the shaped reward (paper, section 3.2)."""
+    return "CORRECT" if metric > rho else "INCORRECT"
+
+
 class HindsightAttempt(Record):
     """One sibling in a block."""
 

@@ -50,10 +50,16 @@ class StageRecord(Record):
     finished_at: datetime | None = Field(description="None while running.")
     duration_s: float
     error: str = Field(description="Empty unless failed.")
+    adopted_from: str | None = Field(
+        default=None, description="The run whose stage this is, files and all; None where the work was done here."
+    )
 
 
 class RunRecord(Record):
-    """One run: its settings and where it stands."""
+    """One run: its settings and where it stands.
+
+    A replay is a run that adopts another's rollouts and trains nothing: it shows them to another teacher.
+    """
 
     run: str
     status: RunStatus
@@ -62,6 +68,8 @@ class RunRecord(Record):
     code_version: str
     seed: int
     num_iterations: int = Field(description="Iterations asked for.")
+    first_iteration: int = Field(default=1, description="1, or where a replay begins.")
+    replay_of: str | None = Field(default=None, description="The run that a replay takes its rollouts from.")
     iterations_done: int
     policy_version: int
     policy_sha256: str = Field(description="Hash of the current policy's tensors.")

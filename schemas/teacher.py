@@ -19,6 +19,9 @@ class QueryCredit(Record):
     teacher_logprob: float
     student_logprob: float = Field(description="Of the policy that sampled the group.")
     jsd: float = Field(description="Exact full-vocabulary Jensen-Shannon divergence of teacher and student.")
+    divergence: float = Field(
+        description="Of teacher and student as the settings measure it: the term of L_SD, at the sampling weights."
+    )
     teacher_entropy: float
     student_entropy: float
 

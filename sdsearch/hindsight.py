@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from schemas.config import HindsightSettings
-from schemas.hindsight import HindsightAttempt, HindsightBlock, Label
+from schemas.hindsight import HindsightAttempt, HindsightBlock, Label, label_outcome
 from schemas.rollout import Group, Rollout
 from schemas.score import Score
 from sdsearch.seeds import derive_seed
@@ -21,11 +21,6 @@ from sdsearch.tokens import encode_foreign, neutralise_tags
 
 HEADER = "Earlier attempts at this question. They inform the next search, not the answer.\n"
 _LABEL = re.compile(r"\((in)?correct\)", re.IGNORECASE)
-
-
-def label_outcome(metric: float, rho: float) -> Label:
-    """CORRECT when the answer's F1 (or EM) exceeds rho; never read off the shaped reward (paper, section 3.2)."""
-    return "CORRECT" if metric > rho else "INCORRECT"
 
 
 def neutralise(text: str) -> str:

@@ -54,11 +54,11 @@ class _View:
 
 @dataclass(frozen=True)
 class _Readings:
-    """What both passes say of a view's tokens; columns of `credit_Q5` are QueryCredit's five numbers."""
+    """What both passes say of a view's tokens; columns of `credit_Q6` are QueryCredit's six numbers."""
 
     ids_QK: Tensor
     teacher_QC: Tensor
-    credit_Q5: Tensor
+    credit_Q6: Tensor
 
 
 def distilled_positions(rollout: Rollout, positions: str) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def compute_targets(
     for members in _by_rollout(views):
         rows = [readings[i] for i in members]
         own = [views[i] for i in members]
-        numbers = torch.cat([reading.credit_Q5 for reading in rows]).tolist()
+        numbers = torch.cat([reading.credit_Q6 for reading in rows]).tolist()
         positions = tuple(position for view in own for position in view.positions)
         credits.extend(_credits(own[0], positions, numbers, tokenizer))
         pointers.append(_pointer(own[0], positions, numbers, row, rows[0].ids_QK.shape[1]))
@@ -167,14 +167,16 @@ def _compare(
         student_QV = read_logprobs(head(model), student_QD[part], temperature)
         teacher_QV = read_logprobs(head(model), teacher_QD[part], temperature)
         ids_QK = _support(teacher_QV, student_QV, distillation)
+        teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
         numbers = [
             teacher_QV.gather(1, targets_Q1[part])[:, 0],
             student_QV.gather(1, targets_Q1[part])[:, 0],
             divergence(teacher_QV, student_QV, "jsd"),
+            divergence(teacher_QC, student_QC, distillation.divergence),
             entropy(teacher_QV),
             entropy(student_QV),
         ]
-        pieces.append((ids_QK, truncate(teacher_QV, ids_QK, distillation.tail), torch.stack(numbers, dim=1)))
+        pieces.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1)))
     return _Readings(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
@@ -235,6 +237,7 @@ def _credits(
             teacher_logprob=values[0],
             student_logprob=values[1],
             jsd=values[2],
-            teacher_entropy=values[3],
-            student_entropy=values[4],
+            divergence=values[3],
+            teacher_entropy=values[4],
+            student_entropy=values[5],
         )

@@ -207,6 +207,7 @@ def _running(key: StageKey, attempt: int, input_hash: str, seed: int) -> StageRe
         finished_at=None,
         duration_s=0.0,
         error="",
+        adopted_from=None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from schemas.hindsight import Label, label_outcome
 from schemas.passage import Passage
 from schemas.question import Question
 from schemas.rollout import Answer, Group, Malformed, Rollout, Search, Turn
@@ -22,11 +23,12 @@ LabelMetric = Literal["f1", "em"]
 
 @dataclass(frozen=True)
 class _Scored:
-    """A rollout with its group and its score."""
+    """A rollout with its group, its score and what the score makes of it."""
 
     group: Group
     rollout: Rollout
     score: Score
+    outcome: Label
 
 
 def persist_rows(
@@ -40,15 +42,22 @@ def persist_rows(
 ) -> Rows:
     """Return the rows of the persist stage, groups and siblings in the given order.
 
-    `contains_answer(passage, golden_answers)` marks the passages of a search; a rollout is CORRECT in
-    `iteration_metrics` when its `label_metric` exceeds `rho`. ValueError when a rollout has no score.
+    `contains_answer(passage, golden_answers)` marks the passages of a search; a rollout's outcome is CORRECT when its
+    `label_metric` exceeds `rho`. ValueError when a rollout has no score.
     """
     assert groups, "an iteration samples at least one group"
     by_id = {score.rollout_id: score for score in scores}
     unscored = [rollout.id for group in groups for rollout in group.rollouts if rollout.id not in by_id]
     if unscored:
         raise ValueError(f"{len(unscored)} rollouts have no score, the first is {unscored[0]!r}; score all of them")
-    scored = [[_Scored(group, rollout, by_id[rollout.id]) for rollout in group.rollouts] for group in groups]
+    scored = [
+        [
+            _Scored(group, rollout, score, label_outcome(getattr(score, label_metric), rho))
+            for rollout in group.rollouts
+            for score in [by_id[rollout.id]]
+        ]
+        for group in groups
+    ]
     flat = [item for siblings in scored for item in siblings]
     return {
         "questions": _questions(run, iteration, groups),
@@ -56,7 +65,7 @@ def persist_rows(
         "rollouts": _rollouts(run, iteration, flat),
         "turns": _turns(run, iteration, flat),
         "searches": _searches(run, iteration, flat, contains_answer),
-        "iteration_metrics": _metrics(run, iteration, scored, label_metric, rho),
+        "iteration_metrics": _metrics(run, iteration, scored),
     }
 
 
@@ -97,6 +106,7 @@ def _rollouts(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "stop_reason": [rollout.turns[-1].generation.stop_reason for rollout in rollouts],
         "num_tokens": [sum(map(_num_turn_tokens, rollout.turns)) for rollout in rollouts],
         "num_completion_tokens": [_num_completion_tokens(rollout) for rollout in rollouts],
+        "outcome": [item.outcome for item in flat],
         "num_query_tokens": [sum(len(turn.generation.query_positions) for turn in item.turns) for item in rollouts],
     }
     return build_from_records("rollouts", run, iteration, [item.score for item in flat], columns)
@@ -153,12 +163,10 @@ def _searches(run: str, iteration: int, flat: Sequence[_Scored], contains_answer
     return build("searches", run, iteration, columns)
 
 
-def _metrics(
-    run: str, iteration: int, scored: Sequence[Sequence[_Scored]], label_metric: LabelMetric, rho: float
-) -> pa.Table:
+def _metrics(run: str, iteration: int, scored: Sequence[Sequence[_Scored]]) -> pa.Table:
     flat = [item for siblings in scored for item in siblings]
     rollouts, scores = [item.rollout for item in flat], [item.score for item in flat]
-    correct = [[getattr(item.score, label_metric) > rho for item in siblings] for siblings in scored]
+    correct = [[item.outcome == "CORRECT" for item in siblings] for siblings in scored]
     num_turns = sum(len(rollout.turns) for rollout in rollouts)
     num_hits = sum(score.num_hits for score in scores)
     num_completion_tokens = [_num_completion_tokens(rollout) for rollout in rollouts]

@@ -131,6 +131,7 @@ def make_credit(groups: list[Group]) -> list[QueryCredit]:
             teacher_logprob=-1.0 + (0.5 if rollout.id.endswith("andorra/0") else -0.25),
             student_logprob=-1.0,
             jsd=0.125,
+            divergence=0.1,
             teacher_entropy=1.0,
             student_entropy=1.25,
         )
@@ -264,5 +265,5 @@ def fill(database: Database, rows: Rows) -> None:
             insert(connection, table_name, table)
         connection.execute(
             "INSERT INTO stages SELECT 'first', 3, stage, 1, 'done', '', '', [], 0, 1, 'host', 1, now()::TIMESTAMP, "
-            "now()::TIMESTAMP, 2.0, '' FROM (VALUES ('sample'), ('update')) AS stages (stage)"
+            "now()::TIMESTAMP, 2.0, '', NULL FROM (VALUES ('sample'), ('update')) AS stages (stage)"
         )

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from schemas.hindsight import Label
-from sdsearch.hindsight import label_outcome
+from schemas.hindsight import Label, label_outcome
 from sdsearch.retrieval.ports import Retriever
 from sdsearch.scoring import f1_score
 from sdsearch.world.markup import Hop, MarkedWorld, Plan, slots, unmark

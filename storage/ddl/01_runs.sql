@@ -15,6 +15,8 @@ CREATE TABLE runs (
     code_version VARCHAR NOT NULL,
     seed BIGINT NOT NULL,
     num_iterations INTEGER NOT NULL,
+    first_iteration INTEGER NOT NULL,
+    replay_of VARCHAR,
     iterations_done INTEGER NOT NULL,
     policy_version INTEGER NOT NULL,
     policy_sha256 VARCHAR NOT NULL,
@@ -30,6 +32,8 @@ COMMENT ON COLUMN runs.settings_hash IS 'sha256 of the settings.';
 COMMENT ON COLUMN runs.code_version IS 'Version of the program that made the run.';
 COMMENT ON COLUMN runs.seed IS 'Seed that every random choice is derived from.';
 COMMENT ON COLUMN runs.num_iterations IS 'Iterations asked for.';
+COMMENT ON COLUMN runs.first_iteration IS '1, or where a replay begins.';
+COMMENT ON COLUMN runs.replay_of IS 'For a replay: the run that its rollouts are from. Empty for a run that trains.';
 COMMENT ON COLUMN runs.iterations_done IS 'Iterations whose stages are all done.';
 COMMENT ON COLUMN runs.policy_version IS 'Updates behind the current policy.';
 COMMENT ON COLUMN runs.policy_sha256 IS 'Hash of the current policy''s trained tensors.';
@@ -53,6 +57,7 @@ CREATE TABLE stages (
     finished_at TIMESTAMP,
     duration_s DOUBLE NOT NULL,
     error VARCHAR NOT NULL,
+    adopted_from VARCHAR,
     PRIMARY KEY (run, iteration, stage, attempt)
 );
 COMMENT ON TABLE stages IS 'The ledger: one row an attempt at a stage of an iteration.';
@@ -72,3 +77,4 @@ COMMENT ON COLUMN stages.started_at IS 'UTC.';
 COMMENT ON COLUMN stages.finished_at IS 'UTC; empty while running.';
 COMMENT ON COLUMN stages.duration_s IS 'Wall-clock seconds; 0 while running.';
 COMMENT ON COLUMN stages.error IS 'What went wrong; empty unless failed or interrupted.';
+COMMENT ON COLUMN stages.adopted_from IS 'The run whose stage this is, files and all; empty where the work was done in this run.';

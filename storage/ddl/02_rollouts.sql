@@ -70,6 +70,7 @@ CREATE TABLE rollouts (
     num_golden_hits INTEGER NOT NULL,
     reward DOUBLE NOT NULL,
     advantage DOUBLE NOT NULL,
+    outcome VARCHAR NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id)
 );
 COMMENT ON TABLE rollouts IS 'One row a rollout: one whole attempt at a question, with its score.';
@@ -94,6 +95,7 @@ COMMENT ON COLUMN rollouts.num_hits IS 'Passages retrieved over all searches.';
 COMMENT ON COLUMN rollouts.num_golden_hits IS 'Retrieved passages that contain a golden answer.';
 COMMENT ON COLUMN rollouts.reward IS 'Raw reward.';
 COMMENT ON COLUMN rollouts.advantage IS 'Group-relative advantage: (reward - group mean) / scale.';
+COMMENT ON COLUMN rollouts.outcome IS 'CORRECT when hindsight.label_metric exceeds hindsight.rho, else INCORRECT; whatever labels a hindsight block shows, and without one.';
 
 CREATE TABLE turns (
     run VARCHAR NOT NULL,

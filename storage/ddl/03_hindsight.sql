@@ -85,6 +85,7 @@ CREATE TABLE query_credit (
     teacher_logprob DOUBLE NOT NULL,
     student_logprob DOUBLE NOT NULL,
     jsd DOUBLE NOT NULL,
+    divergence DOUBLE NOT NULL,
     teacher_entropy DOUBLE NOT NULL,
     student_entropy DOUBLE NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id, position)
@@ -101,5 +102,6 @@ COMMENT ON COLUMN query_credit.token IS 'Its text.';
 COMMENT ON COLUMN query_credit.teacher_logprob IS 'Teacher''s log-probability of it, nats.';
 COMMENT ON COLUMN query_credit.student_logprob IS 'Log-probability under the policy that sampled it, nats.';
 COMMENT ON COLUMN query_credit.jsd IS 'Exact Jensen-Shannon divergence of teacher and student, nats.';
+COMMENT ON COLUMN query_credit.divergence IS 'Divergence of teacher and student as the settings measure it (kind, support, tail), the term of L_SD at the weights that sampled: nats, without unit for mse.';
 COMMENT ON COLUMN query_credit.teacher_entropy IS 'Entropy of the teacher''s distribution, nats.';
 COMMENT ON COLUMN query_credit.student_entropy IS 'Entropy of the student''s distribution, nats.';

@@ -67,6 +67,7 @@ SELECT
     r.f1,
     r.reward,
     r.advantage,
+    r.outcome,
     l.label,
     r.valid_format,
     r.num_golden_hits,
@@ -79,20 +80,32 @@ LEFT JOIN v_labels AS l
     AND l.group_id = r.group_id AND l.rollout_index = r.rollout_index;
 COMMENT ON VIEW v_rollouts IS 'Rollouts with their question, golden answers and hindsight label, one row a rollout.';
 
+CREATE VIEW v_token_credit AS
+SELECT
+    c.*,
+    r.outcome,
+    list_contains(t.query_positions, c.position - t.token_start) AS in_query,
+    count(*) OVER (PARTITION BY c.run, c.iteration, c.rollout_id) AS num_rollout_tokens
+FROM query_credit AS c
+JOIN rollouts AS r USING (run, iteration, rollout_id)
+JOIN turns AS t
+    ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn;
+COMMENT ON VIEW v_token_credit IS 'query_credit with what became of the rollout, one row a distilled token.';
+COMMENT ON COLUMN v_token_credit.in_query IS 'True when the token is a query token; false only where others are distilled too.';
+COMMENT ON COLUMN v_token_credit.num_rollout_tokens IS 'Distilled tokens of its rollout.';
+
 CREATE VIEW v_query_credit AS
 SELECT
-    c.run,
-    c.iteration,
-    c.rollout_id,
-    c.turn,
+    run,
+    iteration,
+    rollout_id,
+    turn,
     count(*) AS num_tokens,
-    avg(c.teacher_logprob - c.student_logprob) AS mean_log_ratio,
-    avg(c.jsd) AS mean_jsd
-FROM query_credit AS c
-JOIN turns AS t
-    ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn
-WHERE list_contains(t.query_positions, c.position - t.token_start)
-GROUP BY c.run, c.iteration, c.rollout_id, c.turn;
+    avg(teacher_logprob - student_logprob) AS mean_log_ratio,
+    avg(jsd) AS mean_jsd
+FROM v_token_credit
+WHERE in_query
+GROUP BY run, iteration, rollout_id, turn;
 COMMENT ON VIEW v_query_credit IS 'What the teacher says of each query, averaged over its tokens.';
 COMMENT ON COLUMN v_query_credit.num_tokens IS 'Query tokens that the teacher saw.';
 COMMENT ON COLUMN v_query_credit.mean_log_ratio IS
@@ -106,6 +119,7 @@ SELECT
     s.rollout_id,
     s.turn,
     s.query,
+    r.outcome,
     l.label,
     s.hit,
     c.mean_log_ratio,

@@ -26,19 +26,15 @@ COMMENT ON COLUMN v_updates.grad_norm_ratio IS 'Mean norm of the distillation gr
 
 CREATE VIEW v_credit AS
 SELECT
-    c.run,
-    c.iteration,
+    run,
+    iteration,
     count(*) AS num_credited_tokens,
-    avg(c.jsd) AS mean_jsd,
-    avg(c.student_entropy - c.teacher_entropy) AS entropy_gap,
-    avg(c.teacher_logprob - c.student_logprob) FILTER (l.label = 'CORRECT') AS log_ratio_correct,
-    avg(c.teacher_logprob - c.student_logprob) FILTER (l.label = 'INCORRECT') AS log_ratio_incorrect
-FROM query_credit AS c
-JOIN rollouts AS r USING (run, iteration, rollout_id)
-LEFT JOIN v_labels AS l
-    ON l.run = r.run AND l.iteration = r.iteration
-    AND l.group_id = r.group_id AND l.rollout_index = r.rollout_index
-GROUP BY c.run, c.iteration;
+    avg(jsd) AS mean_jsd,
+    avg(student_entropy - teacher_entropy) AS entropy_gap,
+    avg(teacher_logprob - student_logprob) FILTER (outcome = 'CORRECT') AS log_ratio_correct,
+    avg(teacher_logprob - student_logprob) FILTER (outcome = 'INCORRECT') AS log_ratio_incorrect
+FROM v_token_credit
+GROUP BY run, iteration;
 COMMENT ON VIEW v_credit IS 'What the teacher says, averaged over an iteration''s distilled tokens.';
 COMMENT ON COLUMN v_credit.num_credited_tokens IS 'Distilled tokens.';
 COMMENT ON COLUMN v_credit.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from storage.database import Database, insert, table_schemas
+from storage.database import SCHEMA_VERSION, Database, insert, table_schemas
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
 from storage.workspace import Workspace
 from tests.records import all_rows, fill, make_groups
@@ -201,7 +201,9 @@ def test_tables_of_another_version_are_refused_and_left_alone(filled: Database, 
     with filled.transaction() as connection:
         connection.execute("UPDATE workspace SET schema_version = 99")
     for attempt in (lambda db: db.query("SELECT 1"), lambda db: db.transaction().__enter__()):
-        with pytest.raises(DatabaseUnusableError, match="tables of layout 99, this program writes layout 1"):
+        with pytest.raises(
+            DatabaseUnusableError, match=f"tables of layout 99, this program writes layout {SCHEMA_VERSION}"
+        ):
             attempt(Database(workspace))
     assert duckdb.connect(str(workspace.database)).sql("SELECT count(*) FROM groups").fetchall() == [(2,)]
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from math import exp
 from pathlib import Path
 from statistics import stdev
 
 import pytest
 
 from schemas.ledger import ArtifactRef
+from storage.artifacts import ArtifactStore
 from storage.canned import list_canned, load_canned
-from storage.database import Database, table_schemas
+from storage.database import Database, insert, table_schemas
 from storage.errors import QueryError
+from storage.ledger import Ledger
 from storage.rollout_tables import persist_rows
 from storage.tables import SHARED_TABLES, STAGE_TABLES, teacher_rows
 from storage.workspace import Workspace
-from tests.records import all_rows, contains_golden, fill, make_credit, make_groups, make_scores
+from tests.records import all_rows, contains_golden, fill, make_credit, make_groups, make_run, make_scores
 
 
 @pytest.fixture
@@ -26,6 +29,39 @@ def database(tmp_path: Path) -> Database:
 def filled(database: Database) -> Database:
     fill(database, all_rows(make_groups()))
     return database
+
+
+@pytest.fixture
+def replayed(filled: Database) -> Database:
+    """With a replay of iterations 3 to 5, not done yet, whose teacher thinks otherwise of the one CORRECT rollout.
+
+    Iteration 4 had no teacher in the source; iteration 5 has none in the replay.
+    """
+    source = make_run()
+    replay = source.model_copy(
+        update={"run": "first-replay", "replay_of": "first", "first_iteration": 3, "num_iterations": 3}
+    )
+    opened = Workspace.open(filled.path.parent)
+    for record in (source, replay):
+        Ledger(filled, ArtifactStore(opened)).create_run(record)
+    other = {"teacher_logprob": -2.0, "jsd": 0.3, "divergence": 0.4, "teacher_entropy": 0.5}
+    groups, changed = make_groups(), []
+    for credit in make_credit(groups):
+        is_correct = credit.rollout_id.endswith("andorra/0")
+        changed += [credit.model_copy(update=other if is_correct else {})]
+        changed += [changed[-1].model_copy(update={"position": credit.position + 20, "jsd": 9.0})] * is_correct
+    tensors = ArtifactRef(path="a", sha256="b", size_bytes=0)
+    with filled.transaction() as connection:
+        for run, iteration, credit in (
+            ("first-replay", 3, changed),
+            ("first-replay", 4, make_credit(groups)),
+            ("first", 5, make_credit(groups)),
+        ):
+            rows = all_rows(groups, run, iteration)
+            rows |= teacher_rows(run, iteration, [], credit, tensors)
+            for name in ("rollouts", "turns", "query_credit"):
+                insert(connection, name, rows[name])
+    return filled
 
 
 def one_row(database: Database, sql: str) -> dict[str, object]:
@@ -179,11 +215,47 @@ def test_groups_learning_curve_and_rollouts_read_as_people_ask(filled: Database)
     assert (rollout["question"], rollout["label"]) == ("What is the capital of Andorra?", "INCORRECT")
 
 
+def test_a_replay_stands_beside_its_source_over_the_iterations_that_both_have(replayed: Database) -> None:
+    rows = replayed.query("SELECT * FROM v_replays WHERE paired ORDER BY place").to_pylist()
+    assert {(row["run"], row["replay_of"], tuple(row["iterations"])) for row in rows} == {
+        ("first-replay", "first", (3,))
+    }
+    figures = {row["figure"]: (row["source"], row["replay"]) for row in rows}
+    correct, incorrect = "queries of CORRECT rollouts", "queries of INCORRECT rollouts"
+    p, q = exp(-1.0), exp(-2.0)
+    expected = {
+        "mean JSD": (0.125, (2 * 0.3 + 8 * 0.125) / 10),
+        f"JSD, {correct}": (0.125, 0.3),
+        f"JSD, {incorrect}": (0.125, 0.125),
+        f"teacher probability, {correct}": (exp(-0.5), q),
+        f"teacher probability, {incorrect}": (exp(-1.25), exp(-1.25)),
+        f"student probability, {correct}": (p, p),
+        f"student probability, {incorrect}": (p, p),
+        f"log-ratio, {correct}": (0.5, -1.0),
+        f"log-ratio, {incorrect}": (-0.25, -0.25),
+        "entropy gap, student - teacher": (0.25, (2 * 0.75 + 8 * 0.25) / 10),
+        # Of the three rollouts with a query the first has four distilled tokens now: two of them are not a query's.
+        "L_SD, as each run measures it": (0.1, (0.4 + 0.1 + 0.1) / 3),
+        "query tokens": (10, 10),
+        "distilled tokens": (10, 12),
+    }
+    assert figures == {name: pytest.approx(pair) for name, pair in expected.items()}
+
+
+def test_where_the_source_has_no_teacher_its_column_is_empty(replayed: Database) -> None:
+    shipped = replayed.read_only_user_query(load_canned("replay").sql, {"run": "first-replay"}).to_pylist()
+    rows = [row for row in shipped if row["iterations"] != [3]]
+    assert {tuple(row["iterations"]) for row in rows} == {(4,)}
+    assert {row["source"] for row in rows} == {None}
+    assert rows[0]["replay"] == pytest.approx(0.125)
+
+
 def test_every_canned_query_runs_and_finds_the_rows(filled: Database) -> None:
     results = {}
     for query in list_canned():
-        parameters = {"rollout": "3/andorra/0"} if "rollout" in query.parameters else {}
-        assert set(parameters) == set(query.parameters)
+        values = {"rollout": "3/andorra/0", "run": "first-replay"}
+        assert set(query.parameters) <= set(values)
+        parameters = {name: values[name] for name in query.parameters}
         results[query.name] = filled.read_only_user_query(query.sql, parameters).to_pylist()
     assert set(results) >= {"learning_curve", "stage_seconds", "latest_metrics"}
     assert results["best_queries"][0]["query"] == "capital Andorra"

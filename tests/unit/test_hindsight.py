@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
-from schemas.hindsight import HindsightAttempt
-from sdsearch.hindsight import HEADER, build_blocks, encode_block, label_outcome, render_block
+from schemas.hindsight import HindsightAttempt, label_outcome
+from sdsearch.hindsight import HEADER, build_blocks, encode_block, render_block
 from sdsearch.scoring import score_groups
 from tests.builders import make_groups, make_tokenizer
 

@@ -45,7 +45,7 @@ def targets_for(groups: list[Group], blocks: list[HindsightBlock], **changes: ob
 def test_credits_are_the_models_own_numbers(masking: str) -> None:
     settings = HindsightSettings(masking=masking)
     blocks = blocks_for(GROUPS, settings)
-    _, pointers, credit = targets_for(GROUPS, blocks, hindsight=settings)
+    _, pointers, credit = targets_for(GROUPS, blocks, hindsight=settings, divergence="reverse_kl")
     assert sum(pointer.num_rows for pointer in pointers) == len(credit) > 20
     for group in GROUPS:
         for item in (item for item in credit if item.group_id == group.id):
@@ -71,6 +71,9 @@ def test_credits_are_the_models_own_numbers(masking: str) -> None:
             m = (p + q) / 2
             jsd = float((p * (p / m).log()).sum() / 2 + (q * (q / m).log()).sum() / 2)
             assert item.jsd == pytest.approx(jsd, abs=1e-5)
+            top = p.topk(6).indices
+            p6, q6 = (torch.cat([x[top], 1 - x[top].sum()[None]]) for x in (p, q))
+            assert item.divergence == pytest.approx(float((q6 * (q6 / p6).log()).sum()), abs=1e-4)
 
 
 def test_without_a_difference_in_context_there_is_no_divergence() -> None:

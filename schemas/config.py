@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from schemas.base import Record
+from schemas.sampling import SamplingSettings, TransformersSamplerSettings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -98,15 +99,6 @@ class RolloutSettings(Record):
     )
     temperature: float = Field(default=1.0, gt=0, description="Sampling temperature; losses divide logits by it too.")
     questions_per_batch: Positive = Field(default=64, description="Groups sampled in one batch; a memory bound.")
-
-
-class TransformersSamplerSettings(Record):
-    """Sampling in this process with transformers."""
-
-    kind: Literal["transformers"] = "transformers"
-
-
-SamplingSettings = Annotated[TransformersSamplerSettings, Field(description="What generates the tokens.")]
 
 
 class RewardSettings(Record):

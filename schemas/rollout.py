@@ -16,6 +16,7 @@ from schemas.passage import SearchHit
 from schemas.question import Question
 
 StopReason = Literal["search_closed", "answer_closed", "end_of_turn", "length"]
+Logprob = Annotated[float, Field(allow_inf_nan=False)]
 MalformedReason = Literal["no_action", "not_opened", "empty_query", "empty_answer"]
 
 
@@ -47,7 +48,9 @@ class Generation(Record):
     """The tokens that the policy sampled in one turn."""
 
     token_ids: tuple[int, ...] = Field(min_length=1, description="Token ids as sampled.")
-    sampled_logprobs: tuple[float, ...] = Field(description="The sampler's log-probability of each token, nats.")
+    sampled_logprobs: tuple[Logprob | None, ...] = Field(
+        description="The sampler's log-probability of each token, nats; None where it gave none."
+    )
     text: str = Field(description="The decoded tokens, special tokens kept.")
     stop_reason: StopReason
     query_positions: tuple[int, ...] = Field(
@@ -139,7 +142,7 @@ class Rollout(Record):
         return tuple(positions)
 
     @property
-    def sampled_logprobs(self) -> tuple[float, ...]:
+    def sampled_logprobs(self) -> tuple[float | None, ...]:
         """The sampler's log-probabilities, one per completion position, nats."""
         return tuple(logprob for turn in self.turns for logprob in turn.generation.sampled_logprobs)
 

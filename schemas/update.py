@@ -26,6 +26,12 @@ class StepReport(Record):
     clip_share: float = Field(description="Share of tokens whose ratio was clipped.")
     ratio_max: float
     sampler_kl: float = Field(description="k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.")
+    sampler_max_difference: float = Field(
+        description="Largest difference of the sampler's and the trainer's log-probability of a sampled token, nats."
+    )
+    num_missing_logprobs: int = Field(
+        description="Sampled tokens without a log-probability of the sampler; their ratio is taken as 1."
+    )
     learning_rate: float
 
 

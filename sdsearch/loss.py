@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from schemas.config import GrpoSettings, Settings
 from sdsearch.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.objective.heads import DistillationTargets, TokenReadings, read_tokens
-from sdsearch.objective.policy_gradient import clipped_surrogate, k3, ratio_truncation, truncated_importance_weight
+from sdsearch.objective.policy_gradient import (
+    clipped_surrogate,
+    filled,
+    k3,
+    ratio_truncation,
+    truncated_importance_weight,
+)
 from sdsearch.objective.weights import distillation_token_weights, policy_token_weights
 from sdsearch.policy import trainable_parameters
 
@@ -26,7 +32,7 @@ class TrainingRollout:
 
     rollout_id: str
     sequence: TokenSequence  # reads are the sampled tokens
-    sampled_logprobs: tuple[float, ...]  # one a read
+    sampled_logprobs: tuple[float | None, ...]  # one a read; None where the sampler gave none
     advantage: float
     distilled: tuple[int, ...]  # offsets into the rollout's tokens; () without a teacher
     ids_QK: Tensor
@@ -44,6 +50,8 @@ class StepTerms:
     num_clipped: Tensor
     ratio_max: Tensor
     sampler_kl_sum: Tensor
+    sampler_max_difference: Tensor
+    num_missing_logprobs: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class ScoredRollout:
     """A rollout with the log-probabilities (N,) that are computed once, before the first step."""
 
     rollout: TrainingRollout
-    sampled_N: Tensor
+    sampled_N: Tensor  # NaN where the sampler gave none
     trainer_N: Tensor | None  # of the weights before the update, where the ratio's denominator is the trainer's
     reference_N: Tensor | None  # None without KL
 
@@ -125,14 +133,16 @@ def step_terms(
     """Return the weighted sums of the token losses (paper, sections 3.1 and 3.3) and of what is logged."""
     scored = [member.scored for member in members]
     counts = [len(item.rollout.sequence.reads) for item in scored]
-    sampled_N = torch.cat([item.sampled_N for item in scored]).to(device)
+    given_N = torch.cat([item.sampled_N for item in scored]).to(device)
     advantage_N = _spread([item.rollout.advantage for item in scored], counts, device)
     weight_N = _spread([member.policy_weight for member in members], counts, device)
     if grpo.old_logprobs == "trainer":
         old_N = torch.cat([item.trainer_N for item in scored if item.trainer_N is not None]).to(device)
+        sampled_N = filled(given_N, old_N)
         importance_N = truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
     else:
-        old_N, importance_N = sampled_N, ratio_truncation(readings.logprob_N, sampled_N, grpo.importance_cap)
+        old_N = sampled_N = filled(given_N, readings.logprob_N.detach())
+        importance_N = ratio_truncation(readings.logprob_N, sampled_N, grpo.importance_cap)
     loss_N, ratio_N, clipped_N = clipped_surrogate(
         readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
     )
@@ -148,6 +158,8 @@ def step_terms(
         num_clipped=clipped_N.sum(),
         ratio_max=ratio_N.max(),
         sampler_kl_sum=k3(sampled_N, readings.logprob_N.detach()).sum(),
+        sampler_max_difference=(sampled_N - readings.logprob_N.detach()).abs().max(),
+        num_missing_logprobs=given_N.isnan().sum(),
     )
 
 
@@ -182,5 +194,6 @@ def _distillation(
 
 def _sum_terms(parts: Sequence[StepTerms]) -> StepTerms:
     columns = {name: torch.stack([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    sums = {name: values.max() if name == "ratio_max" else values.sum() for name, values in columns.items()}
+    largest = ("ratio_max", "sampler_max_difference")
+    sums = {name: values.max() if name in largest else values.sum() for name, values in columns.items()}
     return StepTerms(**sums)

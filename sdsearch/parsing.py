@@ -49,7 +49,7 @@ def query_positions(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]
 def make_generation(
     tokenizer: PreTrainedTokenizerBase,
     token_ids: Sequence[int],
-    sampled_logprobs: Sequence[float],
+    sampled_logprobs: Sequence[float | None],
     stop_reason: StopReason,
 ) -> Generation:
     """Record a sampled turn; the ids stay as sampled, the text and the query tokens are read off them."""

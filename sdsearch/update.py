@@ -77,9 +77,14 @@ def score_once(
         with reference_weights(model, frozen) as reference_model:
             reference = sequence_logprobs(reference_model, sequences, settings)
     return [
-        ScoredRollout(rollout, torch.tensor(rollout.sampled_logprobs), own, base)
+        ScoredRollout(rollout, sampled_tensor(rollout.sampled_logprobs), own, base)
         for rollout, own, base in zip(rollouts, trainer, reference, strict=True)
     ]
+
+
+def sampled_tensor(logprobs: Sequence[float | None]) -> Tensor:
+    """Return the sampler's log-probabilities (N,), NaN where it gave none."""
+    return torch.tensor([math.nan if logprob is None else logprob for logprob in logprobs])
 
 
 @torch.no_grad()
@@ -169,5 +174,7 @@ def _report(
         clip_share=float(totals.num_clipped) / num_tokens,
         ratio_max=float(totals.ratio_max),
         sampler_kl=float(totals.sampler_kl_sum) / num_tokens,
+        sampler_max_difference=float(totals.sampler_max_difference),
+        num_missing_logprobs=int(totals.num_missing_logprobs),
         learning_rate=learning_rate_at(step, num_steps, settings.update),
     )

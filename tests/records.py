@@ -183,6 +183,8 @@ def make_update(iteration: int = 3) -> UpdateReport:
             clip_share=0.0,
             ratio_max=1.5 + place,
             sampler_kl=0.0,
+            sampler_max_difference=0.0,
+            num_missing_logprobs=0,
             learning_rate=1e-6,
         )
         for place in range(2)

@@ -30,6 +30,11 @@ def truncated_importance_weight(trainer_logprob_N: Tensor, sampled_logprob_N: Te
     return (trainer_logprob_N - sampled_logprob_N).exp().clamp(max=cap).detach()
 
 
+def filled(sampled_logprob_N: Tensor, own_logprob_N: Tensor) -> Tensor:
+    """Return the sampler's log-probabilities (N,), the given own one where it is NaN: there the ratio is 1."""
+    return torch.where(sampled_logprob_N.isnan(), own_logprob_N, sampled_logprob_N)
+
+
 def ratio_truncation(policy_logprob_N: Tensor, sampled_logprob_N: Tensor, cap: float) -> Tensor:
     """Return the factor (N,), without gradient, that keeps policy / sampler within `cap`.
 

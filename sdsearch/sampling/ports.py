@@ -25,11 +25,14 @@ class TurnRequest:
 
 @dataclass(frozen=True)
 class SampledTurn:
-    """What was generated: ids as sampled, and the log-probability of each (nats, at the request's temperature)."""
+    """What was generated: ids as sampled, and the log-probability of each (nats, at the request's temperature).
+
+    A log-probability that the sampler could not tell is None; training takes the ratio of such a token as 1.
+    """
 
     key: str
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float | None, ...]
     stop_reason: StopReason
 
 

@@ -131,7 +131,7 @@ COMMENT ON COLUMN turns.stop_reason IS 'search_closed, answer_closed, end_of_tur
 COMMENT ON COLUMN turns.text IS 'What the policy wrote, special tokens kept.';
 COMMENT ON COLUMN turns.token_start IS 'Place of the turn''s first token among the rollout''s tokens after the prompt.';
 COMMENT ON COLUMN turns.token_ids IS 'Tokens as the policy sampled them.';
-COMMENT ON COLUMN turns.sampled_logprobs IS 'The sampler''s log-probability of each token, nats.';
+COMMENT ON COLUMN turns.sampled_logprobs IS 'The sampler''s log-probability of each token, nats; null where it gave none.';
 COMMENT ON COLUMN turns.query_positions IS 'Offsets into token_ids of the tokens wholly inside the query.';
 COMMENT ON COLUMN turns.observation_kind IS 'documents or notice; empty on the last turn.';
 COMMENT ON COLUMN turns.observation_text IS 'What the environment replied.';

@@ -18,6 +18,8 @@ CREATE TABLE update_metrics (
     clip_share DOUBLE NOT NULL,
     ratio_max DOUBLE NOT NULL,
     sampler_kl DOUBLE NOT NULL,
+    sampler_max_difference DOUBLE NOT NULL,
+    num_missing_logprobs BIGINT NOT NULL,
     learning_rate DOUBLE NOT NULL,
     update_num_tokens BIGINT NOT NULL,
     PRIMARY KEY (run, iteration, step)
@@ -42,5 +44,7 @@ COMMENT ON COLUMN update_metrics.grad_norm_sd IS 'Norm of alpha times the distil
 COMMENT ON COLUMN update_metrics.clip_share IS 'Share of tokens whose ratio was clipped.';
 COMMENT ON COLUMN update_metrics.ratio_max IS 'Largest ratio of policy and sampler probability.';
 COMMENT ON COLUMN update_metrics.sampler_kl IS 'k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.';
+COMMENT ON COLUMN update_metrics.sampler_max_difference IS 'Largest difference of the sampler''s and the trainer''s log-probability of a sampled token, nats.';
+COMMENT ON COLUMN update_metrics.num_missing_logprobs IS 'Sampled tokens without a log-probability of the sampler; their ratio is taken as 1.';
 COMMENT ON COLUMN update_metrics.learning_rate IS 'Learning rate of the step.';
 COMMENT ON COLUMN update_metrics.update_num_tokens IS 'Tokens of the sequences that the iteration''s whole update trained on; the same on each of its steps.';

@@ -16,12 +16,18 @@ SELECT
     avg(clip_share) AS clip_share,
     max(ratio_max) AS ratio_max,
     avg(sampler_kl) AS sampler_kl,
+    min_by(sampler_max_difference, step) AS sampler_max_difference,
+    min_by(sampler_kl, step) AS sampler_kl_first_step,
+    sum(num_missing_logprobs) AS num_missing_logprobs,
     max_by(learning_rate, step) AS learning_rate,
     any_value(update_num_tokens) AS update_num_tokens
 FROM update_metrics
 GROUP BY run, iteration;
 COMMENT ON VIEW v_updates IS 'Updates, one row an iteration: means over its optimiser steps, unless a column says otherwise.';
 COMMENT ON COLUMN v_updates.num_steps IS 'Optimiser steps of the iteration.';
+COMMENT ON COLUMN v_updates.sampler_max_difference IS 'Largest difference of the sampler''s and the trainer''s log-probability of a sampled token in the first step, while the weights are still those that sampled, nats.';
+COMMENT ON COLUMN v_updates.sampler_kl_first_step IS 'sampler_kl of the first step alone: what the engines differ by, nats per token.';
+COMMENT ON COLUMN v_updates.num_missing_logprobs IS 'Sampled tokens of the iteration without a log-probability of the sampler.';
 COMMENT ON COLUMN v_updates.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
 
 CREATE VIEW v_credit AS

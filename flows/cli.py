@@ -94,6 +94,22 @@ def resume(
 
 
 @app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(help="Name of a shipped study or of one in the workspace, or the path of a TOML file.")
+    ] = "study_quick",
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; table and curves from the runs that are finished.")
+    ] = False,
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Train variants over seeds in a plain loop and compare them; goes on where it stopped."""
+    from flows.study import study_in_terminal
+
+    study_in_terminal(name, workspace, _console(), report_only=report_only)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str | None, typer.Option("--run", help="Evaluate a run's current policy.")] = None,
     policy: Annotated[
@@ -168,7 +184,7 @@ def up(
     ] = None,
     workspace: WorkspaceOption = _HOME,
 ) -> None:
-    """Serve the deployment sdsearch/train, with a local Prefect server if none answers; Ctrl-C stops both."""
+    """Serve sdsearch/train and sdsearch-study/run, with a local Prefect server if none answers; Ctrl-C stops both."""
     from flows.serve import serve
 
     serve(port, workspace, _console())

@@ -91,6 +91,11 @@ def train_with_prefect(
         _REPORTERS.pop()
 
 
+def artifact_key(name: str) -> str:
+    """Return a name as Prefect's artifact keys may be: small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 class _Shown:
     """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts.
 
@@ -101,7 +106,7 @@ class _Shown:
     def __init__(self, stores: Stores, run: str, settings: Settings | None) -> None:
         self._stores = stores
         self._run = run
-        self._key = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+        self._key = artifact_key(run)
         created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
         self._progress_id = created

@@ -80,10 +80,11 @@ class SilentReporter:
 class RichReporter:
     """A `Reporter` for a terminal: bars with the time left; one plain line an iteration where output is no terminal.
 
-    `database` is named at the end. As a context manager it gives the terminal back, also after an error.
+    `database` is named at the end, with what to try next; neither is said when it is None. As a context manager it
+    gives the terminal back, also after an error.
     """
 
-    def __init__(self, database: Path, console: Console | None = None) -> None:
+    def __init__(self, database: Path | None, console: Console | None = None) -> None:
         self._database = database
         self._console = console or Console()
         self._reports: list[EvaluationReport] = []
@@ -156,6 +157,8 @@ class RichReporter:
         self._stop_bars()
         self._console.print(before_and_after(self._reports))
         print_line(self._console, f"run {run} done in {format_seconds(time.monotonic() - self._started)}")
+        if self._database is None:
+            return
         print_line(self._console, f"database: {self._database}\nnext:")
         workspace = f"--workspace {shlex.quote(str(self._database.parent))}"
         for command in (f"show {run}", "sql --name best_queries", "sql --name mixed_groups"):

@@ -1,4 +1,4 @@
-"""`sdsearch up`: the deployment sdsearch/train, served beside a Prefect server until Ctrl-C."""
+"""`sdsearch up`: the deployments of runs and of studies, served beside a Prefect server until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.flows import Flow
 
-_DEPLOYMENT = "train"
 # Prefect looks for new runs every 10 seconds otherwise.
 _POLL_FREQUENCY_S = "1"
 
 
 def serve(port: int | None, folder: Path, console: Console) -> None:
-    """Serve the deployment until Ctrl-C or SIGTERM; a server that this started stops with it.
+    """Serve the deployments until Ctrl-C or SIGTERM; a server that this started stops with it.
 
     `port` None: the server that PREFECT_API_URL or the active profile names, or port 4200 of this machine. Raises
     UserError when another program uses the port, or the named server lies elsewhere and does not answer.
@@ -48,11 +48,11 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
     with ExitStack() as stack:
         with console.status("loading the libraries and a Prefect server"):
             server = stack.enter_context(_server(port, workspace))
-            deployment = _register(workspace)
+            deployments = _register_all(workspace)
         _announce(server, workspace, console)
         from prefect import serve as serve_deployments
 
-        serve_deployments(deployment, print_starting_message=False)
+        serve_deployments(*deployments, print_starting_message=False)
 
 
 def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:
@@ -70,25 +70,34 @@ def _announce(server: PrefectServer, workspace: Workspace, console: Console) -> 
     whose = "started" if server.started else "already there"
     for line in (
         f"Prefect server: {server.url.removesuffix('/api')} ({whose}); workspace: {workspace.root}",
-        "serving sdsearch/train; in another terminal:",
+        "serving sdsearch/train and sdsearch-study/run; in another terminal:",
         f"  export PREFECT_API_URL={server.url}",
         "  prefect deployment run sdsearch/train --watch",
         "  prefect deployment run sdsearch/train --param config=tiny --watch",
+        "  prefect deployment run sdsearch-study/run --param study=study_quick --watch",
         "Ctrl-C stops what was started here",
     ):
         print_line(console, line)
 
 
-def _register(workspace: Workspace) -> RunnerDeployment:
-    """Make the deployment known to the server, so that it can be run from the first announced moment."""
+def _register_all(workspace: Workspace) -> list[RunnerDeployment]:
+    """Make the deployments known to the server, so that they can be run from the first announced moment."""
+    from flows.orchestration import train_flow
+    from flows.study_flow import study_flow
+
+    return [
+        _register(train_flow, "train", "Train a policy by SD-Search.", workspace),
+        _register(study_flow, "run", "Train variants over seeds and compare them.", workspace),
+    ]
+
+
+def _register(flow: Flow[..., str], name: str, description: str, workspace: Workspace) -> RunnerDeployment:
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.orchestration import train_flow
-
-    deployment = train_flow.to_deployment(
-        name=_DEPLOYMENT,
+    deployment = flow.to_deployment(
+        name=name,
         parameters={"workspace": str(workspace.root)},
-        description="Train a policy by SD-Search.",
+        description=description,
         # By module, so that it is found from any folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

@@ -45,7 +45,12 @@ def write_atomic(path: Path, write: Callable[[Path], None], root: Path) -> Artif
 def write_json_atomic(path: Path, value: Any, root: Path) -> ArtifactRef:
     """Write a JSON value as `write_atomic` does, keys sorted."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    return write_atomic(path, lambda temporary: _write_text(temporary, text), root)
+    return write_bytes_atomic(path, text.encode(), root)
+
+
+def write_bytes_atomic(path: Path, content: bytes, root: Path) -> ArtifactRef:
+    """Write bytes as `write_atomic` does."""
+    return write_atomic(path, lambda temporary: _write_bytes(temporary, content), root)
 
 
 def temporary_name(name: str) -> str:
@@ -75,5 +80,5 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

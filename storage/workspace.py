@@ -74,6 +74,10 @@ class Workspace:
         """The folder of one version of a run's policy."""
         return self.checkpoints(run) / f"version={version:05d}"
 
+    def study_folder(self, study: str) -> Path:
+        """The folder of a study's table, curves and figures."""
+        return self.root / "studies" / validate_run_name(study)
+
     def lock(self, run: str) -> Path:
         """The file whose lock says that a process works on the run."""
         return self.root / "locks" / f"run={validate_run_name(run)}.lock"

@@ -1,0 +1,130 @@
+"""What a study will train: its file, the settings of its variants, the names of its runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from flows.errors import UserError
+from flows.settings import load_settings, read_toml, shipped_configs, shipped_studies
+from schemas.base import Record, explain
+from schemas.config import Settings
+from schemas.study import Study, Variant
+from storage.studies import read_study
+from storage.workspace import Workspace
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a study: an ordinary run; `settings` are what `config` and `overrides` say."""
+
+    run: str
+    variant: str
+    seed: int
+    config: str
+    overrides: tuple[str, ...]
+    settings: Settings
+
+
+def load_study(name: str, workspace: Workspace) -> Study:
+    """Return a study: a shipped one's name, the path of a TOML file, or the name of one that the workspace holds.
+
+    Raises UserError, one line a problem, for a file that is not there or no TOML, unknown keys and wrong types.
+    """
+    shipped, path = shipped_studies(), Path(name).expanduser()
+    if name not in shipped and not path.is_file():
+        kept = read_study(workspace, name)
+        if kept is not None:
+            return kept
+    study = _validated(read_toml(name, shipped, "study"), name)
+    if study.base in shipped_configs():
+        return study
+    # A path is kept whole, so that the study means the same from any folder.
+    return study.model_copy(update={"base": str(path.resolve().parent / Path(study.base).expanduser())})
+
+
+def plan_runs(study: Study) -> list[PlannedRun]:
+    """Return the study's runs, variant by variant.
+
+    Raises UserError, naming the variant, for settings that cannot be and for variants that cannot be compared.
+    """
+    by_variant = {name: _variant_settings(study, name) for name in study.variants}
+    _check_comparable(study, by_variant)
+    return [
+        PlannedRun(
+            run=f"{study.name}-{name}-s{seed}",
+            variant=name,
+            seed=seed,
+            config=study.base,
+            overrides=(*study.set, *study.variants[name].set, f"seed={seed}"),
+            settings=settings.model_copy(update={"seed": seed}),
+        )
+        for name, settings in by_variant.items()
+        for seed in study.seeds
+    ]
+
+
+def _validated(values: dict[str, Any], source: str) -> Study:
+    variants = values.get("variants", {})
+    if isinstance(variants, dict):
+        # One by one, so that a misspelt key is explained with its variant's name and the nearest key.
+        for name, variant in variants.items():
+            _parse(Variant, variant, f"{source}: variants.{name}")
+    return _parse(Study, values, source)
+
+
+def _parse(record_type: type[R], values: Any, source: str) -> R:
+    try:
+        return record_type.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(explain(error, record_type, source)) from error
+
+
+def _variant_settings(study: Study, name: str) -> Settings:
+    """Return a variant's settings; an error names the study's or the variant's `set`, whichever is wrong."""
+    own = study.variants[name].set
+    for place, overrides in (("set", study.set), (f"variants.{name}.set", own)):
+        for override in overrides:
+            if override.partition("=")[0].strip() == "seed":
+                raise UserError(f"study {study.name}: {place}: 'seed' is the study's: list it in seeds")
+    try:
+        return load_settings(study.base, [*study.set, *own])
+    except UserError as error:
+        place = f"variants.{name}.set" if _can_be(study.base, study.set) else "set"
+        lines = [line.removeprefix(f"{study.base} with --set: ") for line in str(error).splitlines()]
+        raise UserError("\n".join(f"study {study.name}: {place}: {line}" for line in lines)) from error
+
+
+def _can_be(base: str, overrides: tuple[str, ...]) -> bool:
+    try:
+        load_settings(base, overrides)
+    except UserError:
+        return False
+    return True
+
+
+def _check_comparable(study: Study, by_variant: dict[str, Settings]) -> None:
+    """Refuse variants that answer other questions than the baseline, and two that are the same."""
+    baseline = by_variant[study.baseline]
+    names_of: dict[str, str] = {}
+    for name, settings in by_variant.items():
+        same = names_of.setdefault(settings.content_hash(), name)
+        if same != name:
+            raise UserError(
+                f"study {study.name}: variants.{name}: has the same settings as '{same}'; change its set, or remove it"
+            )
+        if _evaluated_on(settings) != _evaluated_on(baseline):
+            raise UserError(
+                f"study {study.name}: variants.{name}: is evaluated otherwise than the baseline '{study.baseline}'; "
+                "put evaluation.*, data.questions and data.dataset into the study's own set"
+            )
+
+
+def _evaluated_on(settings: Settings) -> tuple[object, ...]:
+    return settings.evaluation, settings.data.questions, settings.data.dataset

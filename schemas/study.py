@@ -1,0 +1,109 @@
+"""A study: named variants of one setting over seeds, and what came of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from schemas.base import Record, nearest_name
+from schemas.evaluation import EvaluationMode, EvaluationReport
+
+# A run is named study-variant-sSEED, and a run's name becomes part of paths: 80 characters at the most.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Variant(Record):
+    """One row of the study's table."""
+
+    title: str = Field(default="", max_length=40, description="What tables and curves call it; its name when empty.")
+    set: tuple[str, ...] = Field(default=(), description="`section.key=value` lines on top of the study's own.")
+
+
+class Study(Record):
+    """A study file: which variants are trained over which seeds."""
+
+    name: str = Field(description="Its folder below the workspace's studies/, and the beginning of its runs' names.")
+    base: str = Field(description="Shipped settings, or the path of a settings file (relative to the study file).")
+    set: tuple[str, ...] = Field(default=(), description="`section.key=value` lines for every variant.")
+    baseline: str = Field(description="The variant that all others are compared with.")
+    seeds: tuple[Seed, ...] = Field(min_length=1, description="Seeds; each variant is trained once with each.")
+    variants: dict[str, Variant] = Field(min_length=1, description="Variants by name, in the table's order.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Study:
+        for name in (self.name, *self.variants):
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name[:60]!r} cannot be a name; the names of a study and of its variants have 1 to 32 ASCII "
+                    "letters, digits, '_' or '-' and begin with a letter or a digit"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds has a number twice ({', '.join(map(str, self.seeds))}); name each seed once")
+        if self.baseline not in self.variants:
+            near = nearest_name(self.baseline, list(self.variants))
+            hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(self.variants)}"
+            raise ValueError(f"baseline '{self.baseline}' is none of the variants; {hint}")
+        return self
+
+    def title_of(self, variant: str) -> str:
+        """Return what a variant is called in tables."""
+        return self.variants[variant].title or variant
+
+
+class RunOutcome(Record):
+    """What one run of a study has measured so far."""
+
+    run: str
+    variant: str
+    seed: int
+    finished: bool = Field(description="The run is done and has every evaluation after its last update.")
+    updates_done: int
+    num_iterations: int = Field(description="Iterations that the study asks for.")
+    evaluations: tuple[EvaluationReport, ...] = Field(description="Ordered by updates done, then mode.")
+
+
+class Estimate(Record):
+    """A figure over seeds."""
+
+    mean: float
+    std: float | None = Field(description="Unbiased standard deviation over seeds; None for a single seed.")
+
+
+class PairedDifference(Record):
+    """A variant's EM minus the baseline's, both after the last update, paired by seed and question."""
+
+    mean: float
+    low: float = Field(description="Lower end of the 95 % bootstrap interval.")
+    high: float = Field(description="Upper end of the 95 % bootstrap interval.")
+    num_seeds: int
+    num_questions: int
+
+
+class VariantSummary(Record):
+    """A row of the table: a variant's finished runs, evaluated in one mode."""
+
+    variant: str
+    mode: EvaluationMode
+    num_seeds: int = Field(ge=1, description="Finished runs.")
+    final_em: Estimate = Field(description="EM after the last update.")
+    best_em: Estimate = Field(
+        description="Highest EM of a run's evaluations after the start; chosen on the same questions, so too high."
+    )
+    search_quality: Estimate = Field(
+        description="Share of retrieved passages that contain a golden answer, after the last update."
+    )
+    searches_per_rollout: Estimate = Field(description="After the last update.")
+    difference: PairedDifference | None = Field(
+        description="None for the baseline, and while no seed of both is finished."
+    )
+
+
+class StudyResults(Record):
+    """Everything that a study's files and tables are made from."""
+
+    study: Study
+    outcomes: tuple[RunOutcome, ...] = Field(description="Variants in the study's order, seeds in theirs.")
+    summaries: tuple[VariantSummary, ...] = Field(description="Modes as evaluated, variants in the study's order.")

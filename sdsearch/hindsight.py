@@ -20,13 +20,14 @@ from sdsearch.seeds import derive_seed
 from sdsearch.tokens import encode_foreign, neutralise_tags
 
 HEADER = "Earlier attempts at this question. They inform the next search, not the answer.\n"
-_LABEL = re.compile(r"\((in)?correct\)", re.IGNORECASE)
+_LABEL = re.compile(r"\([(\s]*((?:in)?correct)[)\s]*\)", re.IGNORECASE)
 
 
 def neutralise(text: str) -> str:
     """Make foreign text safe inside a block: one line, no tags, no separator, no label."""
-    flat = " ".join(neutralise_tags(text).split()).replace("|", "/")
-    return _LABEL.sub(lambda match: match.group(0).lower().strip("()"), flat)
+    flat = " ".join(text.split()).replace("|", "/")
+    # Tags last: `<|search>` is one only after the line before.
+    return neutralise_tags(_LABEL.sub(lambda match: match[1].lower(), flat))
 
 
 def render_attempt(number: int, attempt: HindsightAttempt) -> str:

@@ -9,5 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from hypothesis import Phase, settings
 
+# The same examples every time, and no deadline: a busy machine is no failure.
+settings.register_profile("project", derandomize=True, deadline=None, max_examples=50)
+# To know that a test fails, its smallest failing example is not needed.
+settings.register_profile("notice", settings.get_profile("project"), phases=[Phase.explicit, Phase.generate])
+settings.load_profile("project")
 torch.set_num_threads(1)

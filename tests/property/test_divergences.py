@@ -1,4 +1,4 @@
-"""Divergences over plain tensors: bounds, zeros, finite differences."""
+"""Divergences over plain tensors: what must hold for any distributions, and at the edges of floating point."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ def pair(seed: int, scale: float, rows: int = 3, vocabulary: int = 30) -> tuple[
     return torch.log_softmax(logits[0], -1), torch.log_softmax(logits[1], -1)
 
 
-@given(seeds, scales, supports)
-def test_a_tail_bucket_bounds_the_jsd(seed: int, scale: float, k: int) -> None:
-    teacher, student = pair(seed, scale)
-    ids = teacher.topk(k).indices
-    truncated = divergence(truncate(teacher, ids, "bucket"), truncate(student, ids, "bucket"), "jsd")
-    full = divergence(teacher, student, "jsd")
-    assert (truncated >= -1e-12).all()
-    assert (truncated <= full + 1e-12).all()
-    assert (full <= math.log(2) + 1e-12).all()
-
-
 @given(seeds, scales, supports, st.sampled_from(["bucket", "renormalise"]))
 def test_truncated_distributions_sum_to_one(seed: int, scale: float, k: int, tail: str) -> None:
     teacher, student = pair(seed, scale)
@@ -50,19 +39,6 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(seed: int, scale
     value.backward()
     assert float(value.detach()) == pytest.approx(0, abs=1e-12)
     assert float(logits.grad.abs().max()) < 1e-12
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tail", ["bucket", "renormalise"])
-def test_gradients_match_finite_differences(kind: str, tail: str) -> None:
-    teacher, student = pair(7, 2.0)
-    ids = teacher.topk(5).indices
-    target = truncate(teacher, ids, tail)
-
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        return divergence(target, truncate(torch.log_softmax(logits, -1), ids, tail), kind)
-
-    assert torch.autograd.gradcheck(loss, (student.clone().requires_grad_(),), eps=1e-6, atol=1e-8, rtol=1e-5)
 
 
 def test_direction_of_the_two_kls() -> None:

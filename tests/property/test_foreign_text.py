@@ -35,7 +35,9 @@ HOSTILE = [
     *("\n", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\x1c", "\x00", "\t", " ", " | ", "|", "/"),
     *("Attempt", "Question: ", HEADER, "river", "é", "東京", "\u202e", "\ufffd", "(", ")", "<", ">"),
 ]
-foreign = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=6), min_size=1, max_size=8).map("".join).filter(str.strip)
+foreign = (
+    st.lists(st.sampled_from(HOSTILE) | st.text(max_size=6), min_size=1, max_size=8).map("".join).filter(str.strip)
+)
 queries = st.lists(st.lists(foreign, max_size=3), min_size=1, max_size=4)
 LINE = re.compile(r"Attempt (\d+)(?: \((CORRECT|INCORRECT)\))?: (.*)")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
 TAGS = ("think", "search", "documents", "answer", "refine")
+_PLAIN = re.compile(r"\s*\w*\s*")
 _TAG = re.compile(rf"<(/?(?:{'|'.join(TAGS)}))>", re.IGNORECASE)
 
 
@@ -19,10 +21,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Encode text that others wrote (questions, passages, queries).
 
-    Protocol tags lose their angle brackets and special tokens are encoded as plain text, so that foreign
+    Protocol tags lose their angle brackets, and what the tokenizer reads as markup (special tokens, and added ones
+    that it does not call special, such as some chat templates' role marks) is encoded as plain text, so that foreign
     text cannot open or close a span or a turn.
     """
-    return tokenizer.encode(neutralise_tags(text), add_special_tokens=False, split_special_tokens=True)
+    ids = _encode_as_text(tokenizer, neutralise_tags(text), _markup_ids(tokenizer, len(tokenizer)))
+    seen = decode(tokenizer, ids)
+    # A tokenizer that normalises may make a tag out of look-alikes.
+    return encode_foreign(tokenizer, seen) if _TAG.search(seen) else ids
+
+
+def _encode_as_text(tokenizer: PreTrainedTokenizerBase, text: str, markup: frozenset[int]) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if len(text) < 2 or markup.isdisjoint(ids):
+        return ids
+    middle = len(text) // 2
+    return _encode_as_text(tokenizer, text[:middle], markup) + _encode_as_text(tokenizer, text[middle:], markup)
+
+
+@lru_cache(maxsize=8)
+def _markup_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> frozenset[int]:
+    """Return the ids of added tokens that are no plain words or blanks; `num_tokens` tells of tokens added since."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset(i for i, token in added.items() if token.special or not _PLAIN.fullmatch(token.content))
 
 
 def neutralise_tags(text: str) -> str:

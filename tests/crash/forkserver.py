@@ -1,0 +1,148 @@
+"""Cheap processes: one that has imported everything forks a child for each command, and can kill it on time.
+
+A start of the interpreter with torch and transformers costs seconds; a fork costs milliseconds, and kill -9 hits a
+process of its own all the same. The server itself never opens a database nor runs a model, so that its children
+start clean. It reads requests and writes answers as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.crash.events import Event, Probe, Strike, read_trace
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended; `code` is its exit code, negative for a signal."""
+
+    code: int
+    output: str
+    trace: list[Event]
+
+    @property
+    def was_killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+class ForkServer:
+    """A context manager: commands of `sdsearch` in forked processes, one at a time."""
+
+    def __enter__(self) -> ForkServer:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.forkserver"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(TIMEOUT_S)
+
+    def run(self, command: Sequence[str], folder: Path, strike: Strike | None = None) -> Ended:
+        """Run `sdsearch COMMAND --workspace FOLDER/workspace` to its end, which may be the strike's."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"command": list(command), "folder": str(folder), "strike": strike and strike.to_json()}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        output = (folder / "output").read_text(encoding="utf-8", errors="replace")
+        return Ended(answer["code"], output, read_trace(folder / "trace"))
+
+
+def serve() -> None:
+    """Import what a run needs, then fork a child for each request until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # What a library prints is no answer.
+    _import_everything()
+    for line in sys.stdin:
+        code = _fork(json.loads(line))
+        answers.write(json.dumps({"code": code}) + "\n")
+        answers.flush()
+
+
+def _import_everything() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    # What transformers imports on first use is imported here once.
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    del LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def _fork(request: dict[str, Any]) -> int:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_the_child(request, writer)
+    os.close(writer)
+    _execute_on_time(child, reader)
+    os.close(reader)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _be_the_child(request: dict[str, Any], executioner: int) -> None:
+    code = 70
+    try:
+        folder = Path(request["folder"])
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        workspace = folder / "workspace"
+        strike = Strike(**request["strike"]) if request["strike"] else None
+        Probe(workspace, folder / "trace", strike, executioner).install()
+        import flows.cli
+
+        code = flows.cli.run_command([*request["command"], "--workspace", str(workspace)])
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # Goes to the output that the answer carries.
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _execute_on_time(child: int, reader: int) -> None:
+    """Kill the child when it asks for it, after the delay that it names; return when it has ended."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        left_s = deadline - time.monotonic()
+        if not select.select([reader], [], [], max(left_s, 0.0))[0]:
+            os.kill(child, signal.SIGKILL)  # Not reaped yet, so the pid is still its own.
+            deadline = time.monotonic() + TIMEOUT_S
+            continue
+        wanted = os.read(reader, 8)
+        if not wanted:
+            return
+        deadline = time.monotonic() + struct.unpack("d", wanted)[0]
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,147 @@
+"""Plays a case: a run is killed, resumed, killed again, resumed to its end, and compared with one that was not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.crash.compare import Snapshot, differences, snapshot
+from tests.crash.events import Event
+from tests.crash.forkserver import Ended, ForkServer
+from tests.crash.points import Kill
+
+RUN = "killed"
+_MAX_RESUMES = 12
+_SETTINGS = (
+    "model.torch_threads=1",
+    "data.questions_per_iteration=2",
+    "rollout.group_size=3",
+    "rollout.questions_per_batch=1",
+    "rollout.max_searches=2",
+    "rollout.max_new_tokens=24",
+    "evaluation.num_questions=1",
+    'evaluation.modes=["greedy"]',
+    "storage.keep_checkpoints=2",
+)
+_ROLLS_OUT = re.compile(r"sample@(\d+) rolls out (.*)")
+_TRAINS = re.compile(r"update@(\d+) trains")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Kills of one run: the n-th strikes the n-th process."""
+
+    name: str
+    kills: tuple[Kill, ...]
+
+    @property
+    def fresh_index(self) -> bool:
+        return any(kill.fresh_index for kill in self.kills)
+
+
+@dataclass
+class Outcome:
+    """What became of a case: `struck` are the labels of the kills that took place."""
+
+    case: Case
+    struck: list[str] = field(default_factory=list)
+    num_resumes: int = 0
+    lost: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+
+    @property
+    def went_wrong(self) -> bool:
+        return bool(self.lost or self.differing)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uninterrupted run."""
+
+    workspace: Path
+    trace: list[Event]
+    snapshot: Snapshot
+
+
+def train_command(iterations: int) -> list[str]:
+    """Return the command of a run of seconds with the mini policy that still passes through every stage."""
+    settings = [text for value in (*_SETTINGS, f"iterations={iterations}") for text in ("--set", value)]
+    return ["train", "tiny", "--no-prefect", "--run", RUN, *settings]
+
+
+def play_reference(server: ForkServer, folder: Path, iterations: int) -> Reference:
+    """Run without a kill; AssertionError when it does not end well or teaches nothing."""
+    folder.mkdir(parents=True)
+    ended = server.run(train_command(iterations), folder)
+    assert ended.code == 0, ended.output
+    held = snapshot(folder / "workspace")
+    weights = {value for name, value in held.items() if name.startswith("model.safetensors")}
+    assert len(weights) == min(iterations, 2), f"the updates change nothing: {weights}"
+    return Reference(folder / "workspace", ended.trace, held)
+
+
+def play(case: Case, server: ForkServer, folder: Path, reference: Reference, iterations: int) -> Outcome:
+    """Play a case in a new folder; nothing is asserted, all that went wrong is in the outcome."""
+    outcome = Outcome(case)
+    workspace = folder / "workspace"
+    workspace.mkdir(parents=True)
+    if not case.fresh_index:
+        shutil.copytree(reference.workspace / "indexes", workspace / "indexes")
+    finished = False
+    for ended in _processes(case, server, folder, iterations, outcome):
+        finished = ended.code == 0
+        if not finished and not ended.was_killed:
+            outcome.lost.append(f"exit code {ended.code}: {ended.output[-600:]}")
+    if finished:
+        outcome.differing += differences(snapshot(workspace), reference.snapshot)
+    elif not outcome.lost:
+        outcome.lost.append("the run does not come to its end")
+    return outcome
+
+
+def _processes(case: Case, server: ForkServer, folder: Path, iterations: int, outcome: Outcome) -> Iterator[Ended]:
+    """Start processes until one ends by itself; yield how each ended."""
+    for number in range(len(case.kills) + _MAX_RESUMES):
+        kill = case.kills[number] if number < len(case.kills) else None
+        exists = (folder / "workspace" / "artifacts" / f"run={RUN}" / "run.json").exists()
+        command = ["resume", RUN, "--no-prefect"] if exists else train_command(iterations)
+        outcome.num_resumes += number > 0
+        before = finished_work(folder / "workspace")
+        ended = server.run(command, folder, kill.strike if kill else None)
+        outcome.lost += done_again(before, ended.trace)
+        if ended.was_killed:
+            outcome.struck.append(kill.label if kill else "unexpected")
+        yield ended
+        if not ended.was_killed:
+            return
+
+
+def finished_work(workspace: Path) -> set[tuple[str, int, str]]:
+    """Return what the files say is finished: ('sample', iteration, question) and ('update', iteration, '')."""
+    done: set[tuple[str, int, str]] = set()
+    for folder in workspace.glob(f"artifacts/run={RUN}/iteration=*/stage=*"):
+        iteration, stage = int(folder.parent.name.partition("=")[2]), folder.name.partition("=")[2]
+        if stage == "sample":
+            for path in folder.glob("[!.]*.parquet"):
+                questions = pq.ParquetFile(path).read(["question"]).column("question").to_pylist()
+                done |= {("sample", iteration, question["id"]) for question in questions}
+        elif stage == "update" and (folder / "stage.json").exists():
+            done.add(("update", iteration, ""))
+    return done
+
+
+def done_again(before: set[tuple[str, int, str]], trace: Sequence[Event]) -> list[str]:
+    """Return a line for each piece of finished work that a process did once more."""
+    again: list[str] = []
+    for event in trace:
+        if rolled := _ROLLS_OUT.fullmatch(event.name):
+            questions = [name for name in rolled[2].split() if ("sample", int(rolled[1]), name) in before]
+            again += [f"iteration {rolled[1]}: the finished group of {name} was sampled again" for name in questions]
+        elif (trained := _TRAINS.fullmatch(event.name)) and ("update", int(trained[1]), "") in before:
+            again.append(f"iteration {trained[1]}: the finished update was trained again")
+    return again

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import RunLockedError, WorkspaceError
-from storage.runlock import RunLock, lock_holder
+from storage.runlock import RunLock, lock_holder, take_over
 from storage.workspace import Workspace
 
 HOLD = """
@@ -90,6 +90,100 @@ def test_another_process_is_named_and_its_death_frees_the_run(workspace: Workspa
         process.wait()
         with RunLock(workspace, "first") as successor:
             assert successor.pid == os.getpid()
+
+
+def leave_lock(workspace: Workspace, **changes: object) -> Path:
+    """Write the lock file of run `first` as a holder leaves it that never let go."""
+    path = workspace.lock("first")
+    path.unlink(missing_ok=True)
+    with RunLock(workspace, "first") as holder:
+        text = holder.model_copy(update=changes).model_dump_json()
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def silent_for(seconds: float) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def test_a_lock_that_a_dead_process_of_this_machine_left_is_taken_over(workspace: Workspace) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    leave_lock(workspace, pid=gone.pid)
+    assert lock_holder(workspace, "first") is None
+    with RunLock(workspace, "first") as holder:
+        assert holder.pid == os.getpid()
+    # The same pid belongs to another process by now.
+    leave_lock(workspace, process_started_at=silent_for(86_400))
+    assert lock_holder(workspace, "first") is None
+    with RunLock(workspace, "first"):
+        pass
+
+
+def test_a_holder_of_this_machine_whose_lock_is_not_seen_still_holds_while_it_lives(workspace: Workspace) -> None:
+    leave_lock(workspace)
+    with pytest.raises(RunLockedError, match=f"held by process {os.getpid()}"):
+        RunLock(workspace, "first").__enter__()
+
+
+def test_another_machine_with_a_fresh_heartbeat_is_refused_and_cannot_be_taken_from(workspace: Workspace) -> None:
+    for heartbeat_at in (silent_for(20), silent_for(-3600)):
+        leave_lock(workspace, host="elsewhere", pid=4, heartbeat_at=heartbeat_at)
+        for attempt in (RunLock(workspace, "first").__enter__, lambda: take_over(workspace, "first")):
+            with pytest.raises(RunLockedError, match=r"held by process 4 on elsewhere .*sign of life \d+ s ago"):
+                attempt()
+        assert lock_holder(workspace, "first") is not None
+
+
+def test_another_machine_that_fell_silent_is_taken_over_by_a_person_only(workspace: Workspace) -> None:
+    path = leave_lock(workspace, host="elsewhere", pid=4, heartbeat_at=silent_for(3 * 3600))
+    message = rf"left by process 4 on elsewhere, silent since .*resume first --take-over \(or remove {path}\)"
+    with pytest.raises(RunLockedError, match=message):
+        RunLock(workspace, "first").__enter__()
+    assert lock_holder(workspace, "first") is not None
+    taken_from = take_over(workspace, "first")
+    assert taken_from is not None
+    assert taken_from.host == "elsewhere"
+    with RunLock(workspace, "first") as holder:
+        assert holder.pid == os.getpid()
+
+
+def test_taking_over_needs_a_free_lock_and_leaves_a_free_run_alone(workspace: Workspace) -> None:
+    assert take_over(workspace, "first") is None
+    with held_elsewhere(workspace) as process, pytest.raises(RunLockedError, match=f"process {process.pid}"):
+        take_over(workspace, "first")
+    assert take_over(workspace, "first") is not None
+    assert take_over(workspace, "first") is None
+
+
+def test_the_heartbeat_goes_on_while_the_run_is_held(workspace: Workspace) -> None:
+    with RunLock(workspace, "first", heartbeat_s=0.01) as holder:
+        deadline = time.monotonic() + 20
+        while (seen := lock_holder(workspace, "first")) is None or seen.heartbeat_at == holder.heartbeat_at:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert holder.is_same(seen)
+
+
+@pytest.mark.parametrize("how", ["written over", "removed"])
+def test_a_holder_learns_that_its_run_was_taken(workspace: Workspace, how: str) -> None:
+    lock = RunLock(workspace, "first", heartbeat_s=0.01)
+    with lock as holder:
+        lock.check()
+        path = workspace.lock("first")
+        if how == "removed":
+            path.unlink()
+            with RunLock(workspace, "first"):
+                pass
+        else:
+            path.write_text(holder.model_copy(update={"host": "elsewhere", "pid": 4}).model_dump_json())
+        with pytest.raises(RunLockedError, match="run 'first' was taken over by"):
+            lock.check()
+        time.sleep(0.05)
+        with pytest.raises(RunLockedError, match="taken over"):
+            lock.check()
+    successor = lock_holder(workspace, "first")
+    assert (successor is not None) == (how == "written over")
 
 
 def test_a_name_that_would_leave_the_folder_is_refused(workspace: Workspace) -> None:

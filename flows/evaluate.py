@@ -60,9 +60,7 @@ def evaluate_once(
 
     Raises UserError for a split without questions.
     """
-    # No loss is computed here, so no copy of the weights is needed to measure a KL against.
-    grpo = policy.settings.grpo.model_copy(update={"kl_coefficient": 0.0})
-    settings = policy.settings.model_copy(update={"grpo": grpo})
+    settings = policy.settings
     plan = _plan(settings.evaluation, split, num_questions)
     set_threads(settings)
     runtime = Runtime(settings, policy.run, policy.stores, SilentReporter())

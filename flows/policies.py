@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def check_device(device: str) -> None:
 
 
 class LivePolicy:
-    """Holds the policy at one version; version 0 is the starting weights, version n follows the n-th update."""
+    """Holds the policy at one version; version 0 is the starting weights, version n follows the n-th update.
+
+    The optimiser and the reference are loaded when an update first asks for them: nothing else needs their memory.
+    """
 
     def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore) -> None:
         self._settings = settings
@@ -62,9 +66,9 @@ class LivePolicy:
         self._base = model_folder(settings.model.path)
         self.tokenizer = load_tokenizer(self._base, settings.model.trust_remote_code)
         self.model: Any = None
-        self.optimiser: Any = None
-        self.frozen_reference: Any = self._load_reference()
         self.version = -1
+        self._optimiser: Any = None
+        self._folder: Path | None = None
 
     @property
     def max_context_tokens(self) -> int:
@@ -72,18 +76,33 @@ class LivePolicy:
         return int(self.model.config.max_position_embeddings)
 
     def move_to(self, version: int) -> None:
-        """Make the weights and the optimiser those of `version`; nothing happens when they are already.
+        """Make the weights those of `version`; nothing happens when they are already.
 
         Raises DamagedArtifactError when the version's checkpoint is missing or altered.
         """
         if version == self.version:
             return
-        folder = self._checkpoints.verify(self._run, version) if version else None
-        self.model = self._load(folder).to(self._settings.model.device)
-        self.optimiser = make_optimiser(self.model, self._settings.update)
-        if folder is not None:
-            load_optimiser_state(self.model, self.optimiser, load_tensors(folder / _OPTIMISER_FILE))
+        self._folder = self._checkpoints.verify(self._run, version) if version else None
+        self.model = self._load(self._folder).to(self._settings.model.device)
+        self._optimiser = None
         self.version = version
+
+    @property
+    def optimiser(self) -> Any:
+        """The optimiser in the state of this version."""
+        if self._optimiser is None:
+            self._optimiser = make_optimiser(self.model, self._settings.update)
+            if self._folder is not None:
+                load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / _OPTIMISER_FILE))
+        return self._optimiser
+
+    @cached_property
+    def frozen_reference(self) -> Any:
+        """The starting weights that KL is measured to; None where there is no KL, or LoRA adapters can be left out."""
+        if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
+            return None
+        reference = self._load_model(self._base).to(self._settings.model.device)
+        return reference.requires_grad_(False)
 
     def abandon(self) -> None:
         """Forget the live weights: they are no version's, for example after an update that failed half-way."""
@@ -120,12 +139,6 @@ class LivePolicy:
     def _load_model(self, folder: str | Path) -> Any:
         settings = self._settings.model
         return load_model(folder, settings.dtype, settings.trust_remote_code)
-
-    def _load_reference(self) -> Any:
-        if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
-            return None
-        reference = self._load_model(self._base).to(self._settings.model.device)
-        return reference.requires_grad_(False)
 
 
 def set_threads(settings: Settings) -> None:

@@ -35,19 +35,24 @@ ModelKind = Literal["llama", "qwen2"]
 
 
 @cache
-def make_tokenizer(tags: Literal["special", "text"] = "special") -> PreTrainedTokenizerFast:
-    """A byte-level BPE; protocol tags are single special tokens (as the mini policy's) or plain text (as Qwen's)."""
+def make_tokenizer(
+    tags: Literal["special", "text"] = "special", pad: Literal["own", "eos"] = "own"
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; protocol tags are single special tokens (as the mini policy's) or plain text (as Qwen's).
+
+    pad: a token of its own, or the end of turn, whose id is then 0, the number that fills padded rows.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<|end|>", *(_TAGS if tags == "special" else [])]
+    special = [*(["<pad>"] if pad == "own" else []), "<|end|>", *(_TAGS if tags == "special" else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     core.train_from_iterator(_SENTENCES * 3, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        pad_token="<pad>",
+        pad_token="<pad>" if pad == "own" else "<|end|>",
         eos_token="<|end|>",
         additional_special_tokens=_TAGS if tags == "special" else [],
     )
@@ -98,6 +103,7 @@ def make_groups(
     num_groups: int = 2,
     texts: Sequence[Sequence[str]] = ROLLOUT_TEXTS,
     seed: int = 0,
+    max_context_tokens: int = 512,
 ) -> list[Group]:
     """Groups whose rollouts say `texts` (ragged, several searches, none, malformed, cut off), with drawn log-probs."""
 
@@ -107,7 +113,7 @@ def make_groups(
         reason = next((reason for end, reason in ends.items() if text.endswith(end)), "length")
         return tokenizer.encode(text, add_special_tokens=False), reason
 
-    limits = RolloutLimits(3, 64, 200, 60, 512, 2)
+    limits = RolloutLimits(3, 64, 200, 60, max_context_tokens, 2)
     loop = RolloutLoop(tokenizer, ScriptedSampler(script), FixedRetriever(), limits, "compact")
     groups = loop.roll_out(
         [make_question(number) for number in range(num_groups)],

@@ -58,12 +58,16 @@ def make_blocks(
 
 
 def teach(
-    teacher: nn.Module, groups: Sequence[Group], blocks: Sequence[HindsightBlock], settings: Settings
+    teacher: nn.Module,
+    groups: Sequence[Group],
+    blocks: Sequence[HindsightBlock],
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[TargetTensors, list[TeacherTargets], list[QueryCredit]]:
     """The teacher stage's targets."""
     return compute_targets(
         teacher,
-        make_tokenizer(),
+        tokenizer or make_tokenizer(),
         groups,
         blocks,
         hindsight=settings.hindsight,
@@ -108,7 +112,10 @@ def make_case(
     alpha: float = ALPHA,
     moved: float = 0.01,
 ) -> Case:
-    """Run the stages before the update over `groups` in float64; `moved`: how far the policy has gone since."""
+    """Run the stages before the update over `groups` (default: one) in float64.
+
+    moved: how far the policy has gone from the weights that sampled and taught.
+    """
     tokenizer = tokenizer or make_tokenizer()
     lora = settings.model.tuning == "lora"
     policy, reference = make_model(kind, seed=1), make_model(kind, seed=1).double()
@@ -117,10 +124,12 @@ def make_case(
     move(policy, 0.05 if lora else 0.02, seed=1)  # what was learned in the iterations before
     policy = policy.double()
     teacher = copy.deepcopy(policy)
-    groups = sampled_by(teacher, make_groups(tokenizer) if groups is None else groups, settings.rollout.temperature)
+    groups = sampled_by(
+        teacher, make_groups(tokenizer, num_groups=1) if groups is None else groups, settings.rollout.temperature
+    )
     scores = score_groups(groups, settings.reward, settings.grpo)
     blocks = make_blocks(tokenizer, groups, scores, settings)
-    tensors, pointers, _ = teach(teacher, groups, blocks, settings)
+    tensors, pointers, _ = teach(teacher, groups, blocks, settings, tokenizer)
     rollouts = training_rollouts(groups, scores, pointers, tensors)
     frozen = None if lora else reference
     # The ratio's denominator is the weights before the update, so it is scored before the policy moves.

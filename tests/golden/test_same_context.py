@@ -9,7 +9,6 @@ from schemas.rollout import Group
 from sdsearch.loss import accumulate_gradient, weigh
 from sdsearch.training_set import training_rollouts
 from sdsearch.update import score_once
-from tests.builders import make_groups, make_tokenizer
 from tests.golden.cases import ALPHA, Case, gradients_of, make_case, make_settings, teach
 
 
@@ -29,7 +28,7 @@ def student_with_the_block(case: Case) -> list[Group]:
 )
 def test_equal_contexts_give_no_loss_and_no_gradient(divergence: str, support: str) -> None:
     settings = make_settings(distillation={"divergence": divergence, "support": support})
-    case = make_case(settings, make_groups(make_tokenizer(), num_groups=1), moved=0.0)
+    case = make_case(settings, moved=0.0)
     unlike = sd_part(case, case.rollouts)
     tensors, pointers, _ = teach(case.naive.teacher, case.naive.groups, case.naive.blocks, settings)
     same = sd_part(case, training_rollouts(student_with_the_block(case), case.naive.scores, pointers, tensors))

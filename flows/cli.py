@@ -237,11 +237,16 @@ def schema(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write one file a record to; printed when not given.")
     ] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Print the settings reference, Markdown.")] = False,
 ) -> None:
     """Export the JSON schemas of the settings and of every record that is stored."""
-    from flows.schema import print_schemas, write_schemas
+    from flows.schema import print_schemas, settings_reference, write_schemas
 
-    if out is None:
+    if settings and out is not None:
+        raise UserError("schema --settings prints one page; leave --out out and redirect it to a file")
+    if settings:
+        sys.stdout.write(settings_reference())
+    elif out is None:
         print_schemas()
     else:
         write_schemas(out, _console())

@@ -13,7 +13,7 @@ from flows.errors import UserError
 from flows.policies import set_threads
 from flows.report import SilentReporter
 from flows.runtime import Runtime, Stores
-from flows.settings import load_settings
+from flows.settings import load_settings, stored_settings
 from flows.terminal import make_table, print_line
 from schemas.config import EvaluationSettings, Settings
 from schemas.evaluation import EvaluationMode, EvaluationReport
@@ -44,7 +44,7 @@ def choose_policy(run: str | None, policy: str | None, config: str, overrides: S
     if run is not None:
         stores = Stores(open_existing(folder))
         record = stores.ledger.get_run(run)
-        settings = Settings.model_validate_json(record.settings_json)
+        settings = stored_settings(record)
         name = f"run {run}, version {record.policy_version}"
         return Policy(name, run, record.policy_version, settings, stores)
     settings = load_settings(config, overrides)

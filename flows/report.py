@@ -17,6 +17,7 @@ from flows.terminal import format_seconds, make_table, print_line
 from schemas.config import Settings
 from schemas.evaluation import EvaluationReport
 from schemas.ledger import StageKey, StageRecord
+from schemas.rules import notes
 
 # Name in an iteration's numbers, and how it is shown.
 _SHOWN = {
@@ -109,6 +110,8 @@ class RichReporter:
         self._started = self._iteration_started = time.monotonic()
         begin = f", from iteration {first_iteration}" if first_iteration > 1 else ""
         print_line(self._console, f"run {run}: {self._total} iterations{begin}, model {settings.model.path}")
+        for note in notes(settings):
+            print_line(self._console, f"note: {note}")
         if self._console.is_terminal:
             self._open_bars(first_iteration - 1)
 

@@ -24,6 +24,7 @@ from sdsearch.retrieval.dense import DenseRetriever
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
+from sdsearch.teacher import check_support
 from sdsearch.world import load_questions
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import CheckpointStore
@@ -88,6 +89,7 @@ class Runtime:
             self.questions(split)
         if not self.stores.checkpoints.versions(self.run):
             self.policy.move_to(0)
+            check_support(self.policy.model, self.settings.distillation)
         _ = self.policy, self._retriever
 
     @cached_property

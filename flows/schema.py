@@ -1,11 +1,14 @@
-"""JSON schemas of the settings and of every record that is stored."""
+"""JSON schemas of the settings and of every record that is stored, and the settings as a reference to read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from flows.errors import UserError
@@ -18,8 +21,10 @@ from schemas.ledger import ArtifactRef, RunRecord, StageRecord
 from schemas.passage import Passage
 from schemas.question import Question
 from schemas.rollout import Group, Rollout
+from schemas.rules import NOTED, REFUSED
 from schemas.score import Score
 from schemas.teacher import QueryCredit, TeacherTargets
+from schemas.tree import allowed_values, kind_of, sections_of
 from schemas.update import UpdateReport
 from storage.files import write_json_atomic
 
@@ -63,3 +68,55 @@ def write_schemas(folder: Path, console: Console) -> None:
             f"{root} cannot be written ({error.strerror or error}); name another folder with --out"
         ) from error
     print_line(console, f"{len(RECORDS)} schemas in {root}")
+
+
+_HEADING: Final = """# Settings
+
+Made by `sdsearch schema --settings`; do not edit. A settings file is TOML: one table a section, `[update]`, then
+`learning_rate = 1e-6`. On the command line a setting is changed with `--set update.learning_rate=1e-6`. Unknown names,
+wrong types and values out of range are refused with the nearest name or the values that are allowed.
+
+*paper* marks what arXiv 2605.18299 states, *relative* what its closest public relative (AutoRefine, on Search-R1) uses
+where the paper is silent, *ours* what is chosen here; the rest is technical.
+"""
+
+
+def settings_reference() -> str:
+    """Return the settings as Markdown: a table a section, and what does not go together."""
+    parts = [_HEADING, *_sections(Settings, "")]
+    parts.append("## What does not go together\n\nRefused when settings are read:\n")
+    parts.append("".join(f"- {rule.sentence}.\n" for rule in REFUSED))
+    parts.append("Said when a run starts:\n")
+    parts.append("".join(f"- {rule.sentence}.\n" for rule in NOTED))
+    return "\n".join(parts)
+
+
+def _sections(section: type[BaseModel], name: str) -> Iterator[str]:
+    """Yield a section's table, then those of the sections below it."""
+    values = {key: field for key, field in section.model_fields.items() if not sections_of(field.annotation)}
+    title = f"## `[{name}]`" if name else "## The run"
+    kind = kind_of(section)
+    chosen = f' (where `kind = "{kind}"`)' if kind else ""
+    head = f"{title}{chosen}\n\n{_one_line(section.__doc__)}\n\n"
+    rows = "".join(_row(key, field) for key, field in values.items())
+    yield f"{head}| setting | allowed | default | meaning |\n|---|---|---|---|\n{rows}"
+    for key, field in section.model_fields.items():
+        for below in sections_of(field.annotation):
+            yield from _sections(below, f"{name}.{key}".lstrip("."))
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "needed" if field.is_required() else f"`{_toml(field.default)}`"
+    cells = (f"`{name}`", allowed_values(field), default, field.description or "")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+def _toml(value: Any) -> str:
+    """Return a default as a settings file writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -14,8 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.errors import UserError
-from schemas.base import explain, nearest_name
-from schemas.config import Settings
+from schemas.base import nearest_name
+from schemas.config import STORED, Settings
+from schemas.explain import explain
+from schemas.ledger import RunRecord
 
 _SUFFIX = ".toml"
 _STUDY_PREFIX = "study_"
@@ -53,9 +55,22 @@ def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
         _apply(values, override)
     source = f"{config} with --set" if overrides else config
     try:
-        return Settings.model_validate(values)
+        # As JSON, since strict validation (no '5' for 5) takes arrays for tuples there alone.
+        return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise UserError(explain(error, Settings, source)) from error
+
+
+def stored_settings(record: RunRecord) -> Settings:
+    """Return the settings that a run was started with.
+
+    Combinations that are refused today are accepted here; UserError when the settings do not fit this program at all.
+    """
+    try:
+        return Settings.model_validate_json(record.settings_json, context=STORED)
+    except ValidationError as error:
+        problems = explain(error, Settings, f"settings of run '{record.run}', made by version {record.code_version}")
+        raise UserError(f"{problems}; go on with the program that made the run") from error
 
 
 def setting_changes(stored_json: str, settings: Settings) -> str:

@@ -11,7 +11,7 @@ from flows.errors import UserError
 from flows.iteration import PLAIN, iterate
 from flows.report import Reporter
 from flows.runtime import Stores, open_runtime
-from flows.settings import setting_changes
+from flows.settings import setting_changes, stored_settings
 from schemas.config import Settings
 from schemas.ledger import RunRecord, RunStatus, StageRecord
 from storage.errors import RunNotFoundError
@@ -55,7 +55,7 @@ def drive(
     validate_run_name(run)
     with RunLock(stores.workspace, run):
         record = stores.ledger.get_run(run) if resume else _known_run(stores, run, settings)
-        settings = Settings.model_validate_json(record.settings_json) if record else settings
+        settings = stored_settings(record) if record else settings
         assert settings is not None, "a new run has settings"
         with open_runtime(settings, run, stores, reporter) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
@@ -98,8 +98,8 @@ def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, flo
 
 
 def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
-    """Keep the newest checkpoints and the best on dev; the two newest are what resuming may need."""
-    newest = range(iteration - max(2, settings.storage.keep_checkpoints) + 1, iteration + 1)
+    """Keep the newest checkpoints and the best on dev."""
+    newest = range(iteration - settings.storage.keep_checkpoints + 1, iteration + 1)
     best = stores.database.query(
         "SELECT policy_version FROM evaluations WHERE run = $run AND iteration > 0 "
         "ORDER BY mode = 'greedy' DESC, em DESC, policy_version LIMIT 1",

@@ -6,21 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Record
-
-Positive = Annotated[int, Field(ge=1)]
+from schemas.base import Positive, Section
 
 
-class TransformersSamplerSettings(Record):
+class TransformersSamplerSettings(Section):
     """Sampling in this process with transformers."""
 
-    kind: Literal["transformers"] = "transformers"
+    kind: Literal["transformers"] = Field(default="transformers", description="This sampler.")
 
 
-class VllmSamplerSettings(Record):
+class VllmSamplerSettings(Section):
     """Sampling in a vLLM engine that this run starts beside the trainer."""
 
-    kind: Literal["vllm"] = "vllm"
+    kind: Literal["vllm"] = Field(default="vllm", description="This sampler.")
     dtype: Literal["model", "float32", "bfloat16", "float16"] = Field(
         default="model", description="Type of the engine's weights; 'model' is model.dtype."
     )
@@ -46,10 +44,10 @@ class VllmSamplerSettings(Record):
     )
 
 
-class VllmServerSamplerSettings(Record):
+class VllmServerSamplerSettings(Section):
     """Sampling by vLLM servers that run elsewhere (`vllm serve`)."""
 
-    kind: Literal["vllm_server"] = "vllm_server"
+    kind: Literal["vllm_server"] = Field(default="vllm_server", description="This sampler.")
     urls: tuple[Annotated[str, Field(pattern=r"^https?://[^\s/]+[^\s]*$")], ...] = Field(
         min_length=1, description="Base URLs, such as http://gpu1:8000; turns are spread over them."
     )

@@ -36,11 +36,23 @@ def load_model(
 
 
 def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | list[str], seed: int) -> PeftModel:
-    """Add LoRA adapters without dropout; their initial weights depend on `seed` alone."""
+    """Add LoRA adapters without dropout; their initial weights depend on `seed` alone.
+
+    Raises UserError when the model has no layers of the targets' names.
+    """
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            layers = sorted(
+                {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+            )
+            raise UserError(
+                f"model.lora_targets {targets!r} names no layer of the model ({str(error).splitlines()[0]}); "
+                f"name some of {', '.join(layers)}, or 'all-linear'"
+            ) from error
 
 
 def set_adapters(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:

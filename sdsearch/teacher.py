@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from schemas.config import DistillationSettings, HindsightSettings
+from schemas.errors import UserError
 from schemas.hindsight import HindsightBlock
 from schemas.rollout import Group, Rollout
 from schemas.teacher import QueryCredit, TeacherTargets
@@ -66,6 +67,16 @@ def distilled_positions(rollout: Rollout, positions: str) -> tuple[int, ...]:
     return rollout.query_positions if positions == "query" else rollout.completion_positions
 
 
+def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
+    """Raise UserError when the support would hold more tokens than the policy's vocabulary."""
+    vocabulary = head(model).weight.shape[0]
+    if distillation.enabled and distillation.support != "full" and distillation.top_k > vocabulary:
+        raise UserError(
+            f"distillation.top_k is {distillation.top_k}, the policy's vocabulary has {vocabulary} tokens; "
+            "lower top_k, or set distillation.support = 'full'"
+        )
+
+
 @torch.no_grad()
 def compute_targets(
     model: nn.Module,
@@ -83,7 +94,9 @@ def compute_targets(
 
     Returns the distributions to store, one pointer a rollout that has such tokens, and one credit a token.
     Groups whose labels are all equal are left out when `hindsight.homogeneous` says so, as are empty blocks.
+    Raises UserError when the support is larger than the vocabulary.
     """
+    check_support(model, distillation)
     views = list(_views(groups, blocks, hindsight, distillation))
     students = _by_view(model, [view.student for view in views], max_tokens)
     teachers = _by_view(model, [view.teacher for view in views], max_tokens)
@@ -186,7 +199,7 @@ def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationS
     if distillation.support == "full":
         return torch.arange(vocabulary, device=teacher_QV.device).expand(len(teacher_QV), -1)
     chosen_QV = teacher_QV if distillation.support == "teacher" else student_QV
-    return chosen_QV.topk(min(distillation.top_k, vocabulary), dim=1).indices
+    return chosen_QV.topk(distillation.top_k, dim=1).indices
 
 
 def _by_rollout(views: Sequence[_View]) -> Iterator[list[int]]:

@@ -86,7 +86,7 @@ def test_unknown_settings_file(refused: Command, workspace: Path) -> None:
 
 def test_unknown_key(train_refused: Command, workspace: Path) -> None:
     message = train_refused("update.learning_rat=1")
-    assert "unknown setting 'update.learning_rat'; did you mean 'learning_rate'?" in message
+    assert "unknown setting 'update.learning_rat'; did you mean 'update.learning_rate'?" in message
     assert not workspace.exists()
 
 

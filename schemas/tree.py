@@ -1,0 +1,84 @@
+"""What the settings tree is made of, read off its annotations: sections, names, and what a value may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_PLAIN: Final[dict[Any, str]] = {bool: "true or false", int: "integer", float: "number", str: "text"}
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that an annotation may hold: one, several where a `kind` chooses, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (tuple, Literal):
+        return []
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]
+
+
+def kind_of(section: type[BaseModel]) -> str | None:
+    """Return the value of `kind` that chooses a section, None where nothing chooses."""
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
+
+
+def setting_names(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the full name of every setting below `model`, whatever kinds are chosen."""
+    for name, field in model.model_fields.items():
+        sections = sections_of(field.annotation)
+        for section in sections:
+            yield from setting_names(section, (*prefix, name))
+        if not sections:
+            yield ".".join((*prefix, name))
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return in words what a setting may be, such as `integer ≥ 1` or `'f1' or 'em'`."""
+    return _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner, *fields = arguments
+        return _allowed(inner, [*metadata, *(item for field in fields for item in field.metadata)])
+    if origin is Literal:
+        return either([repr(value) for value in arguments])
+    if origin is tuple and arguments[-1] is Ellipsis:
+        least = "non-empty " if any(isinstance(item, MinLen) for item in metadata) else ""
+        return f"{least}array of {_allowed(arguments[0], [])}"
+    if origin is tuple:
+        return f"array of {len(arguments)}: {_allowed(arguments[0], [])}"
+    if origin is not None or not isinstance(annotation, type):
+        return either([_allowed(argument, []) for argument in arguments])
+    if issubclass(annotation, BaseModel):
+        return "section"
+    least = "non-empty " if any(isinstance(item, MinLen) for item in metadata) else ""
+    return f"{least}{_PLAIN[annotation]}{_bounds(metadata)}"
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    signs = ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt"))
+    parts = [
+        f"{sign} {_number(getattr(item, name))}"
+        for item in metadata
+        for kind, sign, name in signs
+        if isinstance(item, kind)
+    ]
+    parts += [f"like {item.pattern}" for item in metadata if getattr(item, "pattern", None)]
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _number(value: float) -> str:
+    large = isinstance(value, int) and value > 2**20 and value.bit_count() == 1
+    return f"2^{int(value).bit_length() - 1}" if large else str(value)
+
+
+def either(parts: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

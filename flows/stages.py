@@ -5,6 +5,7 @@ A stage takes the run's name, the iteration (from 1) and the records of the stag
 
 from __future__ import annotations
 
+from flows.refusals import refused_steps_kept
 from flows.runtime import Runtime, StageOutput, file_of, runtime_of
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.hindsight import HindsightBlock
@@ -19,7 +20,7 @@ from sdsearch.hindsight import build_blocks
 from sdsearch.scoring import contains_answer, score_groups
 from sdsearch.teacher import TargetTensors, compute_targets
 from sdsearch.training_set import training_rollouts
-from sdsearch.update import num_steps_per_iteration, update_policy
+from sdsearch.update import update_policy
 from storage.rollout_tables import persist_rows
 from storage.tables import evaluation_rows, hindsight_rows, teacher_rows, update_rows
 
@@ -144,19 +145,20 @@ def update_weights(
             runtime.read(targets, "targets", TeacherTargets),
             TargetTensors(stored["ids"], stored["logprobs"]),
         )
-        num_steps = num_steps_per_iteration(settings)
+        num_steps = settings.num_steps_per_iteration
         steps = []
-        for step in update_policy(
-            policy.model,
-            policy.frozen_reference,
-            policy.optimiser,
-            rollouts,
-            settings,
-            iteration=iteration,
-            steps_done=(iteration - 1) * num_steps,
-        ):
-            steps.append(step)
-            runtime.reporter.stage_progress(len(steps), num_steps)
+        with refused_steps_kept(runtime.stores.workspace, key):
+            for step in update_policy(
+                policy.model,
+                policy.frozen_reference,
+                policy.optimiser,
+                rollouts,
+                settings,
+                iteration=iteration,
+                steps_done=(iteration - 1) * num_steps,
+            ):
+                steps.append(step)
+                runtime.reporter.stage_progress(len(steps), num_steps)
         checkpoint = policy.save_as(iteration)
         report = UpdateReport(
             iteration=iteration,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from schemas.base import Record
+from schemas.config import Settings
 
 
 class StepReport(Record):
@@ -43,3 +44,45 @@ class UpdateReport(Record):
     policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
     steps: tuple[StepReport, ...]
     num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")
+
+
+class RefusedRollout(Record):
+    """One rollout of a refused step; its losses and gradient are its share of the step's."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    rollout_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = Field(description="Tokens after the prompt.")
+    completion_positions: tuple[int, ...] = Field(description="Offsets of the sampled tokens, which the loss reads.")
+    distilled_positions: tuple[int, ...] = Field(description="Offsets of the distilled tokens.")
+    sampled_logprobs: tuple[float | None, ...] = Field(
+        description="The sampler's, one a sampled token, nats; None where it gave none."
+    )
+    policy_logprobs: tuple[float, ...] = Field(description="Of the weights before the step, nats.")
+    trainer_logprobs: tuple[float, ...] | None = Field(
+        description="Of the weights before the iteration's first step; None where the sampler's are the denominator."
+    )
+    reference_logprobs: tuple[float, ...] | None = Field(description="Of the reference; None without KL.")
+    advantage: float
+    policy_loss: float
+    kl: float
+    sd_loss: float
+    grad_norm: float
+
+
+class RefusedStep(Record):
+    """An optimiser step that was not taken because its loss or gradient is not finite, and where it came from."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    iteration: int
+    step: int = Field(description="Optimiser steps since the start of the run, this one included.")
+    loss: float
+    grad_norm: float
+    alpha: float
+    learning_rate: float
+    weights_not_finite: tuple[str, ...] = Field(description="Trained tensors that are not finite before the step.")
+    gradients_not_finite: tuple[str, ...] = Field(description="Trained tensors whose gradient is not finite.")
+    settings: Settings = Field(description="Of the run, seeds included.")
+    rollouts: tuple[RefusedRollout, ...] = Field(description="The step's rollouts, in the order of the step.")

@@ -11,18 +11,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from schemas.config import Settings
-from schemas.errors import UserError
 from schemas.update import StepReport
-from sdsearch.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.logprobs import score_once
 from sdsearch.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
-from sdsearch.objective.heads import read_logprobs
 from sdsearch.optimiser import learning_rate_at, scale_gradient
-from sdsearch.policy import head, reference_weights, trainable_parameters
+from sdsearch.policy import trainable_parameters
+from sdsearch.refusal import NonFiniteUpdateError, describe_refused
 from sdsearch.seeds import derive_seed
-
-
-class NonFiniteUpdateError(UserError):
-    """A loss or gradient is NaN or infinite; the step was refused and the weights are as before it."""
 
 
 def update_policy(
@@ -41,19 +36,8 @@ def update_policy(
     """
     model.train()
     scored = score_once(model, frozen_reference, rollouts, settings)
-    alpha = settings.alpha_at(iteration)
-    every = settings.update.gradient_parts_every
-    measure_parts = bool(every) and (iteration - 1) % every == 0
     for offset, members in enumerate(_steps(scored, settings, iteration), 1):
-        step = steps_done + offset
-        report = _take_step(model, optimiser, members, settings, alpha, step, measure_parts)
-        yield report
-
-
-def num_steps_per_iteration(settings: Settings) -> int:
-    """Return the optimiser steps of one iteration."""
-    rollouts = settings.data.questions_per_iteration * settings.rollout.group_size
-    return settings.update.epochs * -(-rollouts // settings.update.rollouts_per_step)
+        yield _take_step(model, optimiser, members, settings, iteration, steps_done + offset)
 
 
 def _steps(scored: Sequence[ScoredRollout], settings: Settings, iteration: int) -> Iterator[list[StepMember]]:
@@ -65,58 +49,19 @@ def _steps(scored: Sequence[ScoredRollout], settings: Settings, iteration: int) 
             yield weigh(order[start : start + settings.update.rollouts_per_step], settings.grpo)
 
 
-def score_once(
-    model: nn.Module, frozen: nn.Module | None, rollouts: Sequence[TrainingRollout], settings: Settings
-) -> list[ScoredRollout]:
-    trainer: Sequence[Tensor | None] = [None] * len(rollouts)
-    reference: Sequence[Tensor | None] = [None] * len(rollouts)
-    sequences = [rollout.sequence for rollout in rollouts]
-    if settings.grpo.old_logprobs == "trainer":
-        trainer = sequence_logprobs(model, sequences, settings)
-    if settings.grpo.kl_coefficient:
-        with reference_weights(model, frozen) as reference_model:
-            reference = sequence_logprobs(reference_model, sequences, settings)
-    return [
-        ScoredRollout(rollout, sampled_tensor(rollout.sampled_logprobs), own, base)
-        for rollout, own, base in zip(rollouts, trainer, reference, strict=True)
-    ]
-
-
-def sampled_tensor(logprobs: Sequence[float | None]) -> Tensor:
-    """Return the sampler's log-probabilities (N,), NaN where it gave none."""
-    return torch.tensor([math.nan if logprob is None else logprob for logprob in logprobs])
-
-
-@torch.no_grad()
-def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], settings: Settings) -> list[Tensor]:
-    """Return the log-probabilities (N,) of each sequence's read tokens at the rollout temperature, on the CPU."""
-    results: list[Tensor] = [torch.empty(0)] * len(sequences)
-    device = next(model.parameters()).device
-    for members in microbatches(sequences, settings.update.max_tokens_per_microbatch):
-        batch = TokenBatch.of([sequences[i] for i in members], device)
-        hidden_ND = batch.hidden_at_reads(model)
-        pieces = []
-        for start in range(0, len(hidden_ND), settings.update.head_chunk):
-            part = slice(start, start + settings.update.head_chunk)
-            logprobs_NV = read_logprobs(head(model), hidden_ND[part], settings.rollout.temperature)
-            pieces.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
-        for index, piece in zip(
-            members, torch.cat(pieces).split([len(sequences[i].reads) for i in members]), strict=True
-        ):
-            results[index] = piece.cpu()
-    return results
-
-
 def _take_step(
     model: nn.Module,
     optimiser: AdamW,
     members: Sequence[StepMember],
     settings: Settings,
-    alpha: float,
+    iteration: int,
     step: int,
-    measure_parts: bool,
 ) -> StepReport:
-    optimiser.zero_grad(set_to_none=True)
+    """Take one step in place; NonFiniteUpdateError leaves the weights as they were."""
+    alpha = settings.alpha_at(iteration)
+    every = settings.update.gradient_parts_every
+    measure_parts = bool(every) and (iteration - 1) % every == 0
+    model.zero_grad(set_to_none=True)
     sd_gradient = [torch.zeros_like(p) for p in trainable_parameters(model).values()] if measure_parts else None
     totals = accumulate_gradient(model, members, settings, alpha, sd_gradient)
     norm_sd = _merge_parts(model, sd_gradient) if sd_gradient is not None else None
@@ -124,13 +69,9 @@ def _take_step(
     grad_norm = scale_gradient(model, settings.update.max_grad_norm)
     report = _report(members, totals, settings, alpha, step, (grad_norm, grpo_norm, sd_norm))
     if not (math.isfinite(report.loss) and math.isfinite(grad_norm)):
-        optimiser.zero_grad(set_to_none=True)
-        ids = ", ".join(member.scored.rollout.rollout_id for member in members[:3])
-        raise NonFiniteUpdateError(
-            f"optimiser step {step}: loss {report.loss}, gradient norm {grad_norm}; both must be finite. The step was "
-            f"refused and the last checkpoint is intact. Rollouts of the step: {ids}, … ({len(members)} in all); "
-            "lower update.learning_rate, or look at their log-probabilities"
-        )
+        refused = describe_refused(model, members, settings, iteration, report)
+        model.zero_grad(set_to_none=True)
+        raise NonFiniteUpdateError(refused)
     for group in optimiser.param_groups:
         group["lr"] = report.learning_rate
     optimiser.step()
@@ -156,7 +97,7 @@ def _report(
 ) -> StepReport:
     num_tokens = sum(len(member.scored.rollout.sequence.reads) for member in members)
     policy_loss, kl, sd_loss = float(totals.policy_loss), float(totals.kl), float(totals.sd_loss)
-    num_steps = settings.iterations * num_steps_per_iteration(settings)
+    num_steps = settings.iterations * settings.num_steps_per_iteration
     return StepReport(
         step=step,
         num_rollouts=len(members),

@@ -78,6 +78,10 @@ class Workspace:
         """The folder of a study's table, curves and figures."""
         return self.root / "studies" / validate_run_name(study)
 
+    def refused(self, run: str) -> Path:
+        """The folder of a run's optimiser steps that were refused."""
+        return self.root / "refused" / f"run={validate_run_name(run)}"
+
     def lock(self, run: str) -> Path:
         """The file whose lock says that a process works on the run."""
         return self.root / "locks" / f"run={validate_run_name(run)}.lock"

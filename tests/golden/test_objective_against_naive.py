@@ -66,7 +66,7 @@ def test_divergences(divergence: str, support: str, tail: str) -> None:
         {"grpo": {"kl_coefficient": 0.0}},
         {"reward": {"metric": "em", "format_bonus": 0.2}},
         {"distillation": {"positions": "completion"}},
-        {"distillation": {"top_k": 420}},
+        {"distillation": {"top_k": len(make_tokenizer())}},
         {"hindsight": {"masking": "none"}},
         {"hindsight": {"masking": "current_documents"}},
         {"hindsight": {"members": "leave_one_out"}},

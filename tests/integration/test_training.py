@@ -13,7 +13,6 @@ from flows.report import SilentReporter
 from flows.settings import load_settings
 from flows.train import open_stores, train_plain
 from schemas.config import Settings
-from sdsearch.update import NonFiniteUpdateError
 
 QUICK = ["evaluation.num_questions=4", "data.questions_per_iteration=3", "model.torch_threads=1"]
 TIMES = {"started_at", "finished_at", "duration_s", "host", "pid", "created_at", "updated_at", "run"}
@@ -93,11 +92,11 @@ def test_a_failed_run_resumes_at_the_failed_stage(workspace: Path, monkeypatch: 
         calls["update"] += 1
         yield from real(*args, iteration=iteration, **kwargs)
         if iteration == 2:
-            raise NonFiniteUpdateError("drawn for the test")
+            raise UserError("drawn for the test")
 
     with monkeypatch.context() as patch:
         patch.setattr(flows.stages, "update_policy", fails_in_the_second_iteration)
-        with pytest.raises(NonFiniteUpdateError):
+        with pytest.raises(UserError, match="drawn for the test"):
             train(workspace, "broken", quick())
     (run,) = rows(workspace, "runs", "broken")
     assert (run["status"], run["iterations_done"]) == ("failed", 1)

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from schemas.config import Settings
 from schemas.rollout import Generation
 from sdsearch.batching import TokenSequence
+from sdsearch.logprobs import score_once, sequence_logprobs
 from sdsearch.loss import StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.policy import trainable_parameters
-from sdsearch.update import score_once, sequence_logprobs
 from storage.codecs import records_to_table, table_to_records
 from tests.builders import make_model
 

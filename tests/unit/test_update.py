@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 
 from schemas.config import Settings, UpdateSettings
 from sdsearch.batching import TokenSequence
+from sdsearch.logprobs import score_once
 from sdsearch.loss import TrainingRollout, accumulate_gradient, weigh
-from sdsearch.optimiser import learning_rate_at, load_optimiser_state, make_optimiser, optimiser_state
+from sdsearch.optimiser import (
+    learning_rate_at,
+    load_optimiser_state,
+    make_optimiser,
+    optimiser_state,
+    scale_gradient,
+)
 from sdsearch.policy import trainable_parameters, with_lora
-from sdsearch.update import NonFiniteUpdateError, score_once, update_policy
+from sdsearch.refusal import NonFiniteUpdateError
+from sdsearch.update import update_policy
 from tests.builders import make_model
 
 NO_TARGETS = (torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
@@ -65,27 +74,87 @@ def test_stored_tensors_continue_the_run_bit_for_bit() -> None:
         load_optimiser_state(again, fresh, {name: t for name, t in stored.items() if "norm" not in name})
 
 
-def test_a_step_that_is_not_finite_is_refused() -> None:
+def test_a_step_that_is_not_finite_is_refused_and_told() -> None:
+    """One rollout's log-probability is infinite: its share alone is not finite, and nothing changes."""
     settings = settings_of(rollouts_per_step=6)
     model = make_model()
     before = copy.deepcopy(model.state_dict())
     rollouts = make_rollouts()
     rollouts[0] = TrainingRollout("bad", rollouts[0].sequence, (float("-inf"),) * 6, 1.0, (), *NO_TARGETS)
     optimiser = make_optimiser(model, settings.update)
-    with pytest.raises(NonFiniteUpdateError, match=r"the last checkpoint is intact.*Rollouts of the step: .*bad"):
-        list(
-            update_policy(
-                model,
-                make_model(seed=9),
-                optimiser,
-                rollouts,
-                settings_of(rollouts_per_step=6),
-                iteration=1,
-                steps_done=0,
-            )
-        )
+    with pytest.raises(NonFiniteUpdateError, match=r"the last checkpoint is intact.*: bad \(1 of 6\)") as caught:
+        list(update_policy(model, make_model(seed=9), optimiser, rollouts, settings, iteration=1, steps_done=0))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    assert optimiser.state == {}
+    told = caught.value.refused
+    assert (told.iteration, told.step, told.settings, told.alpha) == (1, 1, settings, 0.0)
+    assert not math.isfinite(told.loss) or not math.isfinite(told.grad_norm)
+    assert told.weights_not_finite == ()
+    assert told.gradients_not_finite
+    assert [item.rollout_id for item in told.rollouts] != [item.rollout_id for item in rollouts], "the step's own order"
+    for item in told.rollouts:
+        rollout = next(r for r in rollouts if r.rollout_id == item.rollout_id)
+        assert (item.prompt_token_ids, item.token_ids) == (rollout.sequence.context_ids, rollout.sequence.token_ids)
+        assert (item.sampled_logprobs, item.advantage) == (rollout.sampled_logprobs, rollout.advantage)
+        assert len(item.policy_logprobs) == len(item.reference_logprobs) == len(rollout.sampled_logprobs)
+        assert item.trainer_logprobs is None
+        shares = (item.policy_loss, item.kl, item.sd_loss, item.grad_norm)
+        assert all(map(math.isfinite, shares)) == (item.rollout_id != "bad"), shares
+    assert '"-Infinity"' in told.model_dump_json(), "numbers that JSON has not are strings"
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    settings = settings_of(rollouts_per_step=6)
+    model = make_model()
+    with torch.no_grad():
+        trainable_parameters(model)["model.norm.weight"][3] = float("nan")
+    with pytest.raises(NonFiniteUpdateError, match=r"\(6 of 6\).*not finite already: model.norm.weight") as caught:
+        steps(model, make_optimiser(model, settings.update), settings, 1, 0)
+    assert caught.value.refused.weights_not_finite == ("model.norm.weight",)
+
+
+def test_gradient_clipping_and_none() -> None:
+    norms = {}
+    for max_norm in (0.0, 1e-3, 1e6):
+        model = make_model()
+        settings = settings_of(max_grad_norm=max_norm)
+        members = weigh(score_once(model, make_model(seed=9), make_rollouts(), settings), settings.grpo)
+        accumulate_gradient(model, members, settings, 0.0)
+        before = scale_gradient(model, max_norm)
+        norms[max_norm] = scale_gradient(model, 0.0)
+        assert before > 0.1
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-4)
+    assert norms[0.0] == norms[1e6] == before
+
+
+def test_small_steps_add_up_where_weights_are_rounded() -> None:
+    """AdamW moves by about the rate a step: less than bfloat16 resolves at most weights, but forty of them are more."""
+    settings = settings_of(learning_rate=1e-4, rollouts_per_step=6)
+    full, rounded = make_model(), make_model().to(torch.bfloat16)
+    start = copy.deepcopy(rounded.state_dict())
+    optimisers = [make_optimiser(model, settings.update) for model in (full, rounded)]
+    for _ in range(40):
+        generator = torch.Generator().manual_seed(5)
+        for model, optimiser in zip((full, rounded), optimisers, strict=True):
+            generator.manual_seed(5)
+            for parameter in trainable_parameters(model).values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            optimiser.step()
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (rounded.state_dict()[name] - start[name]).float()
+    expected = (trainable_parameters(full)[name] - make_model().state_dict()[name]).detach()
+    assert float(expected.abs().mean()) == pytest.approx(4e-3, rel=0.02)
+    assert float((moved * expected).sum() / expected.square().sum()) == pytest.approx(1.0, abs=0.05)
+    state = optimiser_state(rounded, optimisers[1])
+    again = copy.deepcopy(rounded)
+    fresh = make_optimiser(again, settings.update)
+    load_optimiser_state(again, fresh, state)
+    assert {name: tensor.tolist() for name, tensor in optimiser_state(again, fresh).items()} == {
+        name: tensor.tolist() for name, tensor in state.items()
+    }
+    with pytest.raises(ValueError, match="does not fit"):
+        load_optimiser_state(again, fresh, {n: t for n, t in state.items() if not n.startswith("master.")})
 
 
 def test_a_positive_advantage_makes_tokens_likelier() -> None:

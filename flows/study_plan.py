@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from flows.errors import UserError
 from flows.settings import load_settings, read_toml, shipped_configs, shipped_studies
-from schemas.base import Record, explain
+from schemas.base import Record
 from schemas.config import Settings
+from schemas.explain import explain
 from schemas.study import Study, Variant
 from storage.studies import read_study
 from storage.workspace import Workspace

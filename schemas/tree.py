@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -16,7 +16,7 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections that an annotation may hold: one, several where a `kind` chooses, or none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (tuple, Literal):
+    if get_origin(annotation) in (tuple, dict, Literal):
         return []
     return [section for argument in get_args(annotation) for section in sections_of(argument)]
 
@@ -54,6 +54,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
         return f"{least}array of {_allowed(arguments[0], [])}"
     if origin is tuple:
         return f"array of {len(arguments)}: {_allowed(arguments[0], [])}"
+    if origin is dict:
+        return f"table of {_allowed(arguments[1], [])}"
     if origin is not None or not isinstance(annotation, type):
         return either([_allowed(argument, []) for argument in arguments])
     if issubclass(annotation, BaseModel):
@@ -70,6 +72,7 @@ def _bounds(metadata: Sequence[Any]) -> str:
         for kind, sign, name in signs
         if isinstance(item, kind)
     ]
+    parts += [f"of at most {item.max_length} characters" for item in metadata if isinstance(item, MaxLen)]
     parts += [f"like {item.pattern}" for item in metadata if getattr(item, "pattern", None)]
     return f" {' and '.join(parts)}" if parts else ""
 

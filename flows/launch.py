@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.browse import open_existing
+from flows.interrupts import resumable
 from flows.report import RichReporter
 from flows.server import prefect_api
 from flows.settings import load_settings, new_run_name
@@ -21,8 +22,6 @@ from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.ledger import Ledger
 from storage.workspace import Workspace, validate_run_name
-
-_EXIT_INTERRUPTED = 130
 
 
 def start_run(
@@ -56,17 +55,16 @@ class _Job:
     settings: Settings | None = None
 
     def do(self, use_prefect: bool) -> None:
-        """Train until the run is done; Ctrl-C ends it with a hint how to go on."""
-        try:
-            with RichReporter(self.workspace.database, self.console) as reporter:
-                if use_prefect:
-                    self._with_prefect(reporter)
-                else:
-                    self._plain(reporter)
-        except KeyboardInterrupt:
-            folder = shlex.quote(str(self.workspace.root))
-            print_line(self.console, f"interrupted; go on with: sdsearch resume {self.run} --workspace {folder}")
-            raise SystemExit(_EXIT_INTERRUPTED) from None
+        """Train until the run is done; Ctrl-C and SIGTERM end it with a hint how to go on."""
+        how_to_go_on = f"sdsearch resume {self.run} --workspace {shlex.quote(str(self.workspace.root))}"
+        with (
+            resumable(self.console, how_to_go_on),
+            RichReporter(self.workspace.database, self.console) as reporter,
+        ):
+            if use_prefect:
+                self._with_prefect(reporter)
+            else:
+                self._plain(reporter)
 
     def _plain(self, reporter: RichReporter) -> None:
         with self.console.status("loading the libraries"):

@@ -153,9 +153,9 @@ class Runtime:
         try:
             output = work(key)
         except BaseException as error:
-            # Whatever ended the attempt, an interrupt too, is told to the ledger and goes on its way.
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._record_failure(record, error, interrupted)
+            # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from
+            # outside: Ctrl-C, SIGTERM, a cancellation.
+            self._record_failure(record, error, interrupted=not isinstance(error, Exception))
             raise
         record = finish(record, output.files, output.rows)
         self.stores.ledger.commit(record, output.rows, self._changed_run(output.run_changes))

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from urllib.parse import urlsplit
 
 from flows.errors import UserError
+from flows.interrupts import terminable
 from storage.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -70,7 +70,7 @@ def own_server(
 
     `meanwhile` is called while it starts; an error of it stops the server.
     """
-    with _terminable():
+    with terminable():
         process = _start(workspace, port)
         try:
             meanwhile()
@@ -229,17 +229,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that what was started is stopped."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

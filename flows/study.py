@@ -13,6 +13,7 @@ from rich.console import Console
 
 from flows.browse import open_existing
 from flows.errors import UserError
+from flows.interrupts import resumable
 from flows.report import RichReporter
 from flows.settings import setting_changes
 from flows.study_plan import PlannedRun, load_study, plan_runs
@@ -27,8 +28,6 @@ from storage.database import Database
 from storage.ledger import Ledger
 from storage.studies import write_study, write_study_files
 from storage.workspace import Workspace
-
-_EXIT_INTERRUPTED = 130
 
 Train = Callable[[PlannedRun], object]
 # Is told of each run before it starts: the run, its place from 1, and whether it is finished already.
@@ -77,12 +76,9 @@ def study_in_terminal(name: str, folder: Path, console: Console, *, report_only:
     else:
         workspace = Workspace.open(folder)
         study = load_study(name, workspace)
-        try:
+        where = f"--workspace {shlex.quote(str(workspace.root))}"
+        with resumable(console, f"sdsearch study {shlex.quote(name)} {where}"):
             results = carry_out(study, workspace, *_in_terminal(study, workspace, console))
-        except KeyboardInterrupt:
-            where = f"--workspace {shlex.quote(str(workspace.root))}"
-            print_line(console, f"interrupted; go on with: sdsearch study {shlex.quote(name)} {where}")
-            raise SystemExit(_EXIT_INTERRUPTED) from None
     print_results(results, console)
     print_line(console, f"table and curves: {workspace.study_folder(study.name)}")
 

@@ -73,9 +73,8 @@ def drive(
                     retain_checkpoints(stores, settings, run, iteration)
                     reporter.iteration_done(iteration, iteration_numbers(stores, run, iteration))
             except BaseException as error:
-                # Whatever stops the run, an interrupt too, shows in its row and goes on its way.
-                interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-                _set_status(stores, run, "interrupted" if interrupted else "failed")
+                # Whatever stops the run shows in its row and goes on its way; what is no Exception is an interrupt.
+                _set_status(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
                 raise
             _set_status(stores, run, "done")
             stores.database.checkpoint()

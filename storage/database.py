@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
+from storage.shield import finishing
 from storage.workspace import Workspace
 
 SCHEMA_VERSION = 2
@@ -54,9 +55,10 @@ class Database:
         with self._attached(read_only=False) as connection:
             _prepare(connection, self.path.as_posix())
             self._checked = True
-            connection.execute("BEGIN")
-            yield connection
-            connection.execute("COMMIT")
+            with finishing():
+                connection.execute("BEGIN")
+                yield connection
+                connection.execute("COMMIT")
 
     @contextmanager
     def read(self) -> Iterator[_Connection]:

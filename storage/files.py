@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.ledger import ArtifactRef
+from storage.shield import finishing
 
 
 def sha256_file(path: Path) -> str:
@@ -19,6 +20,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@finishing()
 def write_atomic(path: Path, write: Callable[[Path], None], root: Path) -> ArtifactRef:
     """Have `write` fill a temporary file beside `path`, then put it in place durably.
 

@@ -13,6 +13,7 @@ from schemas.base import Record
 from schemas.ledger import ArtifactRef
 from storage.errors import DamagedArtifactError
 from storage.files import is_temporary, make_folder, sha256_file, sync, temporary_name, write_json_atomic
+from storage.shield import finishing
 
 MANIFEST = "manifest.json"
 
@@ -105,6 +106,7 @@ def _describe(folder: Path) -> Manifest:
     return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)))
 
 
+@finishing()
 def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
     if folder.exists():
         if _holds(folder, manifest):

@@ -22,11 +22,12 @@ from typing import Any
 
 _TEMPORARY = re.compile(r"\.(.+?)\.\d+\.[0-9a-f]{8}\.tmp")
 _STARTUP = "start"
+ORDER = "di"  # What the executioner is told: seconds to wait, and the signal.
 
 
 @dataclass(frozen=True)
 class Strike:
-    """Kill at the n-th event of this name: at once, or by another process after a delay.
+    """A signal at the n-th event of this name: at once, or by another process after a delay.
 
     `halve`: the file that the event is about loses its second half first, as if it had not been written yet.
     """
@@ -35,6 +36,7 @@ class Strike:
     occurrence: int = 1
     delay_s: float = 0.0
     halve: bool = False
+    signal: int = signal.SIGKILL
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,9 +85,9 @@ class Probe:
         if strike.halve:
             os.truncate(path, os.stat(path).st_size // 2)
         if strike.delay_s:
-            os.write(self._executioner, struct.pack("d", strike.delay_s))
+            os.write(self._executioner, struct.pack(ORDER, strike.delay_s, strike.signal))
         else:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), strike.signal)
 
     def _wrap_stages(self) -> None:
         import flows.stages

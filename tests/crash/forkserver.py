@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.crash.events import Event, Probe, Strike, read_trace
+from tests.crash.events import ORDER, Event, Probe, Strike, read_trace
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900.0
@@ -46,10 +46,6 @@ class Ended:
     output: str
     trace: list[Event]
     cpu_s: float
-
-    @property
-    def was_killed(self) -> bool:
-        return self.code == -signal.SIGKILL
 
 
 class ForkServer:
@@ -125,6 +121,8 @@ def _be_the_child(request: dict[str, Any], executioner: int) -> None:
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
+        # A background job of a shell ignores Ctrl-C, and its children with it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         workspace = folder / "workspace"
         strike = Strike(**request["strike"]) if request["strike"] else None
         Probe(workspace, folder / "trace", strike, executioner).install()
@@ -140,18 +138,19 @@ def _be_the_child(request: dict[str, Any], executioner: int) -> None:
 
 
 def _execute_on_time(child: int, reader: int) -> None:
-    """Kill the child when it asks for it, after the delay that it names; return when it has ended."""
-    deadline = time.monotonic() + TIMEOUT_S
+    """Send the child the signal that it asks for, after the delay that it names; return when it has ended."""
+    deadline, number = time.monotonic() + TIMEOUT_S, int(signal.SIGKILL)
     while True:
         left_s = deadline - time.monotonic()
         if not select.select([reader], [], [], max(left_s, 0.0))[0]:
-            os.kill(child, signal.SIGKILL)  # Not reaped yet, so the pid is still its own.
-            deadline = time.monotonic() + TIMEOUT_S
+            os.kill(child, number)  # Not reaped yet, so the pid is still its own.
+            deadline, number = time.monotonic() + TIMEOUT_S, int(signal.SIGKILL)
             continue
-        wanted = os.read(reader, 8)
-        if not wanted:
+        order = os.read(reader, struct.calcsize(ORDER))
+        if not order:
             return
-        deadline = time.monotonic() + struct.unpack("d", wanted)[0]
+        delay_s, number = struct.unpack(ORDER, order)
+        deadline = time.monotonic() + delay_s
 
 
 if __name__ == "__main__":

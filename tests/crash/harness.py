@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from storage.errors import StorageError
 from tests.crash.compare import Snapshot, differences, snapshot
-from tests.crash.events import Event
+from tests.crash.events import Event, Strike
 from tests.crash.forkserver import Ended, ForkServer
 from tests.crash.points import Kill
 
 RUN = "killed"
-_MAX_RESUMES = 12
 _SETTINGS = (
     "model.torch_threads=1",
     "data.questions_per_iteration=2",
@@ -92,33 +93,36 @@ def play(case: Case, server: ForkServer, folder: Path, reference: Reference, ite
     workspace.mkdir(parents=True)
     if not case.fresh_index:
         shutil.copytree(reference.workspace / "indexes", workspace / "indexes")
-    finished = False
-    for ended in _processes(case, server, folder, iterations, outcome):
-        finished = ended.code == 0
-        if not finished and not ended.was_killed:
-            outcome.lost.append(f"exit code {ended.code}: {ended.output[-600:]}")
-    if finished:
-        outcome.differing += differences(snapshot(workspace), reference.snapshot)
-    elif not outcome.lost:
-        outcome.lost.append("the run does not come to its end")
+    for number, kill in enumerate((*case.kills, None)):
+        outcome.num_resumes += number > 0
+        before = finished_work(workspace)
+        ended = server.run(next_command(workspace, iterations), folder, kill.strike if kill else None)
+        outcome.lost += done_again(before, ended.trace)
+        if kill is None or not _has_struck(kill.strike, ended):
+            break
+        outcome.struck.append(kill.label)
+    outcome.lost += [] if ended.code == 0 else [f"exit code {ended.code}: {ended.output[-600:]}"]
+    try:
+        outcome.differing += differences(snapshot(workspace), reference.snapshot) if ended.code == 0 else []
+    except StorageError as error:
+        outcome.lost.append(str(error))
     return outcome
 
 
-def _processes(case: Case, server: ForkServer, folder: Path, iterations: int, outcome: Outcome) -> Iterator[Ended]:
-    """Start processes until one ends by itself; yield how each ended."""
-    for number in range(len(case.kills) + _MAX_RESUMES):
-        kill = case.kills[number] if number < len(case.kills) else None
-        exists = (folder / "workspace" / "artifacts" / f"run={RUN}" / "run.json").exists()
-        command = ["resume", RUN, "--no-prefect"] if exists else train_command(iterations)
-        outcome.num_resumes += number > 0
-        before = finished_work(folder / "workspace")
-        ended = server.run(command, folder, kill.strike if kill else None)
-        outcome.lost += done_again(before, ended.trace)
-        if ended.was_killed:
-            outcome.struck.append(kill.label if kill else "unexpected")
-        yield ended
-        if not ended.was_killed:
-            return
+def next_command(workspace: Path, iterations: int) -> list[str]:
+    """Return what a person would type: resume, or train again when the run was not made yet."""
+    exists = (workspace / "artifacts" / f"run={RUN}" / "run.json").exists()
+    return ["resume", RUN, "--no-prefect"] if exists else train_command(iterations)
+
+
+def _has_struck(strike: Strike, ended: Ended) -> bool:
+    """True when the signal ended the process, as it can only be after the event happened.
+
+    kill -9 cannot be answered; after SIGTERM and Ctrl-C the program says how to go on.
+    """
+    if strike.signal == signal.SIGKILL:
+        return ended.code == -strike.signal
+    return ended.code == 128 + strike.signal and "go on with: sdsearch resume" in ended.output
 
 
 def finished_work(workspace: Path) -> set[tuple[str, int, str]]:

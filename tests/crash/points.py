@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Point:
     until: str = ""
     halve: bool = False
     fresh_index: bool = False
+    signal: int = signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ POINTS = [
     Point("right before COMMIT", r".* sql COMMIT"),
     Point("during COMMIT", r".* sql COMMIT", until=r".* sql COMMIT done"),
     Point("right after COMMIT", r".* sql COMMIT done"),
+    Point("SIGTERM at any moment", r".* (?:works|sync .*|rename .*|sql .*)", until=r".*", signal=signal.SIGTERM),
+    Point("Ctrl-C at any moment", r".* (?:works|sync .*|rename .*|sql .*)", until=r".*", signal=signal.SIGINT),
     Point("the run is created", r"start (?:sync|rename|renamed|sql) ?.*(?:run\.json~?|[A-Z])"),
     Point("the index is written", r"start (?:sync|rename|renamed) indexes/.*", fresh_index=True),
 ]
@@ -72,7 +76,7 @@ def draw(point: Point, trace: Sequence[Event], random_: random.Random) -> Kill:
     place = random_.choice(places)
     delay_s = random_.uniform(0.0, _length_s(point, trace, place)) if point.until else 0.0
     occurrence = Counter(event.name for event in trace[: place + 1])[trace[place].name]
-    strike = Strike(trace[place].name, occurrence, delay_s, point.halve)
+    strike = Strike(trace[place].name, occurrence, delay_s, point.halve, point.signal)
     return Kill(point.label, strike, place, point.fresh_index)
 
 
@@ -83,5 +87,5 @@ def draw_start(trace: Sequence[Event], random_: random.Random) -> Kill:
 
 
 def _length_s(point: Point, trace: Sequence[Event], place: int) -> float:
-    end = next((event for event in trace[place:] if re.fullmatch(point.until, event.name)), trace[-1])
+    end = next((event for event in trace[place + 1 :] if re.fullmatch(point.until, event.name)), trace[-1])
     return end.at_s - trace[place].at_s

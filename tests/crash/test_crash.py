@@ -1,0 +1,87 @@
+"""A few kills of the matrix: what was finished stays, nothing is done twice, and the end is bit for bit the same."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database
+from storage.workspace import Workspace
+from tests.crash.compare import differences, snapshot
+from tests.crash.events import Strike
+from tests.crash.forkserver import ForkServer
+from tests.crash.harness import RUN, Case, Reference, done_again, finished_work, play, play_reference
+from tests.crash.points import Kill
+
+pytestmark = pytest.mark.timeout(900)
+ITERATIONS = 2
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reference(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return play_reference(server, tmp_path_factory.mktemp("crash") / "reference", ITERATIONS)
+
+
+def kill(event: str, number: signal.Signals = signal.SIGKILL, delay_s: float = 0.0, halve: bool = False) -> Kill:
+    return Kill(event, Strike(event, 1, delay_s, halve, number))
+
+
+KILLS = (
+    kill("update@1 trains", signal.SIGTERM, delay_s=0.1),
+    kill("start", delay_s=0.3),
+    kill("persist@2 sql COMMIT", signal.SIGINT),
+    kill("update@2 sync checkpoints/run=killed/version=00002~/optimiser.safetensors", halve=True),
+)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(
+    server: ForkServer, reference: Reference, tmp_path: Path
+) -> None:
+    outcome = play(Case("several", KILLS), server, tmp_path, reference, ITERATIONS)
+    assert not outcome.lost
+    assert not outcome.differing
+    assert outcome.struck == [kill.label for kill in KILLS]
+    attempts = Database(Workspace(tmp_path / "workspace")).query(
+        "SELECT iteration, stage, status FROM stages WHERE run = $run AND status NOT IN ('done', 'stale')", {"run": RUN}
+    )
+    assert {row["status"] for row in attempts.to_pylist()} == {"interrupted"}
+
+
+def test_the_comparison_sees_a_changed_byte_a_changed_row_and_a_file_too_many(
+    reference: Reference, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(reference.workspace, workspace)
+    assert differences(snapshot(workspace), reference.snapshot) == []
+    weights = workspace / "checkpoints" / f"run={RUN}" / "version=00002" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (weights.parent / ".model.safetensors.1.01234567.tmp").write_bytes(b"")
+    with Database(Workspace(workspace)).transaction() as connection:
+        connection.execute(
+            "UPDATE rollouts SET answer = 'other' WHERE rollout_id = (SELECT min(rollout_id) FROM rollouts)"
+        )
+    found = differences(snapshot(workspace), reference.snapshot)
+    assert [line.partition(":")[0].partition(" differs")[0] for line in found] == [
+        "a temporary file",
+        "model.safetensors",
+        "table rollouts",
+    ]
+
+
+def test_work_that_is_done_again_is_seen(reference: Reference) -> None:
+    done = finished_work(reference.workspace)
+    assert {name: sum(kind == name for kind, *_ in done) for name in ("sample", "update")} == {"sample": 4, "update": 2}
+    assert len(done_again(done, reference.trace)) == 6
+    assert done_again(set(), reference.trace) == []

@@ -1,0 +1,103 @@
+"""Signals: a write is finished first, SIGTERM unwinds as Ctrl-C does, and the person is told how to go on."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.interrupts import Terminated, resumable, terminable
+from storage.database import Database
+from storage.files import write_json_atomic
+from storage.shield import finishing
+from storage.workspace import Workspace
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_put_back() -> Iterator[None]:
+    former = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == former
+
+
+def send_inside_two_blocks(number: signal.Signals, done: list[str]) -> None:
+    with finishing():
+        with finishing():
+            os.kill(os.getpid(), number)
+            done.append("inner")
+        done.append("outer")
+    done.append("after")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_for_the_end_of_the_block_and_then_acts(number: signal.Signals) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt), terminable():
+        send_inside_two_blocks(number, done)
+    assert done == ["inner", "outer"]
+
+
+def test_an_error_in_the_block_is_not_hidden() -> None:
+    with pytest.raises(ValueError, match="disk"), finishing():
+        raise ValueError("disk")
+
+
+def test_in_another_thread_nothing_is_held_back() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with finishing():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_file_that_is_being_written_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_json_atomic(tmp_path / "value.json", {"a": 1}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def interrupt_a_transaction(database: Database) -> None:
+    with database.transaction() as connection:
+        os.kill(os.getpid(), signal.SIGINT)
+        connection.execute("UPDATE workspace SET created_at = TIMESTAMP '2000-01-01'")
+
+
+def test_a_transaction_is_finished(tmp_path: Path) -> None:
+    database = Database(Workspace.open(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_a_transaction(database)
+    assert database.query("SELECT year(created_at) AS year FROM workspace").to_pylist() == [{"year": 2000}]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_program_ends_with_the_signals_code_and_says_how_to_go_on(number: signal.Signals, code: int) -> None:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as end, resumable(Console(file=said), "sdsearch resume first"):
+        os.kill(os.getpid(), number)
+    assert end.value.code == code
+    assert said.getvalue() == "interrupted; go on with: sdsearch resume first\n"
+
+
+def test_sigterm_is_an_interrupt() -> None:
+    with pytest.raises(Terminated), terminable():
+        os.kill(os.getpid(), signal.SIGTERM)

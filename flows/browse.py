@@ -147,11 +147,8 @@ def _as_table(rows: pa.Table, title: str = "") -> Any:
 
 def _print_csv(rows: pa.Table) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(rows.column_names)
-    for row in rows.to_pylist():
-        cells = [
-            json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, list | dict) else v for v in row.values()
-        ]
+    for values in [rows.column_names, *(row.values() for row in rows.to_pylist())]:
+        cells = [json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, list | dict) else v for v in values]
         # A file gets the data as it is; a terminal must not be steered by it.
         writer.writerow([printable(c) if isinstance(c, str) else c for c in cells] if sys.stdout.isatty() else cells)
 

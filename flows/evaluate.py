@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from flows.browse import open_existing
@@ -15,6 +16,7 @@ from flows.report import SilentReporter
 from flows.runtime import Runtime, Stores
 from flows.settings import load_settings, stored_settings
 from flows.terminal import make_table, print_line
+from schemas.base import explain
 from schemas.config import EvaluationSettings, Settings
 from schemas.evaluation import EvaluationMode, EvaluationReport
 from sdsearch.evaluation import evaluate, fixed_sample
@@ -95,4 +97,8 @@ def print_evaluation(report: EvaluationReport, policy: Policy, console: Console)
 
 def _plan(settings: EvaluationSettings, split: str | None, num_questions: int | None) -> EvaluationSettings:
     changes = {"split": split, "num_questions": num_questions}
-    return settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    changed = settings.model_dump() | {name: value for name, value in changes.items() if value is not None}
+    try:
+        return EvaluationSettings.model_validate(changed)
+    except ValidationError as error:
+        raise UserError(explain(error, EvaluationSettings, "evaluate")) from error

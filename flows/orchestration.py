@@ -30,6 +30,7 @@ from flows.settings import load_settings, new_run_name
 from flows.train import drive, iteration_numbers, open_stores
 from schemas.config import Settings
 from schemas.ledger import StageRecord
+from storage.workspace import validate_run_name
 
 _SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
 _REPORTERS: list[Reporter] = []
@@ -74,7 +75,7 @@ def train_flow(
     settings = None if resume else load_settings(config, overrides or [])
     folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
     stores = open_stores(folder, settings)
-    name = run or new_run_name(config)
+    name = validate_run_name(run or new_run_name(config))
     reporter = _REPORTERS[-1] if _REPORTERS else SilentReporter()
     with _Shown(stores, name, settings) as shown:
         return drive(settings, name, stores, reporter, shown.iterate_once, TASKS.evaluate_policy, resume=resume)

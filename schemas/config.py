@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from schemas.base import Positive, Section
 from schemas.method import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings, UpdateSettings
+from schemas.names import Name
 from schemas.rules import broken_rules
 from schemas.sampling import SamplingSettings, TransformersSamplerSettings
 
@@ -55,8 +56,8 @@ class DataSettings(Section):
         default="world",
         description="'world' is the embedded data set; or a FlashRAG jsonl or parquet file, {split} in its name.",
     )
-    dataset: str = Field(default="world", min_length=1, description="Name of the data set, part of a question's key.")
-    train_split: str = Field(default="train", description="Split that rollouts are sampled on.")
+    dataset: Name = Field(default="world", description="Name of the data set, part of a question's key.")
+    train_split: Name = Field(default="train", description="Split that rollouts are sampled on.")
     questions_per_iteration: Positive = Field(default=256, description="Groups an iteration (closest public relative).")
     shuffle_seed: int = Field(default=0, description="Seed of the epoch's order; no question repeats within an epoch.")
 
@@ -120,7 +121,7 @@ class RolloutSettings(Section):
 class EvaluationSettings(Section):
     """Evaluation of the plain policy on a fixed sample (paper, section 4)."""
 
-    split: str = Field(default="dev", description="Split of the data set.")
+    split: Name = Field(default="dev", description="Split of the data set.")
     num_questions: Positive = Field(
         default=200, description="Questions, drawn by seed once for all evaluations; all where there are fewer."
     )

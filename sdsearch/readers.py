@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from typing import IO, Any
@@ -19,6 +20,8 @@ from schemas.passage import Passage
 from schemas.question import Question
 
 _CHUNK_BYTES = 1 << 20
+_MAX_ID_CHARS = 200
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 Row = Mapping[str, Any]
 
 
@@ -100,7 +103,17 @@ def _json_object(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: expected a JSON object, got {_short(line)} ({error}); repair the line") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {_short(line)}; repair the line")
+    if _SURROGATE.search(line) and not _is_unicode(row):
+        raise DataError(f"{where}: half a surrogate pair (\\ud800 to \\udfff alone) is no character; repair the line")
     return row
+
+
+def _is_unicode(row: Row) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _passage(row: Row, where: str) -> Passage:
@@ -148,7 +161,13 @@ def _id(row: Row, where: str) -> str:
     value = row.get("id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{where}: 'id' is {_short(value)}; expected a text or a whole number")
-    return str(value)
+    text = str(value)
+    if len(text) > _MAX_ID_CHARS or not text.isprintable():
+        raise DataError(
+            f"{where}: 'id' is {_short(value)}; expected at most {_MAX_ID_CHARS} characters, none of them a line break "
+            "or another control character"
+        )
+    return text
 
 
 def _text(row: Row, column: str, where: str) -> str:

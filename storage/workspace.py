@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from schemas.ledger import StageKey
+from schemas.names import NAME_RULE, is_name
 from storage.errors import WorkspaceError
 from storage.files import make_folder
-
-_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 
 
 def validate_run_name(run: str) -> str:
     """Return `run` when it may become part of a path, else raise WorkspaceError."""
-    if not _RUN_NAME.fullmatch(run):
-        raise WorkspaceError(
-            f"run name {run[:100]!r} cannot be used: a name has 1 to 80 ASCII letters, digits, '.', '_' or '-' "
-            "and no leading dot; choose another with --run"
-        )
+    if not is_name(run):
+        raise WorkspaceError(f"run name {run[:100]!r} cannot be used: {NAME_RULE}; choose another with --run")
     return run
 
 

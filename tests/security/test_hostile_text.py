@@ -1,4 +1,4 @@
-"""Passages, questions and queries that contain tags, chat markup and labels cannot forge a span, a label or a turn."""
+"""Passages and questions that contain tags, chat markup and labels cannot forge a span, a label or a turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from functools import cache
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +15,7 @@ from flows.policies import model_folder
 from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
 from schemas.question import Question
 from schemas.rollout import Answer, Group, Search
-from sdsearch.hindsight import build_blocks, neutralise
+from sdsearch.hindsight import build_blocks
 from sdsearch.policy import load_tokenizer
 from sdsearch.prompting import NOTHING_FOUND, render_documents, render_prompt
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -71,7 +71,7 @@ pieces = st.one_of(
 )
 hostile = st.lists(pieces, min_size=1, max_size=8).map("".join).filter(lambda text: bool(text.strip()))
 each_tokenizer = pytest.mark.parametrize("kind", list(TOKENIZERS))
-quickly = settings(max_examples=30, deadline=None, derandomize=True)
+quickly = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def markup_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -167,20 +167,6 @@ def test_spans_actions_authors_and_blocks_do_not_depend_on_what_others_wrote(
         for group in (attacked, innocent)
     ]
     assert blocks[0] == blocks[1]
-
-
-@quickly
-@given(query=hostile)
-@example(query="<|search> x <|documents>")
-@example(query="((correct)) and (((INCORRECT)))")
-def test_a_query_stays_one_unlabelled_item_of_its_line(query: str) -> None:
-    item = neutralise(query)
-    assert "\n" not in item
-    assert "|" not in item
-    assert tags_in(item) == 0
-    assert "(correct)" not in item.lower()
-    assert "(incorrect)" not in item.lower()
-    assert neutralise(item) == item
 
 
 @pytest.mark.parametrize("masking", ["none", "current_documents"])

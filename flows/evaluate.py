@@ -16,7 +16,7 @@ from flows.report import SilentReporter
 from flows.runtime import Runtime, Stores
 from flows.settings import load_settings, stored_settings
 from flows.terminal import make_table, print_line
-from schemas.base import explain
+from schemas.explain import explain
 from schemas.config import EvaluationSettings, Settings
 from schemas.evaluation import EvaluationMode, EvaluationReport
 from sdsearch.evaluation import evaluate, fixed_sample

@@ -57,7 +57,7 @@ def test_overrides_are_toml_values_and_bare_words() -> None:
         [
             "update.learning_rate=3e-5",
             "model.path=/some/where",
-            'data.dataset="quoted name"',
+            'data.questions="quoted name"',
             "evaluation.modes=['sampled']",
             "distillation.enabled=false",
             "retrieval.encoder.kind=hf",
@@ -67,7 +67,7 @@ def test_overrides_are_toml_values_and_bare_words() -> None:
     )
     assert settings.update.learning_rate == 3e-5
     assert settings.model.path == "/some/where"
-    assert settings.data.dataset == "quoted name"
+    assert settings.data.questions == "quoted name"
     assert settings.evaluation.modes == ("sampled",)
     assert settings.distillation.enabled is False
     assert isinstance(settings.retrieval.encoder, HFEncoderSettings)

@@ -118,7 +118,7 @@ def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspac
 def _files(results: StudyResults) -> dict[str, bytes]:
     return {
         "results.json": results.model_dump_json(indent=1).encode() + b"\n",
-        "table.md": table_markdown(results).encode(),
+        "table.md": table_markdown(results, picture="curves.svg").encode(),
         "curves.csv": curves_csv(results).encode(),
         "curves.svg": draw_curves(results, "svg"),
         "curves.png": draw_curves(results, "png"),

@@ -88,7 +88,7 @@ def _parse(record_type: type[R], values: Any, source: str) -> R:
 
 
 def _variant_settings(study: Study, name: str) -> Settings:
-    """Return a variant's settings; an error names the study's or the variant's `set`, whichever is wrong."""
+    """Return a variant's settings; an error names what is wrong: the base, the study's `set` or the variant's."""
     own = study.variants[name].set
     for place, overrides in (("set", study.set), (f"variants.{name}.set", own)):
         for override in overrides:
@@ -97,7 +97,9 @@ def _variant_settings(study: Study, name: str) -> Settings:
     try:
         return load_settings(study.base, [*study.set, *own])
     except UserError as error:
-        place = f"variants.{name}.set" if _can_be(study.base, study.set) else "set"
+        tried = {"base": (), "set": study.set}
+        wrong = (place for place, overrides in tried.items() if not _can_be(study.base, overrides))
+        place = next(wrong, f"variants.{name}.set")
         lines = [line.removeprefix(f"{study.base} with --set: ") for line in str(error).splitlines()]
         raise UserError("\n".join(f"study {study.name}: {place}: {line}" for line in lines)) from error
 

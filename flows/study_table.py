@@ -19,7 +19,7 @@ Mean ± standard deviation (unbiased) over seeds; a single seed has none. *Final
 quality (the share of retrieved passages that contain a golden answer) and searches per rollout. *Best* is the highest
 of a run's evaluations after the start: it was chosen on the very questions that it is measured on, so it is too high.
 The difference is that of final EM, paired by seed and question; its 95 % interval is a bootstrap that resamples seeds
-and questions."""
+and questions; with a single seed it says nothing of other seeds."""
 
 
 def evaluated_modes(results: StudyResults) -> list[EvaluationMode]:
@@ -46,8 +46,8 @@ def print_results(results: StudyResults, console: Console) -> None:
         print_line(console, line)
 
 
-def table_markdown(results: StudyResults) -> str:
-    """Return the study's whole report."""
+def table_markdown(results: StudyResults, picture: str | None = None) -> str:
+    """Return the study's whole report; `picture` is where the drawn curves are, seen from the report."""
     study = results.study
     num_finished = sum(outcome.finished for outcome in results.outcomes)
     parts = [
@@ -57,7 +57,9 @@ def table_markdown(results: StudyResults) -> str:
     ]
     for mode in evaluated_modes(results):
         parts += [f"## {mode.capitalize()} decoding", _markdown(_columns(results), _rows(results, mode))]
-    parts += [_NOTES, *_unfinished(results.outcomes), "## Learning curves", "![Learning curves](curves.svg)"]
+    parts += [_NOTES, *_unfinished(results.outcomes), "## Learning curves"]
+    if picture:
+        parts.append(f"![EM over updates]({picture})")
     for variant in dict.fromkeys(summary.variant for summary in results.summaries):
         parts += [f"{study.title_of(variant)}:", _curve_markdown(results, variant)]
     return "\n\n".join(parts) + "\n"

@@ -108,7 +108,7 @@ def print_rows(rows: pa.Table, form: Format, console: Console) -> None:
 
 
 def _ledger(workspace: Workspace) -> Ledger:
-    return Ledger(Database(workspace), ArtifactStore(workspace))
+    return Ledger(ArtifactStore(workspace))
 
 
 def _standing(record: RunRecord) -> str:

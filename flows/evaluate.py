@@ -13,12 +13,13 @@ from flows.browse import open_existing
 from flows.errors import UserError
 from flows.policies import set_threads
 from flows.report import SilentReporter
-from flows.runtime import Runtime, Stores
+from flows.runtime import Runtime
 from flows.settings import load_settings, stored_settings
+from flows.stores import Stores
 from flows.terminal import make_table, print_line
-from schemas.explain import explain
 from schemas.config import EvaluationSettings, Settings
 from schemas.evaluation import EvaluationMode, EvaluationReport
+from schemas.explain import explain
 from sdsearch.evaluation import evaluate, fixed_sample
 from storage.workspace import Workspace
 

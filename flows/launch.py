@@ -19,7 +19,6 @@ from flows.settings import load_settings, new_run_name
 from flows.terminal import print_line
 from schemas.config import Settings
 from storage.artifacts import ArtifactStore
-from storage.database import Database
 from storage.ledger import Ledger
 from storage.workspace import Workspace, validate_run_name
 
@@ -39,7 +38,7 @@ def start_run(
 def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:
     """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name."""
     workspace = open_existing(folder)
-    Ledger(Database(workspace), ArtifactStore(workspace)).get_run(run)
+    Ledger(ArtifactStore(workspace)).get_run(run)
     _Job(workspace, console, run).do(use_prefect)
 
 

@@ -25,8 +25,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.iteration import PLAIN, Stage, Stages, iterate
 from flows.report import Reporter, SilentReporter
-from flows.runtime import Stores
 from flows.settings import load_settings, new_run_name
+from flows.stores import Stores
 from flows.train import drive, iteration_numbers, open_stores
 from schemas.config import Settings
 from schemas.ledger import StageRecord

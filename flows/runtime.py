@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -15,10 +14,13 @@ from typing import Any, TypeVar
 from flows.index import open_retriever
 from flows.policies import LivePolicy, check_device, model_fingerprint, set_threads
 from flows.report import Reporter
+from flows.rows import file_of, rows_of
+from flows.stores import Stores
 from schemas.base import Record, hash_json
 from schemas.config import Settings
-from schemas.ledger import ArtifactRef, RunRecord, StageKey, StageName, StageRecord
+from schemas.ledger import ArtifactRef, StageKey, StageName, StageRecord
 from schemas.question import Question
+from schemas.update import UpdateReport
 from sdsearch.readers import read_questions
 from sdsearch.retrieval.dense import DenseRetriever
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -26,25 +28,16 @@ from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
 from sdsearch.teacher import check_support
 from sdsearch.world import load_questions
-from storage.artifacts import ArtifactStore
-from storage.checkpoints import CheckpointStore
-from storage.database import Database
-from storage.ledger import Ledger, finish
-from storage.tables import Rows
-from storage.workspace import Workspace
+from storage.index import count_rows
+from storage.ledger import finish
+from storage.pieces import Pieces
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 
-@dataclass(frozen=True)
-class StageOutput:
-    """What a stage's work left: files, rows for the database, and changes of the run's row."""
-
-    files: Sequence[ArtifactRef]
-    rows: Rows = field(default_factory=dict)
-    run_changes: dict[str, Any] = field(default_factory=dict)
-
+Work = Callable[[StageRecord], Sequence[ArtifactRef]]
+"""A stage's own work: takes the attempt that it runs as, leaves durable files."""
 
 # The settings that each stage reads: a change of any other leaves its work valid.
 _SETTINGS_READ: dict[StageName, Any] = {
@@ -62,17 +55,6 @@ _SETTINGS_READ: dict[StageName, Any] = {
 }
 
 
-class Stores:
-    """A workspace with its artifact files, checkpoints, database and ledger; needs no model."""
-
-    def __init__(self, workspace: Workspace, database_deadline_s: float = 60.0) -> None:
-        self.workspace = workspace
-        self.artifacts = ArtifactStore(workspace)
-        self.checkpoints = CheckpointStore(workspace)
-        self.database = Database(workspace, database_deadline_s)
-        self.ledger = Ledger(self.database, self.artifacts)
-
-
 class Runtime:
     """One run's live objects; made by `open_runtime`, found by stages through `runtime_of`."""
 
@@ -81,6 +63,7 @@ class Runtime:
         self.run = run
         self.stores = stores
         self.reporter = reporter
+        self._recent: dict[str, list[Any]] = {}
 
     def prepare(self) -> None:
         """Load what the settings name; UserError or StorageError for what cannot be used, before anything is done."""
@@ -139,7 +122,7 @@ class Runtime:
         stage: StageName,
         iteration: int,
         upstream: Sequence[StageRecord | str],
-        work: Callable[[StageKey], StageOutput],
+        work: Work,
     ) -> StageRecord:
         """Do a stage's work and commit it, or return the record of the attempt that did it with the same inputs."""
         key = StageKey(run=self.run, iteration=iteration, stage=stage)
@@ -147,18 +130,22 @@ class Runtime:
         done = self.stores.ledger.find_done(key, input_hash)
         self.reporter.stage_started(key)
         if done is not None:
+            Pieces(self.stores.artifacts, done).remove()
             self.reporter.stage_done(done, skipped=True)
             return done
         record = self.stores.ledger.begin(key, input_hash, derive_seed(self.settings.seed, stage, iteration))
         try:
-            output = work(key)
+            record = finish(record, work(record))
+            rows = rows_of(record, self.stores.ledger.done(record.key_of("sample")), self.settings.hindsight, self.read)
         except BaseException as error:
             # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from
             # outside: Ctrl-C, SIGTERM, a cancellation.
             self._record_failure(record, error, interrupted=not isinstance(error, Exception))
             raise
-        record = finish(record, output.files, output.rows)
-        self.stores.ledger.commit(record, output.rows, self._changed_run(output.run_changes))
+        record = record.model_copy(update={"num_rows": count_rows(record, rows)})
+        self.stores.ledger.commit(record)
+        Pieces(self.stores.artifacts, record).remove()
+        self.stores.index.put_stage(key, rows)
         self.reporter.stage_done(record, skipped=False)
         return record
 
@@ -174,20 +161,49 @@ class Runtime:
             self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
         except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
             logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
+        self.stores.index.put_stage(record.key)
 
-    def _changed_run(self, changes: dict[str, Any]) -> RunRecord | None:
-        if not changes:
-            return None
-        return self.stores.ledger.get_run(self.run).model_copy(update={**changes, "updated_at": datetime.now(UTC)})
+    def piece(self, attempt: StageRecord, name: str, record_type: type[R], make: Callable[[], list[R]]) -> list[R]:
+        """Return a piece of a stage: what an earlier attempt with the same inputs has finished of it, or made now."""
+        pieces = Pieces(self.stores.artifacts, attempt)
+        found = pieces.read(name, record_type)
+        if found is None:
+            found = make()
+            pieces.write(name, record_type, found)
+        return found
+
+    def write(self, record: StageRecord, name: str, record_type: type[R], records: Sequence[R]) -> ArtifactRef:
+        """Write a stage's file; later stages of the iteration need not read it from the disk."""
+        ref = self.stores.artifacts.write_records(record.key, name, record_type, records)
+        self._recent[ref.sha256] = list(records)
+        return ref
 
     def read(self, record: StageRecord, name: str, record_type: type[R]) -> list[R]:
-        """Return the records of a stage's file."""
-        return self.stores.artifacts.read_records(file_of(record, name), record_type)
+        """Return the records of a stage's file; they are frozen, so those just written or read serve again."""
+        ref = file_of(record, name)
+        if ref.sha256 not in self._recent:
+            self._recent[ref.sha256] = self.stores.artifacts.read_records(ref, record_type)
+        return self._recent[ref.sha256]
 
+    def forget_records(self) -> None:
+        """Free the memory of the records that an iteration read and wrote."""
+        self._recent.clear()
 
-def file_of(record: StageRecord, name: str) -> ArtifactRef:
-    """Return the reference to a stage's file by its name without extension."""
-    return next(ref for ref in record.outputs if ref.path.rsplit("/", 1)[1].split(".")[0] == name)
+    def advance(self, updated: StageRecord) -> None:
+        """Put the run's record at the version that an update left; one that is further on stays."""
+        run = self.stores.ledger.get_run(self.run)
+        (report,) = self.read(updated, "update", UpdateReport)
+        if (run.policy_version, run.policy_sha256) == (report.policy_version, report.policy_sha256):
+            return
+        if report.policy_version < run.policy_version:
+            return
+        changes = {
+            "iterations_done": report.iteration,
+            "policy_version": report.policy_version,
+            "policy_sha256": report.policy_sha256,
+            "updated_at": datetime.now(UTC),
+        }
+        self.stores.update_run(run.model_copy(update=changes))
 
 
 _RUNTIMES: dict[str, Runtime] = {}

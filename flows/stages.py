@@ -5,24 +5,28 @@ A stage takes the run's name, the iteration (from 1) and the records of the stag
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 from flows.refusals import refused_steps_kept
-from flows.runtime import Runtime, StageOutput, file_of, runtime_of
-from schemas.evaluation import EvaluationAnswer, EvaluationReport
+from flows.rows import file_of
+from flows.runtime import Runtime, runtime_of
+from schemas.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.hindsight import HindsightBlock
-from schemas.ledger import StageKey, StageRecord
+from schemas.ledger import ArtifactRef, StageRecord
+from schemas.question import Question
 from schemas.rollout import Group
 from schemas.score import Score
 from schemas.teacher import QueryCredit, TeacherTargets
 from schemas.update import UpdateReport
 from sdsearch.curriculum import questions_of
-from sdsearch.evaluation import evaluate, fixed_sample
+from sdsearch.evaluation import answer_questions, fixed_sample, summarise
 from sdsearch.hindsight import build_blocks
-from sdsearch.scoring import contains_answer, score_groups
+from sdsearch.scoring import score_groups
 from sdsearch.teacher import TargetTensors, compute_targets
 from sdsearch.training_set import training_rollouts
 from sdsearch.update import update_policy
-from storage.rollout_tables import persist_rows
-from storage.tables import evaluation_rows, hindsight_rows, teacher_rows, update_rows
 
 
 def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
@@ -30,14 +34,13 @@ def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> Stage
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(key: StageKey) -> StageOutput:
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
         loop = runtime.rollout_loop(iteration - 1)
         data = settings.data
         questions = questions_of(iteration, runtime.train_questions, data.questions_per_iteration, data.shuffle_seed)
-        groups: list[Group] = []
-        for start in range(0, len(questions), settings.rollout.questions_per_batch):
-            batch = questions[start : start + settings.rollout.questions_per_batch]
-            groups += loop.roll_out(
+
+        def roll_out(batch: list[Question]) -> list[Group]:
+            return loop.roll_out(
                 batch,
                 run_seed=settings.seed,
                 iteration=iteration,
@@ -45,8 +48,15 @@ def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> Stage
                 group_size=settings.rollout.group_size,
                 temperature=settings.rollout.temperature,
             )
+
+        # A batch is never cut anew: log-probabilities may depend, in their last bits, on what shares the batch.
+        groups: list[Group] = []
+        size = settings.rollout.questions_per_batch
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            groups += runtime.piece(attempt, f"groups-{start:05d}", Group, partial(roll_out, batch))
             runtime.reporter.stage_progress(len(groups), len(questions))
-        return StageOutput([runtime.stores.artifacts.write_records(key, "groups", Group, groups)])
+        return [runtime.write(attempt, "groups", Group, groups)]
 
     upstream = [policy or runtime.base_fingerprint, runtime.index_fingerprint]
     return runtime.perform("sample", iteration, upstream, work)
@@ -57,12 +67,9 @@ def persist_rollouts(run: str, iteration: int, sampled: StageRecord) -> StageRec
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(key: StageKey) -> StageOutput:
-        groups = runtime.read(sampled, "groups", Group)
-        scores = score_groups(groups, settings.reward, settings.grpo)
-        hindsight = settings.hindsight
-        rows = persist_rows(run, iteration, groups, scores, contains_answer, hindsight.label_metric, hindsight.rho)
-        return StageOutput([runtime.stores.artifacts.write_records(key, "scores", Score, scores)], rows)
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
+        scores = score_groups(runtime.read(sampled, "groups", Group), settings.reward, settings.grpo)
+        return [runtime.write(attempt, "scores", Score, scores)]
 
     return runtime.perform("persist", iteration, [sampled], work)
 
@@ -72,7 +79,7 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(key: StageKey) -> StageOutput:
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
         runtime.policy.move_to(iteration - 1)
         scores = runtime.read(scored, "scores", Score)
         groups = runtime.read(sampled, "groups", Group) if settings.distillation.enabled else []
@@ -91,8 +98,7 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
                 max_context_tokens=runtime.policy.max_context_tokens,
             )
         ]
-        reference = runtime.stores.artifacts.write_records(key, "blocks", HindsightBlock, blocks)
-        return StageOutput([reference], hindsight_rows(run, iteration, blocks))
+        return [runtime.write(attempt, "blocks", HindsightBlock, blocks)]
 
     return runtime.perform("hindsight", iteration, [sampled, scored], work)
 
@@ -103,7 +109,7 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
     settings = runtime.settings
     active = settings.alpha_at(iteration) > 0
 
-    def work(key: StageKey) -> StageOutput:
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
         runtime.policy.move_to(iteration - 1)
         tensors, pointers, credit = compute_targets(
             runtime.policy.model,
@@ -116,14 +122,12 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
             max_tokens=settings.update.max_tokens_per_microbatch,
             head_chunk=settings.update.head_chunk,
         )
-        artifacts = runtime.stores.artifacts
-        stored = artifacts.write_tensors(key, "distributions", {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC})
-        files = [
-            stored,
-            artifacts.write_records(key, "targets", TeacherTargets, pointers),
-            artifacts.write_records(key, "credit", QueryCredit, credit),
+        stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
+        return [
+            runtime.stores.artifacts.write_tensors(attempt.key, "distributions", stored),
+            runtime.write(attempt, "targets", TeacherTargets, pointers),
+            runtime.write(attempt, "credit", QueryCredit, credit),
         ]
-        return StageOutput(files, teacher_rows(run, iteration, pointers, credit, stored))
 
     return runtime.perform("teacher", iteration, [sampled, blocks, "teacher" if active else "no teacher"], work)
 
@@ -135,9 +139,10 @@ def update_weights(
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(key: StageKey) -> StageOutput:
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
         policy = runtime.policy
         policy.move_to(iteration - 1)
+        torch.manual_seed(attempt.seed)  # A model with dropout draws from torch's own generator.
         stored = runtime.stores.artifacts.read_tensors(file_of(targets, "distributions"))
         rollouts = training_rollouts(
             runtime.read(sampled, "groups", Group),
@@ -147,7 +152,7 @@ def update_weights(
         )
         num_steps = settings.num_steps_per_iteration
         steps = []
-        with refused_steps_kept(runtime.stores.workspace, key):
+        with refused_steps_kept(runtime.stores.workspace, attempt.key):
             for step in update_policy(
                 policy.model,
                 policy.frozen_reference,
@@ -167,15 +172,11 @@ def update_weights(
             steps=tuple(steps),
             num_tokens=sum(rollout.sequence.num_tokens for rollout in rollouts) * settings.update.epochs,
         )
-        files = [checkpoint, runtime.stores.artifacts.write_records(key, "update", UpdateReport, [report])]
-        changes = {
-            "iterations_done": iteration,
-            "policy_version": iteration,
-            "policy_sha256": report.policy_sha256,
-        }
-        return StageOutput(files, update_rows(run, iteration, report), changes)
+        return [checkpoint, runtime.write(attempt, "update", UpdateReport, [report])]
 
-    return runtime.perform("update", iteration, [sampled, scored, targets], work)
+    record = runtime.perform("update", iteration, [sampled, scored, targets], work)
+    runtime.advance(record)
+    return record
 
 
 def evaluate_policy(run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
@@ -183,31 +184,30 @@ def evaluate_policy(run: str, iteration: int, policy: StageRecord | None) -> Sta
     runtime = runtime_of(run)
     settings = runtime.settings.evaluation
 
-    def work(key: StageKey) -> StageOutput:
+    def work(attempt: StageRecord) -> list[ArtifactRef]:
         loop = runtime.rollout_loop(iteration)
         questions = fixed_sample(runtime.questions(settings.split), settings.num_questions, settings.seed)
-        results = []
-        for mode in settings.modes:
-            report, answers = evaluate(
+
+        def answer(mode: EvaluationMode) -> list[EvaluationAnswer]:
+            return answer_questions(
                 loop,
                 questions,
                 mode=mode,
                 temperature=runtime.settings.rollout.temperature,
                 seed=settings.seed,
-                iteration=iteration,
                 policy_version=iteration,
                 questions_per_batch=runtime.settings.rollout.questions_per_batch * 4,
             )
-            results.append((report, answers))
-            runtime.reporter.stage_progress(len(results), len(settings.modes))
-        artifacts = runtime.stores.artifacts
-        files = [artifacts.write_records(key, "reports", EvaluationReport, [report for report, _ in results])]
-        files += [
-            artifacts.write_records(key, f"answers_{report.mode}", EvaluationAnswer, answers)
-            for report, answers in results
+
+        answers: dict[EvaluationMode, list[EvaluationAnswer]] = {}
+        for place, mode in enumerate(settings.modes, 1):
+            answers[mode] = runtime.piece(attempt, mode, EvaluationAnswer, partial(answer, mode))
+            runtime.reporter.stage_progress(place, len(settings.modes))
+        reports = [summarise(questions[0], found, mode, iteration, iteration) for mode, found in answers.items()]
+        return [
+            runtime.write(attempt, "reports", EvaluationReport, reports),
+            *(runtime.write(attempt, f"answers_{mode}", EvaluationAnswer, found) for mode, found in answers.items()),
         ]
-        changes = {} if iteration else {"policy_sha256": runtime.policy.sha256()}
-        return StageOutput(files, evaluation_rows(run, iteration, results), changes)
 
     upstream = [policy or runtime.base_fingerprint, runtime.index_fingerprint]
     record = runtime.perform("evaluate", iteration, upstream, work)

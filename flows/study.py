@@ -101,7 +101,7 @@ def _in_terminal(study: Study, workspace: Workspace, console: Console) -> tuple[
 
 def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> Mapping[str, RunRecord]:
     """Return the records of the study's runs that exist; UserError when one has other settings."""
-    ledger = Ledger(Database(workspace), ArtifactStore(workspace))
+    ledger = Ledger(ArtifactStore(workspace))
     names = {plan.run for plan in planned}
     records = {record.run: record for record in ledger.list_runs() if record.run in names}
     for plan in planned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,14 +11,20 @@ from pathlib import Path
 from flows.errors import UserError
 from flows.iteration import PLAIN, iterate
 from flows.report import Reporter
-from flows.runtime import Stores, open_runtime
+from flows.rows import file_of
+from flows.runtime import Runtime, open_runtime
 from flows.settings import setting_changes, stored_settings
+from flows.stores import Stores
 from schemas.config import Settings
-from schemas.ledger import RunRecord, RunStatus, StageRecord
-from storage.errors import RunNotFoundError
+from schemas.evaluation import EvaluationReport
+from schemas.ledger import RunRecord, RunStatus, StageKey, StageRecord
+from storage.errors import DamagedArtifactError, DatabaseBusyError, RunNotFoundError
+from storage.files import remove_leftovers
+from storage.index import WAIT_S
 from storage.runlock import RunLock
 from storage.workspace import Workspace, validate_run_name
 
+logger = logging.getLogger(__name__)
 IterateOnce = Callable[[str, int, StageRecord | None, bool], StageRecord]
 EvaluateStart = Callable[[str, int, StageRecord | None], StageRecord]
 
@@ -60,24 +67,28 @@ def drive(
         with open_runtime(settings, run, stores, reporter) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
             runtime.prepare()
-            record = record or _new_run(stores, run, settings)
+            record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
+            _remove_leftovers(stores, run)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
-            first = max(1, record.iterations_done)
-            policy = _update_of(stores, run, first - 1)
-            reporter.run_started(run, settings, first)
+            first = _first_iteration(stores, record)
+            policy = stores.ledger.done(StageKey(run=run, iteration=first - 1, stage="update"))
             _set_status(stores, run, "running")
+            stores.index.catch_up(run)
+            reporter.run_started(run, settings, first)
             try:
                 evaluate_start(run, 0, None)
                 for iteration in range(first, settings.iterations + 1):
                     policy = iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
+                    runtime.forget_records()
                     retain_checkpoints(stores, settings, run, iteration)
                     reporter.iteration_done(iteration, iteration_numbers(stores, run, iteration))
             except BaseException as error:
                 # Whatever stops the run shows in its row and goes on its way; what is no Exception is an interrupt.
                 _set_status(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
+                stores.index.flush()
                 raise
             _set_status(stores, run, "done")
-            stores.database.checkpoint()
+            stores.index.settle(run)
             reporter.run_done(run)
     return run
 
@@ -88,10 +99,14 @@ def evaluation_is_due(settings: Settings, iteration: int) -> bool:
 
 
 def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, float]:
-    """Return an iteration's row of `v_iterations`, its numbers only."""
-    rows = stores.database.query(
-        "SELECT * FROM v_iterations WHERE run = $run AND iteration = $iteration", {"run": run, "iteration": iteration}
-    ).to_pylist()
+    """Return an iteration's row of `v_iterations`, its numbers only; none while another process keeps the database."""
+    if not stores.index.flush():
+        return {}
+    query = "SELECT * FROM v_iterations WHERE run = $run AND iteration = $iteration"
+    try:
+        rows = stores.database.query(query, {"run": run, "iteration": iteration}, WAIT_S).to_pylist()
+    except DatabaseBusyError:
+        return {}
     numbers = rows[0] if rows else {}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
 
@@ -99,12 +114,42 @@ def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, flo
 def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
     """Keep the newest checkpoints and the best on dev."""
     newest = range(iteration - settings.storage.keep_checkpoints + 1, iteration + 1)
-    best = stores.database.query(
-        "SELECT policy_version FROM evaluations WHERE run = $run AND iteration > 0 "
-        "ORDER BY mode = 'greedy' DESC, em DESC, policy_version LIMIT 1",
-        {"run": run},
-    )["policy_version"].to_pylist()
-    stores.checkpoints.prune(run, keep={*newest, *best})
+    stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run)})
+
+
+def _best_on_dev(stores: Stores, run: str) -> list[int]:
+    """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation."""
+    reports: list[EvaluationReport] = []
+    for held in stores.checkpoints.versions(run):
+        record = stores.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
+        reports += stores.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+    best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
+    return [best.policy_version] if best else []
+
+
+def _first_iteration(stores: Stores, record: RunRecord) -> int:
+    """Return the iteration that a run goes on with: its last one, or the one after the newest intact checkpoint.
+
+    From there on, the updates are taken again from what was sampled for them, which gives the same weights.
+    """
+    last = record.iterations_done
+    for held in sorted({last, *stores.checkpoints.versions(record.run)}, reverse=True):
+        try:
+            if 0 < held <= last:
+                stores.checkpoints.verify(record.run, held)
+                return min(held + 1, last)
+        except DamagedArtifactError as error:
+            logger.warning("an earlier checkpoint is used: %s", error)
+    if last > 1:
+        logger.warning("run '%s' has no intact checkpoint; all its updates are taken again", record.run)
+    return 1
+
+
+def _remove_leftovers(stores: Stores, run: str) -> None:
+    """Remove what writes that were interrupted left; the run's lock says that none is under way."""
+    for folder in (stores.workspace.run_folder(run), stores.workspace.checkpoints(run)):
+        for path in remove_leftovers(folder):
+            logger.info("removed %s, left by a process that died", path)
 
 
 def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:
@@ -123,7 +168,12 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
     )
 
 
-def _new_run(stores: Stores, run: str, settings: Settings) -> RunRecord:
+def _starting_sha256(runtime: Runtime) -> str:
+    runtime.policy.move_to(0)
+    return runtime.policy.sha256()
+
+
+def _new_run(stores: Stores, run: str, settings: Settings, policy_sha256: str) -> RunRecord:
     now = datetime.now(UTC)
     record = RunRecord(
         run=run,
@@ -135,24 +185,14 @@ def _new_run(stores: Stores, run: str, settings: Settings) -> RunRecord:
         num_iterations=settings.iterations,
         iterations_done=0,
         policy_version=0,
-        policy_sha256="",
+        policy_sha256=policy_sha256,
         created_at=now,
         updated_at=now,
     )
-    stores.ledger.create_run(record)
+    stores.create_run(record)
     return record
-
-
-def _update_of(stores: Stores, run: str, iteration: int) -> StageRecord | None:
-    """Return the record of an iteration's update, None for iteration 0."""
-    done = [
-        record
-        for record in stores.ledger.stages(run)
-        if record.stage == "update" and record.status == "done" and record.iteration == iteration
-    ]
-    return done[-1] if done else None
 
 
 def _set_status(stores: Stores, run: str, status: RunStatus) -> None:
     record = stores.ledger.get_run(run)
-    stores.ledger.update_run(record.model_copy(update={"status": status, "updated_at": datetime.now(UTC)}))
+    stores.update_run(record.model_copy(update={"status": status, "updated_at": datetime.now(UTC)}))

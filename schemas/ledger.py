@@ -42,7 +42,7 @@ class StageRecord(Record):
     input_hash: str = Field(description="Hash of the upstream outputs, the settings it reads and the code version.")
     output_hash: str = Field(description="Hash of the output files' hashes; empty unless done.")
     outputs: tuple[ArtifactRef, ...]
-    num_rows: int = Field(ge=0, description="Rows written to the database's tables.")
+    num_rows: int = Field(ge=0, description="Rows in the stage's own tables of the database.")
     seed: int
     host: str
     pid: int
@@ -53,6 +53,31 @@ class StageRecord(Record):
     adopted_from: str | None = Field(
         default=None, description="The run whose stage this is, files and all; None where the work was done here."
     )
+
+    @property
+    def key(self) -> StageKey:
+        """Which stage this is an attempt at."""
+        return self.key_of(self.stage)
+
+    def key_of(self, stage: StageName) -> StageKey:
+        """Return the key of a stage of the same iteration."""
+        return StageKey(run=self.run, iteration=self.iteration, stage=stage)
+
+
+class StageHistory(Record):
+    """What `stage.json` beside a stage's files holds: every attempt at the stage, the earliest first."""
+
+    attempts: tuple[StageRecord, ...]
+
+    @property
+    def done(self) -> StageRecord | None:
+        """The attempt whose files count; at most one is done."""
+        return next((attempt for attempt in self.attempts if attempt.status == "done"), None)
+
+    @property
+    def ended(self) -> tuple[StageRecord, ...]:
+        """The attempts that are over; the others are in progress, or their process died unheard."""
+        return tuple(attempt for attempt in self.attempts if attempt.status != "running")
 
 
 class RunRecord(Record):

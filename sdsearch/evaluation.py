@@ -29,6 +29,29 @@ def evaluate(
     policy_version: int,
     questions_per_batch: int,
 ) -> tuple[EvaluationReport, list[EvaluationAnswer]]:
+    """Answer each question once and return the means with the answers."""
+    answers = answer_questions(
+        loop,
+        questions,
+        mode=mode,
+        temperature=temperature,
+        seed=seed,
+        policy_version=policy_version,
+        questions_per_batch=questions_per_batch,
+    )
+    return summarise(questions[0], answers, mode, iteration, policy_version), answers
+
+
+def answer_questions(
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    *,
+    mode: EvaluationMode,
+    temperature: float,
+    seed: int,
+    policy_version: int,
+    questions_per_batch: int,
+) -> list[EvaluationAnswer]:
     """Answer each question once; 'sampled' draws at the rollout temperature with seeds that never change."""
     answers: list[EvaluationAnswer] = []
     for start in range(0, len(questions), questions_per_batch):
@@ -41,21 +64,27 @@ def evaluate(
             temperature=0.0 if mode == "greedy" else temperature,
         )
         answers.extend(_answer(group) for group in groups)
-    num_hits = sum(answer.num_hits for answer in answers)
-    report = EvaluationReport(
+    return answers
+
+
+def summarise(
+    question: Question, answers: Sequence[EvaluationAnswer], mode: EvaluationMode, iteration: int, policy_version: int
+) -> EvaluationReport:
+    """Return the means over the answers; `question` is any of them and names the data set and split."""
+    return EvaluationReport(
         iteration=iteration,
         policy_version=policy_version,
         mode=mode,
-        dataset=questions[0].dataset,
-        split=questions[0].split,
+        dataset=question.dataset,
+        split=question.split,
         num_questions=len(answers),
         em=_mean([answer.em for answer in answers]),
         f1=_mean([answer.f1 for answer in answers]),
-        search_quality=sum(answer.num_golden_hits for answer in answers) / max(1, num_hits),
+        search_quality=sum(answer.num_golden_hits for answer in answers)
+        / max(1, sum(answer.num_hits for answer in answers)),
         searches_per_rollout=_mean([len(answer.queries) for answer in answers]),
         valid_share=_mean([answer.valid_format for answer in answers]),
     )
-    return report, answers
 
 
 def _answer(group: Group) -> EvaluationAnswer:

@@ -38,12 +38,8 @@ class ArtifactStore:
 
     def write_records(self, key: StageKey, name: str, record_type: type[R], records: Sequence[R]) -> ArtifactRef:
         """Write records to NAME.parquet in the stage's folder."""
-        table = records_to_table(record_type, records)
-        return write_atomic(
-            self._place(key, f"{name}.parquet"),
-            lambda path: pq.write_table(table, path, compression="zstd"),
-            self.workspace.root,
-        )
+        place = self._place(key, f"{name}.parquet")
+        return write_atomic(place, lambda path: write_parquet(path, record_type, records), self.workspace.root)
 
     def read_records(self, ref: ArtifactRef, record_type: type[R]) -> list[R]:
         """Read the records of a parquet file.
@@ -106,3 +102,8 @@ class ArtifactStore:
                 f"file name {file_name!r} cannot be used: a name has letters, digits, '.', '_' and '-'"
             )
         return self.workspace.stage_folder(key) / file_name
+
+
+def write_parquet(path: Path, record_type: type[R], records: Sequence[R]) -> None:
+    """Write records to a parquet file; the same records give the same bytes."""
+    pq.write_table(records_to_table(record_type, records), path, compression="zstd")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schemas.ledger import ArtifactRef
 from storage.errors import DamagedArtifactError
+from storage.files import temporary_name
 from storage.manifest import verify_folder, write_folder_atomic
 from storage.tensors import load_state, load_tensors, save_state, save_tensors, tensors_sha256
 from storage.workspace import Workspace
@@ -55,5 +56,9 @@ class CheckpointStore:
         """Remove the versions that are not in `keep` and return them; the caller holds the run's lock."""
         gone = [version for version in self.versions(run) if version not in keep]
         for version in gone:
-            shutil.rmtree(self.path(run, version))
+            # A version that is half removed must not look like a damaged one.
+            path = self.path(run, version)
+            temporary = path.with_name(temporary_name(path.name))
+            path.rename(temporary)
+            shutil.rmtree(temporary)
         return gone

@@ -1,4 +1,4 @@
-"""The DuckDB file: a queryable index of the workspace, opened for moments only.
+"""The DuckDB file: a queryable index of the workspace's files, opened for moments only.
 
 DuckDB lets one process write and then refuses all others, and a reader refuses the writer. So connections are
 short, never across a stage, and wait for their turn with a jittered retry until a deadline. Within a process an
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -31,28 +33,32 @@ LOG_SIZE = "128KB"  # Beyond it a commit writes the log into the file; every ope
 _BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _Connection = duckdb.DuckDBPyConnection
+# What a damaged file, a full disk or a failing one raises: nothing that other rows or another query would mend.
+_BROKEN = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)
 
 
 class Database:
     """Opens the workspace's database file, which is made with all tables on first use.
 
-    `deadline_s`: how long to wait for other processes and threads before DatabaseBusyError.
+    `deadline_s`: how long to wait for other processes and threads before DatabaseBusyError; `path`: another file than
+    the workspace's own.
     """
 
-    def __init__(self, workspace: Workspace, deadline_s: float = 60.0) -> None:
-        self.path = workspace.database
+    def __init__(self, workspace: Workspace, deadline_s: float = 60.0, path: Path | None = None) -> None:
+        self.path = path or workspace.database
         self.deadline_s = deadline_s
         self._turn = threading.Lock()
         self._instance: _Connection | None = None
         self._checked = False
 
     @contextmanager
-    def transaction(self) -> Iterator[_Connection]:
+    def transaction(self, wait_s: float | None = None) -> Iterator[_Connection]:
         """Give the one writing connection inside a transaction: committed at the end, dropped on an error.
 
-        Keep it short. Raises DatabaseBusyError at the deadline, DatabaseUnusableError for a damaged file.
+        Keep it short. Raises DatabaseBusyError after `wait_s` (default: the deadline), DatabaseUnusableError for a
+        file that is damaged or cannot be written.
         """
-        with self._attached(read_only=False) as connection:
+        with self._attached(read_only=False, wait_s=wait_s) as connection:
             _prepare(connection, self.path.as_posix())
             self._checked = True
             with finishing():
@@ -61,15 +67,15 @@ class Database:
                 connection.execute("COMMIT")
 
     @contextmanager
-    def read(self) -> Iterator[_Connection]:
+    def read(self, wait_s: float | None = None) -> Iterator[_Connection]:
         """Give a read-only connection; keep it short, since it keeps the writer out."""
-        self._ensure()
-        with self._attached(read_only=True) as connection:
+        self._ensure(wait_s)
+        with self._attached(read_only=True, wait_s=wait_s) as connection:
             yield connection
 
-    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None, wait_s: float | None = None) -> pa.Table:
         """Return a query's rows; `parameters` fill `$name` in the SQL."""
-        with self.read() as connection:
+        with self.read(wait_s) as connection:
             return connection.sql(sql, params=dict(parameters or {}) or None).to_arrow_table()
 
     def read_only_user_query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
@@ -77,10 +83,10 @@ class Database:
 
         Raises QueryError with DuckDB's message when it does not run. A statement without rows gives an empty table.
         """
-        self._ensure()
+        self._ensure(None)
         # An instance of its own: a locked configuration stays locked.
         with self._taking_turns(), closing(_new_instance()) as instance:
-            self._attach(instance, read_only=True)
+            self._attach(instance, True, self.deadline_s)
             for statement in ("USE sdsearch", "SET enable_external_access = false", "SET lock_configuration = true"):
                 instance.execute(statement)
             try:
@@ -89,51 +95,61 @@ class Database:
             except duckdb.Error as error:
                 raise QueryError(f"the query does not run: {error}") from error
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, wait_s: float | None = None) -> None:
         """Write what still lies in the log beside the file into the file, so that it can be copied on its own."""
-        with self._attached(read_only=False) as connection:
+        with self._attached(read_only=False, wait_s=wait_s) as connection:
             _prepare(connection, self.path.as_posix())
             connection.execute("CHECKPOINT sdsearch")
 
-    def _ensure(self) -> None:
+    def close(self) -> None:
+        """Let go of this process's in-memory instance."""
+        if self._instance is not None:
+            self._instance.close()
+            self._instance = None
+
+    def _ensure(self, wait_s: float | None) -> None:
         """Make the file and its tables where they are missing; refuse the tables of another version."""
         if self._checked and self.path.exists():
             return
         version = None
         if self.path.exists():
-            with self._attached(read_only=True) as connection:
+            with self._attached(read_only=True, wait_s=wait_s) as connection:
                 version = _version(connection)
         if version is None:
-            with self.transaction():
+            with self.transaction(wait_s):
                 return
         _check_version(version, self.path.as_posix())
         self._checked = True
 
     @contextmanager
-    def _attached(self, read_only: bool) -> Iterator[_Connection]:
-        with self._taking_turns():
+    def _attached(self, read_only: bool, wait_s: float | None) -> Iterator[_Connection]:
+        wait_s = self.deadline_s if wait_s is None else wait_s
+        with self._taking_turns(wait_s):
             if self._instance is None:
                 self._instance = _new_instance()
-            self._attach(self._instance, read_only)
+            self._attach(self._instance, read_only, wait_s)
             try:
                 with closing(self._instance.cursor()) as connection:
                     connection.execute("USE sdsearch")
                     yield connection
+            except _BROKEN as error:
+                raise DatabaseUnusableError(f"{self.path} cannot be used ({error}); {_way_out(self.path)}") from error
             finally:
                 self._detach(self._instance)
 
     @contextmanager
-    def _taking_turns(self) -> Iterator[None]:
+    def _taking_turns(self, wait_s: float | None = None) -> Iterator[None]:
         """Let one thread of this process use the file at a time."""
-        if not self._turn.acquire(timeout=self.deadline_s):
-            raise DatabaseBusyError(_describe_holder(self.path.as_posix(), "", self.deadline_s))
+        wait_s = self.deadline_s if wait_s is None else wait_s
+        if not self._turn.acquire(timeout=wait_s):
+            raise DatabaseBusyError(_describe_holder(self.path.as_posix(), "", wait_s))
         try:
             yield
         finally:
             self._turn.release()
 
-    def _attach(self, instance: _Connection, read_only: bool) -> None:
-        """Open the file; wait for whoever holds it, at most `deadline_s`."""
+    def _attach(self, instance: _Connection, read_only: bool, wait_s: float) -> None:
+        """Open the file; wait for whoever holds it, at most `wait_s`."""
         quoted = self.path.as_posix().replace("'", "''")
         options = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE_VERSION}'"
         started = time.monotonic()
@@ -146,13 +162,12 @@ class Database:
                 waited_s = time.monotonic() - started
                 if not _BUSY.search(str(error)):
                     raise DatabaseUnusableError(
-                        f"{self.path} cannot be opened ({error}); move it away: the files below artifacts/ are "
-                        "untouched and a new one is made"
+                        f"{self.path} cannot be opened ({error}); {_way_out(self.path)}"
                     ) from error
-                if waited_s >= self.deadline_s:
+                if waited_s >= wait_s:
                     raise DatabaseBusyError(_describe_holder(self.path.as_posix(), str(error), waited_s)) from error
             # Waiting processes must not wake in step; seeds of the run have nothing to do with this.
-            time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(self.deadline_s - waited_s, 0.0)))
+            time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(wait_s - waited_s, 0.0)))
             pause_s = min(pause_s * 2, 0.5)
 
     def _detach(self, instance: _Connection) -> None:
@@ -232,8 +247,12 @@ def _check_version(version: int, path: str) -> None:
     if version != SCHEMA_VERSION:
         raise DatabaseUnusableError(
             f"{path} has tables of layout {version}, this program writes layout {SCHEMA_VERSION}; use the program "
-            "that made it, or move it away: the files below artifacts/ are untouched and a new one is made"
+            f"that made it, or {_way_out(Path(path))}"
         )
+
+
+def _way_out(path: Path) -> str:
+    return f"make it again from the files with: sdsearch db rebuild --workspace {shlex.quote(path.parent.as_posix())}"
 
 
 def _describe_holder(path: str, message: str, waited_s: float) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,19 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, write: Callable[[Path], None], root: Path) -> ArtifactRef:
     """Have `write` fill a temporary file beside `path`, then put it in place durably.
 
-    A reader sees the former file or the whole new one, also after a crash. Returns a reference whose path is
-    relative to `root`. OSError passes through, and the temporary file goes.
+    A reader sees the former file or the whole new one, also after a crash. `{sha256}` in the file's name becomes the
+    hash of what was written. Returns a reference whose path is relative to `root`. OSError passes through, and the
+    temporary file goes.
     """
     make_folder(path.parent)
     temporary = path.with_name(temporary_name(path.name))
     try:
         write(temporary)
         sync(temporary)
+        sha256 = sha256_file(temporary)
+        path = path.with_name(path.name.replace("{sha256}", sha256))
         reference = ArtifactRef(
-            path=path.relative_to(root).as_posix(),
-            sha256=sha256_file(temporary),
-            size_bytes=temporary.stat().st_size,
+            path=path.relative_to(root).as_posix(), sha256=sha256, size_bytes=temporary.stat().st_size
         )
         temporary.replace(path)
     finally:
@@ -63,6 +65,26 @@ def temporary_name(name: str) -> str:
 def is_temporary(path: Path) -> bool:
     """True for what an interrupted write left behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what interrupted writes left anywhere below a folder, and return it; the caller is the only writer."""
+    gone: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        left = [Path(root, name) for name in (*folders, *names) if is_temporary(Path(name))]
+        folders[:] = [name for name in folders if not is_temporary(Path(name))]
+        for path in left:
+            remove(path)
+        gone += left
+    return gone
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from schemas.ledger import StageKey
+from schemas.ledger import STAGES, StageKey
 from schemas.names import NAME_RULE, is_name
 from storage.errors import WorkspaceError
 from storage.files import make_folder
+
+RUN_FILE = "run.json"
+STAGE_FILE = "stage.json"
 
 
 def validate_run_name(run: str) -> str:
@@ -60,6 +64,18 @@ class Workspace:
     def stage_folder(self, key: StageKey) -> Path:
         """The folder of a stage's files."""
         return self.run_folder(key.run) / f"iteration={key.iteration:05d}" / f"stage={key.stage}"
+
+    def run_files(self) -> list[Path]:
+        """The files that stand for the runs of this workspace, by name."""
+        return sorted((self.root / "artifacts").glob(f"run=*/{RUN_FILE}"))
+
+    def stage_keys(self, run: str) -> Iterator[StageKey]:
+        """Yield the stages of a run that were ever begun: by iteration, then in the order of the stages."""
+        for folder in sorted(self.run_folder(run).glob("iteration=*")):
+            number = folder.name.removeprefix("iteration=")
+            for stage in STAGES if number.isdecimal() else ():
+                if (folder / f"stage={stage}" / STAGE_FILE).exists():
+                    yield StageKey(run=run, iteration=int(number), stage=stage)
 
     def checkpoints(self, run: str) -> Path:
         """The folder of a run's checkpoints."""

@@ -36,9 +36,8 @@ def _files(root: Path) -> Snapshot:
     found: Snapshot = {}
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        # The database's own bytes depend on the order of its transactions; its tables are compared instead. The
-        # history of attempts is what a kill changes.
-        if not path.is_file() or parts[0] in _NOT_COMPARED or len(parts) == 1 or path.name.startswith("attempt"):
+        # The database's own bytes depend on the order of its transactions; its tables are compared instead.
+        if not path.is_file() or parts[0] in _NOT_COMPARED or len(parts) == 1:
             continue
         name = "a temporary file" if any(is_temporary(part) for part in (path, *path.parents)) else path.name
         found[f"{name}: {'/'.join(parts)}"] = _json(path) if path.name in ("stage.json", "run.json") else _hash(path)
@@ -50,7 +49,10 @@ def _hash(path: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return _without_circumstances(json.loads(path.read_text(encoding="utf-8")))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # The history of attempts is what a kill changes; the one that is done counts.
+    attempts = content.get("attempts", [content])
+    return [_without_circumstances(attempt) for attempt in attempts if attempt["status"] == "done"]
 
 
 def _tables(root: Path) -> Snapshot:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from schemas.ledger import StageHistory
 from storage.errors import StorageError
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.crash.events import Event, Strike
@@ -134,9 +135,13 @@ def finished_work(workspace: Path) -> set[tuple[str, int, str]]:
             for path in folder.glob("[!.]*.parquet"):
                 questions = pq.ParquetFile(path).read(["question"]).column("question").to_pylist()
                 done |= {("sample", iteration, question["id"]) for question in questions}
-        elif stage == "update" and (folder / "stage.json").exists():
+        elif stage == "update" and _is_done(folder / "stage.json"):
             done.add(("update", iteration, ""))
     return done
+
+
+def _is_done(path: Path) -> bool:
+    return path.exists() and StageHistory.model_validate_json(path.read_bytes()).done is not None
 
 
 def done_again(before: set[tuple[str, int, str]], trace: Sequence[Event]) -> list[str]:

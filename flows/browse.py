@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,13 +40,20 @@ _CURVE = """
 """
 
 
-def open_existing(folder: Path) -> Workspace:
-    """Return a workspace that has a database; UserError when there is none. Nothing is written."""
+def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
+    """Return a workspace that holds runs; UserError when there is none, or no database of them. Nothing is written."""
     workspace = Workspace(folder.expanduser().resolve())
-    if not workspace.database.is_file():
+    if workspace.database.is_file():
+        return workspace
+    if not workspace.run_files():
         raise UserError(
             f"no database in the workspace {workspace.root}; name another with --workspace or SDSEARCH_HOME, or make "
             "one with: sdsearch train quickstart"
+        )
+    if needs_database:
+        raise UserError(
+            f"{workspace.database} is missing; make it again from the files with: sdsearch db rebuild --workspace "
+            f"{shlex.quote(str(workspace.root))}"
         )
     return workspace
 

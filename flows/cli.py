@@ -139,7 +139,7 @@ def runs(workspace: WorkspaceOption = _HOME) -> None:
     """List the runs of a workspace."""
     from flows.browse import open_existing, print_runs
 
-    print_runs(open_existing(workspace), _console())
+    print_runs(open_existing(workspace, needs_database=False), _console())
 
 
 @app.command()

@@ -45,7 +45,7 @@ def choose_policy(run: str | None, policy: str | None, config: str, overrides: S
     if run is not None and (policy is not None or overrides):
         raise UserError("evaluate --run takes the run's own settings; leave --policy and --set out, or leave --run out")
     if run is not None:
-        stores = Stores(open_existing(folder))
+        stores = Stores(open_existing(folder, needs_database=False))
         record = stores.ledger.get_run(run)
         settings = stored_settings(record)
         name = f"run {run}, version {record.policy_version}"

@@ -37,7 +37,7 @@ def start_run(
 
 def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:
     """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name."""
-    workspace = open_existing(folder)
+    workspace = open_existing(folder, needs_database=False)
     Ledger(ArtifactStore(workspace)).get_run(run)
     _Job(workspace, console, run).do(use_prefect)
 

@@ -82,8 +82,7 @@ def empty_tables(workspace: Path) -> list[str]:
 
 
 def status(workspace: Path, name: str) -> str:
-    opened = Workspace(workspace)
-    return Ledger(Database(opened), ArtifactStore(opened)).get_run(name).status
+    return Ledger(ArtifactStore(Workspace(workspace))).get_run(name).status
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from flows.browse import print_rows
 from flows.cli import run_command
 from flows.schema import RECORDS
 from flows.settings import load_settings
+from flows.stores import Stores
 from schemas.ledger import RunRecord
-from storage.artifacts import ArtifactStore
 from storage.canned import list_canned
 from storage.database import Database
-from storage.ledger import Ledger
 from storage.workspace import Workspace
 from tests.records import all_rows, fill, make_groups, make_run
 
@@ -41,9 +40,10 @@ def stored_run(run: str) -> RunRecord:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with one run and a row in every table."""
     opened = Workspace.open(tmp_path_factory.mktemp("workspace"))
-    database = Database(opened)
-    Ledger(database, ArtifactStore(opened)).create_run(stored_run("first"))
-    fill(database, all_rows(make_groups()))
+    stores = Stores(opened)
+    stores.create_run(stored_run("first"))
+    assert stores.index.flush()
+    fill(stores.database, all_rows(make_groups()))
     return opened.root
 
 

@@ -17,9 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from flows.cli import run_command
 from flows.policies import model_folder
-from storage.artifacts import ArtifactStore
-from storage.database import Database
-from storage.ledger import Ledger
+from flows.stores import Stores
 from storage.workspace import Workspace
 from tests.records import make_run
 
@@ -68,8 +66,14 @@ def train_refused(refused: Command) -> Command:
 def runs_in(workspace: Path) -> list[str]:
     if not workspace.exists():
         return []
-    opened = Workspace.open(workspace)
-    return [record.run for record in Ledger(Database(opened), ArtifactStore(opened)).list_runs()]
+    return [record.run for record in Stores(Workspace.open(workspace)).ledger.list_runs()]
+
+
+def create_run(workspace: Path, run: str) -> Stores:
+    stores = Stores(Workspace.open(workspace))
+    stores.create_run(make_run(run))
+    assert stores.index.flush()
+    return stores
 
 
 def write_rows(path: Path, *rows: dict[str, object]) -> Path:
@@ -152,9 +156,7 @@ def test_split_that_is_not_there(train_refused: Command, workspace: Path) -> Non
 
 
 def test_name_of_a_run_with_other_settings(train_refused: Command, workspace: Path) -> None:
-    opened = Workspace.open(workspace)
-    ledger = Ledger(Database(opened), ArtifactStore(opened))
-    ledger.create_run(make_run("x"))
+    ledger = create_run(workspace, "x").ledger
     before = ledger.get_run("x")
     message = train_refused("seed=5")
     assert "run 'x' exists with other settings" in message
@@ -178,16 +180,14 @@ def test_workspace_without_a_database(refused: Command, workspace: Path, command
 
 @pytest.mark.parametrize("command", ["show", "resume"])
 def test_unknown_run(refused: Command, workspace: Path, command: str) -> None:
-    opened = Workspace.open(workspace)
-    Ledger(Database(opened), ArtifactStore(opened)).create_run(make_run("first"))
+    create_run(workspace, "first")
     message = refused(command, "frist")
     assert "no run 'frist'" in message
     assert "did you mean 'first'?" in message
 
 
 def test_sql_that_does_not_run_or_writes(refused: Command, workspace: Path, tmp_path: Path) -> None:
-    opened = Workspace.open(workspace)
-    Ledger(Database(opened), ArtifactStore(opened)).create_run(make_run("first"))
+    create_run(workspace, "first")
     stolen = tmp_path / "stolen.csv"
     assert "sql takes a query or the --name" in refused("sql")
     assert "did you mean 'learning_curve'?" in refused("sql", "--name", "learning_curv")

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -18,15 +16,9 @@ import pytest
 from storage.database import SCHEMA_VERSION, Database, insert, table_schemas
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
 from storage.workspace import Workspace
+from tests.holding import held_elsewhere
 from tests.records import all_rows, fill, make_groups
 
-HOLD = """
-import sys
-import duckdb
-connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read")
-print("open", flush=True)
-sys.stdin.read()
-"""
 CRASH = """
 import os, signal, sys
 from storage.database import Database
@@ -53,18 +45,6 @@ def database(workspace: Workspace) -> Database:
 def filled(database: Database) -> Database:
     fill(database, all_rows(make_groups()))
     return database
-
-
-@contextmanager
-def held_elsewhere(path: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that keeps the database file open until it is ended."""
-    command = [sys.executable, "-c", HOLD, str(path), mode]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        yield process
-        process.kill()
 
 
 def test_the_file_is_made_on_first_use_in_the_storage_version_that_clients_open(database: Database) -> None:
@@ -193,7 +173,7 @@ def test_what_a_person_types_gives_rows(filled: Database) -> None:
 
 def test_a_damaged_file_is_named_with_a_way_out(workspace: Workspace, database: Database) -> None:
     workspace.database.write_bytes(b"not a database" * 1000)
-    with pytest.raises(DatabaseUnusableError, match=r"sdsearch\.duckdb cannot be opened .* move it away"):
+    with pytest.raises(DatabaseUnusableError, match=r"sdsearch\.duckdb cannot be opened .* sdsearch db rebuild"):
         database.query("SELECT 1")
 
 

@@ -8,12 +8,11 @@ from statistics import stdev
 
 import pytest
 
+from flows.stores import Stores
 from schemas.ledger import ArtifactRef
-from storage.artifacts import ArtifactStore
 from storage.canned import list_canned, load_canned
 from storage.database import Database, insert, table_schemas
 from storage.errors import QueryError
-from storage.ledger import Ledger
 from storage.rollout_tables import persist_rows
 from storage.tables import SHARED_TABLES, STAGE_TABLES, teacher_rows
 from storage.workspace import Workspace
@@ -41,9 +40,10 @@ def replayed(filled: Database) -> Database:
     replay = source.model_copy(
         update={"run": "first-replay", "replay_of": "first", "first_iteration": 3, "num_iterations": 3}
     )
-    opened = Workspace.open(filled.path.parent)
+    stores = Stores(Workspace.open(filled.path.parent))
     for record in (source, replay):
-        Ledger(filled, ArtifactStore(opened)).create_run(record)
+        stores.create_run(record)
+    assert stores.index.flush()
     other = {"teacher_logprob": -2.0, "jsd": 0.3, "divergence": 0.4, "teacher_entropy": 0.5}
     groups, changed = make_groups(), []
     for credit in make_credit(groups):

@@ -127,7 +127,7 @@ def make_groups(
     return [with_logprobs(group, lambda rollout, place: draw.uniform(-8.0, -2.0)) for group in groups]
 
 
-def with_logprobs(group: Group, logprob_of: Callable[[Rollout, int], float]) -> Group:
+def with_logprobs(group: Group, logprob_of: Callable[[Rollout, int], float | None]) -> Group:
     """The group with the sampler's log-probability of each sampled token given by (rollout, place among them)."""
     rollouts = []
     for rollout in group.rollouts:

@@ -111,10 +111,12 @@ def make_case(
     tokenizer: PreTrainedTokenizerBase | None = None,
     alpha: float = ALPHA,
     moved: float = 0.01,
+    missing: float = 0.0,
 ) -> Case:
     """Run the stages before the update over `groups` (default: one) in float64.
 
-    moved: how far the policy has gone from the weights that sampled and taught.
+    moved: how far the policy has gone from the weights that sampled and taught; missing: share of the sampled tokens
+    whose log-probability the sampler did not give.
     """
     tokenizer = tokenizer or make_tokenizer()
     lora = settings.model.tuning == "lora"
@@ -124,9 +126,8 @@ def make_case(
     move(policy, 0.05 if lora else 0.02, seed=1)  # what was learned in the iterations before
     policy = policy.double()
     teacher = copy.deepcopy(policy)
-    groups = sampled_by(
-        teacher, make_groups(tokenizer, num_groups=1) if groups is None else groups, settings.rollout.temperature
-    )
+    groups = make_groups(tokenizer, num_groups=1) if groups is None else groups
+    groups = sampled_by(teacher, groups, settings.rollout.temperature, missing)
     scores = score_groups(groups, settings.reward, settings.grpo)
     blocks = make_blocks(tokenizer, groups, scores, settings)
     tensors, pointers, _ = teach(teacher, groups, blocks, settings, tokenizer)
@@ -139,7 +140,7 @@ def make_case(
     return Case(policy, frozen, rollouts, scored, naive, settings)
 
 
-def sampled_by(model: nn.Module, groups: Sequence[Group], temperature: float) -> list[Group]:
+def sampled_by(model: nn.Module, groups: Sequence[Group], temperature: float, missing: float) -> list[Group]:
     """The groups with log-probabilities about the model's own, so that ratios fall inside, below and above the clip."""
     draw = random.Random(0)
     sampled = []
@@ -151,7 +152,7 @@ def sampled_by(model: nn.Module, groups: Sequence[Group], temperature: float) ->
             ]
         noisy = [[value + draw.uniform(-1, 1) * draw.choice((0.1, 0.3, 1.5)) for value in row] for row in own]
         # Stored log-probabilities are fp32: a multiple of 2^-10 is exact in both objectives.
-        exact = [[round(value * 1024) / 1024 for value in row] for row in noisy]
+        exact = [[None if draw.random() < missing else round(value * 1024) / 1024 for value in row] for row in noisy]
         sampled.append(with_logprobs(group, lambda rollout, place, rows=exact: rows[rollout.index][place]))
     return sampled
 
@@ -175,12 +176,15 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_close_gradients(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], rtol: float = 1e-5) -> None:
-    """Each gradient to `rtol` of its own size, small ones to a hundredth of that share of the largest."""
+    """Each entry to `rtol` of its own size, small ones to a tenth of that share of the largest.
+
+    Token weights and advantages are fp32 (6e-8), which shows where large terms cancel.
+    """
     scale = max(float(gradient.abs().max()) for gradient in theirs.values())
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(
-            ours[name], gradient, rtol=rtol, atol=0.01 * rtol * scale, msg=lambda text, name=name: f"{name}: {text}"
+            ours[name], gradient, rtol=rtol, atol=0.1 * rtol * scale, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 

@@ -121,13 +121,17 @@ class Naive:
         """The sum over a rollout's sampled tokens of -min(ratio A, clip(ratio) A), times the importance weight."""
         grpo = self.settings.grpo
         (advantage,) = [score.advantage for score in self.scores if score.rollout_id == rollout.id]
-        sampler = torch.tensor(rollout.sampled_logprobs, dtype=torch.float64)
+        now = at_sampled(policy, rollout)
         before = at_sampled(self.fixed(self.teacher, group.prompt_token_ids, rollout), rollout)
+        # A token whose log-probability the sampler did not give counts as sampled by the weights that read it.
+        unknown = before if grpo.old_logprobs == "trainer" else now.detach()
+        given = zip(rollout.sampled_logprobs, unknown, strict=True)
+        sampler = torch.stack([own if value is None else torch.tensor(value).double() for value, own in given])
         if grpo.old_logprobs == "trainer":
-            ratio = torch.exp(at_sampled(policy, rollout) - before)
+            ratio = torch.exp(now - before)
             weight = torch.minimum(torch.exp(before - sampler), torch.tensor(grpo.importance_cap))
         else:
-            ratio = torch.exp(at_sampled(policy, rollout) - sampler)
+            ratio = torch.exp(now - sampler)
             weight = torch.minimum(torch.tensor(1.0), grpo.importance_cap / ratio.detach())
         clipped = torch.clamp(ratio, 1 - grpo.clip_low, 1 + grpo.clip_high)
         return -(torch.min(ratio * advantage, clipped * advantage) * weight).sum()

@@ -6,11 +6,12 @@ STAMP := $(VENV)/installed
 # Further words for pip, such as an index with the CPU build of torch where there is no GPU.
 PIP_OPTIONS ?=
 
-.PHONY: help install train test lint clean
+.PHONY: help install train test mutants lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
 	@echo 'make test     install, then run every test'
+	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
 	@echo 'make lint     install, then check style, types and package directions'
 	@echo 'make install  a virtual environment in $(VENV) with the program in it'
 	@echo 'make clean    remove $(VENV) and caches; the workspace stays'
@@ -27,6 +28,9 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest
+
+mutants: install
+	$(BIN)/python -m tests.mutation.run
 
 lint: install
 	$(BIN)/ruff check

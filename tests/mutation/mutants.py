@@ -1,0 +1,83 @@
+"""The list of small errors that the tests must notice, and which tests look at which file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+_LIST = Path(__file__).with_name("mutants.toml")
+_LOSS_TESTS = (
+    "tests/golden/test_what_is_read.py",
+    "tests/golden/test_objective_against_naive.py",
+    "tests/golden/test_steps_against_naive.py",
+    "tests/golden/test_random_groups.py",
+    "tests/unit/test_update.py",
+)
+_TEACHER_TESTS = (
+    "tests/unit/test_teacher.py",
+    "tests/golden/test_same_context.py",
+    "tests/golden/test_objective_against_naive.py",
+    "tests/golden/test_random_groups.py",
+)
+_TEXT_TESTS = ("tests/unit/test_hindsight.py", "tests/property/test_foreign_text.py")
+# Source file -> the tests that look at it, the likeliest to notice first.
+TESTS: dict[str, tuple[str, ...]] = {
+    "sdsearch/objective/divergence.py": (
+        "tests/property/test_divergences.py",
+        "tests/golden/test_divergences_against_formula.py",
+    ),
+    "sdsearch/objective/heads.py": _LOSS_TESTS,
+    "sdsearch/objective/policy_gradient.py": _LOSS_TESTS,
+    "sdsearch/objective/weights.py": _LOSS_TESTS,
+    "sdsearch/loss.py": _LOSS_TESTS,
+    "sdsearch/batching.py": (*_LOSS_TESTS, "tests/unit/test_teacher.py"),
+    "sdsearch/training_set.py": _LOSS_TESTS,
+    "sdsearch/teacher.py": _TEACHER_TESTS,
+    "sdsearch/hindsight.py": (*_TEXT_TESTS, *_TEACHER_TESTS),
+    "sdsearch/tokens.py": ("tests/unit/test_parsing.py", "tests/property/test_query_tokens.py", *_TEXT_TESTS),
+    "sdsearch/parsing.py": ("tests/unit/test_parsing.py", "tests/property/test_query_tokens.py"),
+    "sdsearch/advantage.py": ("tests/property/test_advantages.py",),
+    "sdsearch/scoring.py": ("tests/unit/test_scoring.py", "tests/unit/test_hindsight.py"),
+    "schemas/hindsight.py": _TEXT_TESTS,
+    "schemas/rollout.py": ("tests/unit/test_rollouts.py", *_LOSS_TESTS),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One error: in `file`, `old` (which stands there once) becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return TESTS[self.file]
+
+    def apply(self, source: str) -> str:
+        """Return the source with the error; ValueError when `old` does not stand there exactly once."""
+        count = source.count(self.old)
+        if count != 1:
+            raise ValueError(f"mutation '{self.name}': its text stands {count} times in {self.file}, expected once")
+        return source.replace(self.old, self.new)
+
+
+def mutants() -> list[Mutant]:
+    """Return every mutation, by file."""
+    rows = tomllib.loads(_LIST.read_text(encoding="utf-8"))["mutants"]
+    return [Mutant(**row) for row in rows]
+
+
+def check(root: Path) -> list[str]:
+    """Return what is wrong with the list itself, a sentence a mutation that does not fit the sources under `root`."""
+    problems = []
+    for mutant in mutants():
+        try:
+            compile(mutant.apply((root / mutant.file).read_text(encoding="utf-8")), mutant.file, "exec")
+        except (ValueError, SyntaxError) as error:
+            problems.append(str(error))
+    names = [mutant.name for mutant in mutants()]
+    return problems + [f"two mutations are called '{name}'" for name in {n for n in names if names.count(n) > 1}]

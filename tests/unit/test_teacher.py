@@ -12,6 +12,7 @@ from sdsearch.hindsight import build_blocks
 from sdsearch.scoring import score_groups
 from sdsearch.teacher import compute_targets, distilled_positions
 from tests.builders import make_groups, make_model, make_tokenizer
+from tests.golden.naive import divergence_from_formula, most_likely
 
 TOKENIZER = make_tokenizer()
 MODEL = make_model().double()
@@ -64,16 +65,15 @@ def test_credits_are_the_models_own_numbers(masking: str) -> None:
                 hinted = [*prompt[:offset], *block.token_ids, *prompt[offset:], *before]
                 shown = MODEL(input_ids=torch.tensor([hinted])).logits[0, -1]
             student, teacher = torch.log_softmax(plain, -1), torch.log_softmax(shown, -1)
-            assert item.token_id == rollout.token_ids[item.position]
-            assert item.student_logprob == pytest.approx(float(student[item.token_id]), abs=1e-4)
-            assert item.teacher_logprob == pytest.approx(float(teacher[item.token_id]), abs=1e-4)
             p, q = teacher.exp(), student.exp()
-            m = (p + q) / 2
-            jsd = float((p * (p / m).log()).sum() / 2 + (q * (q / m).log()).sum() / 2)
-            assert item.jsd == pytest.approx(jsd, abs=1e-5)
-            top = p.topk(6).indices
-            p6, q6 = (torch.cat([x[top], 1 - x[top].sum()[None]]) for x in (p, q))
-            assert item.divergence == pytest.approx(float((q6 * (q6 / p6).log()).sum()), abs=1e-4)
+            assert item.token_id == rollout.token_ids[item.position]
+            assert item.student_logprob == pytest.approx(float(student[item.token_id]), rel=1e-6)
+            assert item.teacher_logprob == pytest.approx(float(teacher[item.token_id]), rel=1e-6)
+            assert item.jsd == pytest.approx(float(divergence_from_formula(p, q, None, "jsd", "bucket")), rel=1e-6)
+            trained = divergence_from_formula(p, q, most_likely(p, 6), "reverse_kl", "bucket")
+            assert item.divergence == pytest.approx(float(trained), rel=1e-6)
+            assert item.teacher_entropy == pytest.approx(float(-(p * teacher).sum()), rel=1e-6)
+            assert item.student_entropy == pytest.approx(float(-(q * student).sum()), rel=1e-6)
 
 
 def test_without_a_difference_in_context_there_is_no_divergence() -> None:

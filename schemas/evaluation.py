@@ -25,6 +25,7 @@ class EvaluationAnswer(Record):
     valid_format: bool
     num_hits: int
     num_golden_hits: int
+    num_completion_tokens: int = Field(description="Tokens that the policy sampled.")
 
 
 class EvaluationReport(Record):
@@ -41,3 +42,4 @@ class EvaluationReport(Record):
     search_quality: float = Field(description="Share of retrieved passages that contain a golden answer.")
     searches_per_rollout: float
     valid_share: float
+    completion_tokens_mean: float = Field(description="Mean sampled tokens of an answer's rollout (response length).")

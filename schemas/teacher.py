@@ -35,5 +35,11 @@ class TeacherTargets(Record):
     num_rows: int = Field(ge=0, description="Number of distilled tokens, in the order of `positions`.")
     positions: tuple[int, ...] = Field(description="Offsets into the rollout's tokens.")
     support_size: int = Field(ge=1, description="K: tokens kept per position.")
-    context_shift: int = Field(description="Teacher position minus student position: the block's length in tokens.")
+    context_shift: int = Field(
+        description="Teacher position minus student position: the block's length in tokens (of the first block, where "
+        "each turn has its own)."
+    )
+    num_tokens: int = Field(
+        ge=0, description="Tokens that the teacher's and the student's passes saw, prompts and blocks included."
+    )
     mean_jsd: float

@@ -25,7 +25,8 @@ class StepReport(Record):
     grad_norm_grpo: float | None = Field(description="Norm of the GRPO part (with KL); None where it was not measured.")
     grad_norm_sd: float | None = Field(description="Norm of alpha times the SD part; None where it was not measured.")
     clip_share: float = Field(description="Share of tokens whose ratio was clipped.")
-    ratio_max: float
+    ratio_max: float = Field(description="Largest ratio of the policy's and the denominator's probability of a token.")
+    truncated_share: float = Field(description="Share of tokens whose importance weight was cut to importance_cap.")
     sampler_kl: float = Field(description="k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.")
     sampler_max_difference: float = Field(
         description="Largest difference of the sampler's and the trainer's log-probability of a sampled token, nats."

@@ -84,6 +84,7 @@ def summarise(
         / max(1, sum(answer.num_hits for answer in answers)),
         searches_per_rollout=_mean([len(answer.queries) for answer in answers]),
         valid_share=_mean([answer.valid_format for answer in answers]),
+        completion_tokens_mean=_mean([answer.num_completion_tokens for answer in answers]),
     )
 
 
@@ -102,6 +103,7 @@ def _answer(group: Group) -> EvaluationAnswer:
         valid_format=rollout.valid_format,
         num_hits=num_hits,
         num_golden_hits=num_golden_hits,
+        num_completion_tokens=len(rollout.completion_positions),
     )
 
 

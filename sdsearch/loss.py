@@ -48,6 +48,7 @@ class StepTerms:
     sd_loss: Tensor
     entropy_sum: Tensor
     num_clipped: Tensor
+    num_truncated: Tensor
     ratio_max: Tensor
     sampler_kl_sum: Tensor
     sampler_max_difference: Tensor
@@ -139,10 +140,11 @@ def step_terms(
     if grpo.old_logprobs == "trainer":
         old_N = torch.cat([item.trainer_N for item in scored if item.trainer_N is not None]).to(device)
         sampled_N = filled(given_N, old_N)
-        importance_N = truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
+        policy_N, importance_N = old_N, truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
     else:
         old_N = sampled_N = filled(given_N, readings.logprob_N.detach())
-        importance_N = ratio_truncation(readings.logprob_N, sampled_N, grpo.importance_cap)
+        policy_N = readings.logprob_N.detach()
+        importance_N = ratio_truncation(policy_N, sampled_N, grpo.importance_cap)
     loss_N, ratio_N, clipped_N = clipped_surrogate(
         readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
     )
@@ -156,6 +158,7 @@ def step_terms(
         sd_loss=(readings.divergence_Q * sd_weight_Q).sum(),
         entropy_sum=readings.entropy_N.sum(),
         num_clipped=clipped_N.sum(),
+        num_truncated=((policy_N - sampled_N).exp() > grpo.importance_cap).sum(),
         ratio_max=ratio_N.max(),
         sampler_kl_sum=k3(sampled_N, readings.logprob_N.detach()).sum(),
         sampler_max_difference=(sampled_N - readings.logprob_N.detach()).abs().max(),

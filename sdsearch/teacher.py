@@ -111,7 +111,7 @@ def compute_targets(
         numbers = torch.cat([reading.credit_Q6 for reading in rows]).tolist()
         positions = tuple(position for view in own for position in view.positions)
         credits.extend(_credits(own[0], positions, numbers, tokenizer))
-        pointers.append(_pointer(own[0], positions, numbers, row, rows[0].ids_QK.shape[1]))
+        pointers.append(_pointer(own, positions, numbers, row, rows[0].ids_QK.shape[1]))
         row += len(positions)
     return _stack(readings), pointers, credits
 
@@ -221,16 +221,17 @@ def _stack(readings: Sequence[_Readings]) -> TargetTensors:
 
 
 def _pointer(
-    view: _View, positions: tuple[int, ...], numbers: Sequence[Sequence[float]], row: int, support: int
+    views: Sequence[_View], positions: tuple[int, ...], numbers: Sequence[Sequence[float]], row: int, support: int
 ) -> TeacherTargets:
     return TeacherTargets(
-        rollout_id=view.rollout.id,
-        group_id=view.group.id,
+        rollout_id=views[0].rollout.id,
+        group_id=views[0].group.id,
         row_start=row,
         num_rows=len(positions),
         positions=positions,
         support_size=support,
-        context_shift=len(view.block.token_ids),
+        context_shift=len(views[0].block.token_ids),
+        num_tokens=sum(view.student.num_tokens + view.teacher.num_tokens for view in views),
         mean_jsd=sum(values[2] for values in numbers) / len(numbers),
     )
 

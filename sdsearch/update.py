@@ -114,6 +114,7 @@ def _report(
         grad_norm_sd=norms[2],
         clip_share=float(totals.num_clipped) / num_tokens,
         ratio_max=float(totals.ratio_max),
+        truncated_share=float(totals.num_truncated) / num_tokens,
         sampler_kl=float(totals.sampler_kl_sum) / num_tokens,
         sampler_max_difference=float(totals.sampler_max_difference),
         num_missing_logprobs=int(totals.num_missing_logprobs),

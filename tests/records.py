@@ -156,6 +156,7 @@ def make_targets(groups: list[Group]) -> list[TeacherTargets]:
                 positions=positions,
                 support_size=50,
                 context_shift=2,
+                num_tokens=30,
                 mean_jsd=0.125,
             )
         )
@@ -182,6 +183,7 @@ def make_update(iteration: int = 3) -> UpdateReport:
             grad_norm_sd=0.5 if place == 0 else None,
             clip_share=0.0,
             ratio_max=1.5 + place,
+            truncated_share=0.0,
             sampler_kl=0.0,
             sampler_max_difference=0.0,
             num_missing_logprobs=0,
@@ -212,6 +214,7 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
         valid_format=False,
         num_hits=2,
         num_golden_hits=1,
+        num_completion_tokens=20,
     )
     report = EvaluationReport(
         iteration=iteration + 1,
@@ -225,6 +228,7 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
         search_quality=0.5,
         searches_per_rollout=1.0,
         valid_share=0.0,
+        completion_tokens_mean=20.0,
     )
     return report, [answer]
 

@@ -57,6 +57,7 @@ CREATE TABLE teacher_targets (
     positions INTEGER[] NOT NULL,
     support_size INTEGER NOT NULL,
     context_shift INTEGER NOT NULL,
+    num_tokens BIGINT NOT NULL,
     mean_jsd DOUBLE NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id)
 );
@@ -70,7 +71,8 @@ COMMENT ON COLUMN teacher_targets.row_start IS 'First row of that file''s tensor
 COMMENT ON COLUMN teacher_targets.num_rows IS 'Distilled tokens of the rollout.';
 COMMENT ON COLUMN teacher_targets.positions IS 'Their offsets into the rollout''s tokens after the prompt.';
 COMMENT ON COLUMN teacher_targets.support_size IS 'Tokens kept per position (K).';
-COMMENT ON COLUMN teacher_targets.context_shift IS 'Teacher position minus student position, in tokens.';
+COMMENT ON COLUMN teacher_targets.context_shift IS 'Teacher position minus student position, in tokens (of the first block, where each turn has its own).';
+COMMENT ON COLUMN teacher_targets.num_tokens IS 'Tokens that the teacher''s and the student''s passes saw, prompts and blocks included.';
 COMMENT ON COLUMN teacher_targets.mean_jsd IS 'Mean Jensen-Shannon divergence over the rollout''s distilled tokens, nats.';
 
 CREATE TABLE query_credit (

@@ -17,6 +17,7 @@ CREATE TABLE update_metrics (
     grad_norm_sd DOUBLE,
     clip_share DOUBLE NOT NULL,
     ratio_max DOUBLE NOT NULL,
+    truncated_share DOUBLE NOT NULL,
     sampler_kl DOUBLE NOT NULL,
     sampler_max_difference DOUBLE NOT NULL,
     num_missing_logprobs BIGINT NOT NULL,
@@ -42,7 +43,8 @@ COMMENT ON COLUMN update_metrics.grad_norm IS 'Norm of the whole gradient before
 COMMENT ON COLUMN update_metrics.grad_norm_grpo IS 'Norm of the GRPO part with KL; empty where it was not measured.';
 COMMENT ON COLUMN update_metrics.grad_norm_sd IS 'Norm of alpha times the distillation part; empty where it was not measured.';
 COMMENT ON COLUMN update_metrics.clip_share IS 'Share of tokens whose ratio was clipped.';
-COMMENT ON COLUMN update_metrics.ratio_max IS 'Largest ratio of policy and sampler probability.';
+COMMENT ON COLUMN update_metrics.ratio_max IS 'Largest ratio of the policy''s and the denominator''s probability of a token.';
+COMMENT ON COLUMN update_metrics.truncated_share IS 'Share of tokens whose importance weight was cut to importance_cap.';
 COMMENT ON COLUMN update_metrics.sampler_kl IS 'k3 estimate of KL(sampler || trainer) at sampled tokens, nats per token.';
 COMMENT ON COLUMN update_metrics.sampler_max_difference IS 'Largest difference of the sampler''s and the trainer''s log-probability of a sampled token, nats.';
 COMMENT ON COLUMN update_metrics.num_missing_logprobs IS 'Sampled tokens without a log-probability of the sampler; their ratio is taken as 1.';

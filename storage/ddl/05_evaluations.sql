@@ -12,6 +12,7 @@ CREATE TABLE evaluations (
     search_quality DOUBLE NOT NULL,
     searches_per_rollout DOUBLE NOT NULL,
     valid_share DOUBLE NOT NULL,
+    completion_tokens_mean DOUBLE NOT NULL,
     PRIMARY KEY (run, iteration, mode, dataset, split)
 );
 COMMENT ON TABLE evaluations IS 'One row an evaluation of a policy on a fixed sample of questions.';
@@ -28,6 +29,7 @@ COMMENT ON COLUMN evaluations.f1 IS 'Mean token F1.';
 COMMENT ON COLUMN evaluations.search_quality IS 'Share of retrieved passages that contain a golden answer.';
 COMMENT ON COLUMN evaluations.searches_per_rollout IS 'Mean number of search queries.';
 COMMENT ON COLUMN evaluations.valid_share IS 'Share of rollouts with a valid format.';
+COMMENT ON COLUMN evaluations.completion_tokens_mean IS 'Mean sampled tokens of a rollout (response length).';
 
 CREATE TABLE evaluation_answers (
     run VARCHAR NOT NULL,
@@ -46,6 +48,7 @@ CREATE TABLE evaluation_answers (
     valid_format BOOLEAN NOT NULL,
     num_hits INTEGER NOT NULL,
     num_golden_hits INTEGER NOT NULL,
+    num_completion_tokens INTEGER NOT NULL,
     PRIMARY KEY (run, iteration, mode, dataset, split, question_key)
 );
 COMMENT ON TABLE evaluation_answers IS 'One row a question of an evaluation.';
@@ -65,3 +68,4 @@ COMMENT ON COLUMN evaluation_answers.f1 IS 'Token F1 in [0, 1].';
 COMMENT ON COLUMN evaluation_answers.valid_format IS 'True when no turn was malformed and it ended with an answer.';
 COMMENT ON COLUMN evaluation_answers.num_hits IS 'Passages retrieved.';
 COMMENT ON COLUMN evaluation_answers.num_golden_hits IS 'Retrieved passages that contain a golden answer.';
+COMMENT ON COLUMN evaluation_answers.num_completion_tokens IS 'Tokens that the policy sampled.';

@@ -1,3 +1,12 @@
+CREATE VIEW v_steps AS
+SELECT
+    * EXCLUDE (update_num_tokens),
+    grad_norm_sd / nullif(grad_norm_grpo, 0) AS grad_norm_ratio
+FROM update_metrics;
+COMMENT ON VIEW v_steps IS 'update_metrics with the ratio of the gradient''s parts, one row an optimiser step.';
+COMMENT ON COLUMN v_steps.grad_norm_ratio IS
+    'Norm of the distillation gradient over norm of the GRPO gradient: whether distillation acts.';
+
 CREATE VIEW v_updates AS
 SELECT
     run,
@@ -15,6 +24,7 @@ SELECT
     avg(grad_norm_sd) / nullif(avg(grad_norm_grpo), 0) AS grad_norm_ratio,
     avg(clip_share) AS clip_share,
     max(ratio_max) AS ratio_max,
+    avg(truncated_share) AS truncated_share,
     avg(sampler_kl) AS sampler_kl,
     min_by(sampler_max_difference, step) AS sampler_max_difference,
     min_by(sampler_kl, step) AS sampler_kl_first_step,
@@ -36,6 +46,8 @@ SELECT
     iteration,
     count(*) AS num_credited_tokens,
     avg(jsd) AS mean_jsd,
+    avg(teacher_entropy) AS teacher_entropy,
+    avg(student_entropy) AS student_entropy,
     avg(student_entropy - teacher_entropy) AS entropy_gap,
     avg(teacher_logprob - student_logprob) FILTER (outcome = 'CORRECT') AS log_ratio_correct,
     avg(teacher_logprob - student_logprob) FILTER (outcome = 'INCORRECT') AS log_ratio_incorrect
@@ -50,27 +62,53 @@ COMMENT ON COLUMN v_credit.log_ratio_correct IS
 COMMENT ON COLUMN v_credit.log_ratio_incorrect IS
     'Mean of teacher minus student log-probability on tokens of INCORRECT rollouts, nats.';
 
+CREATE VIEW v_hindsight AS
+SELECT
+    run,
+    iteration,
+    count(*) AS num_blocks,
+    sum(num_dropped_attempts) AS num_dropped_attempts,
+    avg(len(token_ids)) AS block_tokens_mean
+FROM hindsight_blocks
+GROUP BY run, iteration;
+COMMENT ON VIEW v_hindsight IS 'Hindsight blocks, one row an iteration.';
+COMMENT ON COLUMN v_hindsight.num_blocks IS 'Hindsight blocks: one a group, or one a rollout or turn where the settings ask for it.';
+COMMENT ON COLUMN v_hindsight.num_dropped_attempts IS 'Attempts left out of blocks because the block was too long.';
+COMMENT ON COLUMN v_hindsight.block_tokens_mean IS 'Mean length of a block, tokens.';
+
 CREATE VIEW v_iterations AS
 SELECT
     i.run,
     i.iteration,
     m.* EXCLUDE (run, iteration, num_completion_tokens),
     u.* EXCLUDE (run, iteration, update_num_tokens),
+    h.* EXCLUDE (run, iteration),
     c.* EXCLUDE (run, iteration),
     s.* EXCLUDE (run, iteration),
     m.num_completion_tokens / nullif(s.sample_s, 0) AS sample_tokens_per_s,
+    m.num_completion_tokens / nullif(s.persist_s, 0) AS persist_tokens_per_s,
+    h.num_blocks * h.block_tokens_mean / nullif(s.hindsight_s, 0) AS hindsight_tokens_per_s,
+    t.num_tokens / nullif(s.teacher_s, 0) AS teacher_tokens_per_s,
     u.update_num_tokens / nullif(s.update_s, 0) AS update_tokens_per_s,
+    e.num_completion_tokens / nullif(s.evaluate_s, 0) AS evaluate_tokens_per_s,
     e.greedy_em,
     e.sampled_em
 FROM (SELECT DISTINCT run, iteration FROM stages) AS i
 LEFT JOIN iteration_metrics AS m USING (run, iteration)
 LEFT JOIN v_updates AS u USING (run, iteration)
 LEFT JOIN v_credit AS c USING (run, iteration)
+LEFT JOIN v_hindsight AS h USING (run, iteration)
+LEFT JOIN (
+    SELECT run, iteration, sum(num_tokens) AS num_tokens
+    FROM teacher_targets
+    GROUP BY run, iteration
+) AS t USING (run, iteration)
 LEFT JOIN v_stage_seconds AS s USING (run, iteration)
 LEFT JOIN (
     SELECT
         run,
         iteration,
+        sum(completion_tokens_mean * num_questions) AS num_completion_tokens,
         avg(em) FILTER (mode = 'greedy') AS greedy_em,
         avg(em) FILTER (mode = 'sampled') AS sampled_em
     FROM evaluations

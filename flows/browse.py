@@ -14,6 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from flows.errors import UserError
+from flows.replay_table import print_comparison
 from flows.settings import parse_value
 from flows.terminal import format_seconds, make_table, print_line, printable
 from schemas.config import Settings
@@ -60,7 +61,7 @@ def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
 
 def print_runs(workspace: Workspace, console: Console) -> None:
     """Print one row a run, oldest first."""
-    columns = ("run", "status", "iterations", "policy version", "seed", "model", "started (UTC)")
+    columns = ("run", "status", "iterations", "policy version", "seed", "model", "replay of", "started (UTC)")
     rows = [
         (
             record.run,
@@ -69,6 +70,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
             record.policy_version,
             record.seed,
             json.loads(record.settings_json)["model"]["path"],
+            record.replay_of,
             f"{record.created_at:%Y-%m-%d %H:%M:%S}",
         )
         for record in _ledger(workspace).list_runs()
@@ -83,7 +85,10 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
     database = Database(workspace)
     console.print(_as_table(database.query(_STAGE_SECONDS, {"run": run}), "stages"))
-    console.print(_as_table(database.query(_CURVE, {"run": run}), "learning curve"))
+    if record.replay_of is None:
+        console.print(_as_table(database.query(_CURVE, {"run": run}), "learning curve"))
+    else:
+        print_comparison(run, database, console)
 
 
 def print_canned(console: Console) -> None:
@@ -121,9 +126,13 @@ def _ledger(workspace: Workspace) -> Ledger:
 
 def _standing(record: RunRecord) -> str:
     seconds = (record.updated_at - record.created_at).total_seconds()
+    last = record.first_iteration + record.num_iterations - 1
+    policy = f"policy {record.policy_sha256[:16] or '-'}"
+    replayed = f"replay of iterations {record.first_iteration}:{last} of run {record.replay_of}"
     return (
         f"run {record.run}: {record.status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
-        f"{record.seed}, {format_seconds(seconds)} from start to last change, policy {record.policy_sha256[:16] or '-'}"
+        f"{record.seed}, {format_seconds(seconds)} from start to last change, "
+        f"{replayed if record.replay_of else policy}"
     )
 
 

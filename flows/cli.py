@@ -94,6 +94,24 @@ def resume(
 
 
 @app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="Name of the run whose rollouts are shown to another teacher.")],
+    iterations: Annotated[
+        str, typer.Option("--iterations", metavar="FIRST:LAST", help="Which iterations, both ends included.")
+    ],
+    overrides: SetOption = None,
+    name: Annotated[
+        str | None, typer.Option("--run", help="Name of the replay; one is made from the request when none is given.")
+    ] = None,
+    workspace: WorkspaceOption = _HOME,
+) -> None:
+    """Ask what if: the teacher again, on stored iterations, under other settings; nothing is sampled or trained."""
+    from flows.launch import start_replay
+
+    start_replay(run, iterations, overrides or [], name, workspace, _console())
+
+
+@app.command()
 def study(
     name: Annotated[
         str, typer.Argument(help="Name of a shipped study or of one in the workspace, or the path of a TOML file.")

@@ -47,6 +47,9 @@ def choose_policy(run: str | None, policy: str | None, config: str, overrides: S
     if run is not None:
         stores = Stores(open_existing(folder, needs_database=False))
         record = stores.ledger.get_run(run)
+        if record.replay_of is not None:
+            sampled = record.replay_of
+            raise UserError(f"run '{run}' is a replay and trains nothing; name the run that sampled: {sampled}")
         settings = stored_settings(record)
         name = f"run {run}, version {record.policy_version}"
         return Policy(name, run, record.policy_version, settings, stores)

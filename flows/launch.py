@@ -13,9 +13,11 @@ from rich.console import Console
 
 from flows.browse import open_existing
 from flows.interrupts import resumable
+from flows.replay_plan import plan_of, plan_replay
 from flows.report import RichReporter
 from flows.server import prefect_api
 from flows.settings import load_settings, new_run_name
+from flows.stores import Stores
 from flows.terminal import print_line
 from schemas.config import Settings
 from storage.artifacts import ArtifactStore
@@ -38,8 +40,34 @@ def start_run(
 def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:
     """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name."""
     workspace = open_existing(folder, needs_database=False)
-    Ledger(ArtifactStore(workspace)).get_run(run)
-    _Job(workspace, console, run).do(use_prefect)
+    record = Ledger(ArtifactStore(workspace)).get_run(run)
+    if record.replay_of is None:
+        _Job(workspace, console, run).do(use_prefect)
+        return
+    from flows.replay import replay_and_print
+
+    with resumable(console, how_to_go_on(run, workspace)):
+        replay_and_print(plan_of(record), Stores(workspace), console)
+
+
+def start_replay(
+    source: str, iterations: str, overrides: Sequence[str], run: str | None, folder: Path, console: Console
+) -> None:
+    """Replay iterations of a run and print what its teacher and the replay's say; done work is not done again.
+
+    Raises UserError and StorageError for what cannot be replayed, before anything is written.
+    """
+    workspace = open_existing(folder, needs_database=False)
+    plan = plan_replay(Ledger(ArtifactStore(workspace)).get_run(source), iterations, overrides, run)
+    with console.status("loading the libraries"):
+        from flows.replay import replay_and_print
+    with resumable(console, how_to_go_on(plan.run, workspace)):
+        replay_and_print(plan, Stores(workspace), console)
+
+
+def how_to_go_on(run: str, workspace: Workspace) -> str:
+    """Return the command that goes on with a run."""
+    return f"sdsearch resume {run} --workspace {shlex.quote(str(workspace.root))}"
 
 
 @dataclass(frozen=True)
@@ -55,9 +83,8 @@ class _Job:
 
     def do(self, use_prefect: bool) -> None:
         """Train until the run is done; Ctrl-C and SIGTERM end it with a hint how to go on."""
-        how_to_go_on = f"sdsearch resume {self.run} --workspace {shlex.quote(str(self.workspace.root))}"
         with (
-            resumable(self.console, how_to_go_on),
+            resumable(self.console, how_to_go_on(self.run, self.workspace)),
             RichReporter(self.workspace.database, self.console) as reporter,
         ):
             if use_prefect:

@@ -70,7 +70,7 @@ class RowsFromFiles:
 
     def __call__(self, record: StageRecord) -> Rows:
         """Return the rows of a done stage; DamagedArtifactError when a file cannot be read."""
-        settings = json.loads(self._ledger.get_run(record.run).settings_json)
+        settings = json.loads(self._ledger.get_run(record.adopted_from or record.run).settings_json)
         hindsight = HindsightSettings.model_validate(settings["hindsight"])
         return rows_of(record, self._ledger.done(record.key_of("sample")), hindsight, self._read)
 

@@ -15,9 +15,10 @@ from flows.index import open_retriever
 from flows.policies import LivePolicy, check_device, model_fingerprint, set_threads
 from flows.report import Reporter
 from flows.rows import file_of, rows_of
+from flows.settings import stored_settings
 from flows.stores import Stores
 from schemas.base import Record, hash_json
-from schemas.config import Settings
+from schemas.config import HindsightSettings, Settings
 from schemas.ledger import ArtifactRef, StageKey, StageName, StageRecord
 from schemas.question import Question
 from schemas.update import UpdateReport
@@ -28,6 +29,7 @@ from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
 from sdsearch.teacher import check_support
 from sdsearch.world import load_questions
+from storage.errors import DamagedArtifactError
 from storage.index import count_rows
 from storage.ledger import finish
 from storage.pieces import Pieces
@@ -58,9 +60,12 @@ _SETTINGS_READ: dict[StageName, Any] = {
 class Runtime:
     """One run's live objects; made by `open_runtime`, found by stages through `runtime_of`."""
 
-    def __init__(self, settings: Settings, run: str, stores: Stores, reporter: Reporter) -> None:
+    def __init__(
+        self, settings: Settings, run: str, stores: Stores, reporter: Reporter, source: str | None = None
+    ) -> None:
         self.settings = settings
         self.run = run
+        self.source = source  # The run whose weights and done stages a replay uses.
         self.stores = stores
         self.reporter = reporter
         self._recent: dict[str, list[Any]] = {}
@@ -77,7 +82,7 @@ class Runtime:
 
     @cached_property
     def policy(self) -> LivePolicy:
-        return LivePolicy(self.settings, self.run, self.stores.checkpoints)
+        return LivePolicy(self.settings, self.source or self.run, self.stores.checkpoints)
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -126,17 +131,33 @@ class Runtime:
     ) -> StageRecord:
         """Do a stage's work and commit it, or return the record of the attempt that did it with the same inputs."""
         key = StageKey(run=self.run, iteration=iteration, stage=stage)
-        input_hash = self._input_hash(stage, upstream)
+        return self._do(key, self._input_hash(stage, upstream), work)
+
+    def adopt(self, stage: StageName, iteration: int) -> StageRecord:
+        """Make a done stage of the source this run's own: its files are referred to, its rows are written again.
+
+        DamagedArtifactError when a file is missing or altered.
+        """
+        key = StageKey(run=self.run, iteration=iteration, stage=stage)
+        donor = self._donor(key)
+        assert donor is not None, f"{self.source} has not done {stage} of iteration {iteration}"
+        for output in donor.outputs:
+            self.stores.artifacts.verify(output)
+        return self._do(key, donor.input_hash, lambda _: donor.outputs)
+
+    def _do(self, key: StageKey, input_hash: str, work: Work) -> StageRecord:
         done = self.stores.ledger.find_done(key, input_hash)
         self.reporter.stage_started(key)
         if done is not None:
             Pieces(self.stores.artifacts, done).remove()
             self.reporter.stage_done(done, skipped=True)
             return done
-        record = self.stores.ledger.begin(key, input_hash, derive_seed(self.settings.seed, stage, iteration))
+        donor = self._intact_donor(key, input_hash)
+        seed = derive_seed(self.settings.seed, key.stage, key.iteration)
+        record = self.stores.ledger.begin(key, input_hash, seed, donor.run if donor else None)
         try:
-            record = finish(record, work(record))
-            rows = rows_of(record, self.stores.ledger.done(record.key_of("sample")), self.settings.hindsight, self.read)
+            record = finish(record, donor.outputs if donor else work(record))
+            rows = rows_of(record, self.stores.ledger.done(record.key_of("sample")), self._outcomes, self.read)
         except BaseException as error:
             # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from
             # outside: Ctrl-C, SIGTERM, a cancellation.
@@ -148,6 +169,30 @@ class Runtime:
         self.stores.index.put_stage(key, rows)
         self.reporter.stage_done(record, skipped=False)
         return record
+
+    def _donor(self, key: StageKey) -> StageRecord | None:
+        """Return the attempt that did a stage in the source, None when there is none."""
+        return self.stores.ledger.done(key.model_copy(update={"run": self.source})) if self.source else None
+
+    def _intact_donor(self, key: StageKey, input_hash: str) -> StageRecord | None:
+        """Return the source's attempt that had the same inputs and whose files verify."""
+        donor = self._donor(key)
+        if donor is None or donor.input_hash != input_hash:
+            return None
+        try:
+            for output in donor.outputs:
+                self.stores.artifacts.verify(output)
+        except DamagedArtifactError as error:
+            logger.warning("%s of iteration %d is done again: %s", key.stage, key.iteration, error)
+            return None
+        return donor
+
+    @cached_property
+    def _outcomes(self) -> HindsightSettings:
+        """What calls a rollout CORRECT: the settings of the run that scored it."""
+        if self.source is None:
+            return self.settings.hindsight
+        return stored_settings(self.stores.ledger.get_run(self.source)).hindsight
 
     def _input_hash(self, stage: StageName, upstream: Sequence[StageRecord | str]) -> str:
         settings = self.settings.model_dump(mode="json", include=_SETTINGS_READ[stage])
@@ -215,10 +260,12 @@ def runtime_of(run: str) -> Runtime:
 
 
 @contextmanager
-def open_runtime(settings: Settings, run: str, stores: Stores, reporter: Reporter) -> Iterator[Runtime]:
+def open_runtime(
+    settings: Settings, run: str, stores: Stores, reporter: Reporter, source: str | None = None
+) -> Iterator[Runtime]:
     """Open a run's live objects; models and indexes load when a stage first needs them."""
     set_threads(settings)
-    runtime = Runtime(settings, run, stores, reporter)
+    runtime = Runtime(settings, run, stores, reporter, source)
     _RUNTIMES[run] = runtime
     try:
         yield runtime

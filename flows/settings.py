@@ -50,10 +50,14 @@ def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
     An override is `a.b=c`; `c` is a TOML value, and a bare word is a string. Raises UserError, one line a problem,
     for a file that is not there or no TOML, unknown keys, wrong types and impossible combinations.
     """
-    values = read_toml(config, shipped_configs(), "settings")
+    return change_settings(read_toml(config, shipped_configs(), "settings"), overrides, config)
+
+
+def change_settings(values: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
+    """Return settings from a tree of values with `overrides` applied; UserError, as above, names the `source`."""
     for override in overrides:
         _apply(values, override)
-    source = f"{config} with --set" if overrides else config
+    source = f"{source} with --set" if overrides else source
     try:
         # As JSON, since strict validation (no '5' for 5) takes arrays for tuples there alone.
         return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -75,15 +79,21 @@ def stored_settings(record: RunRecord) -> Settings:
 
 def setting_changes(stored_json: str, settings: Settings) -> str:
     """Return `name: stored -> wanted` for each setting that differs from a run's stored ones, empty for none."""
-    return ", ".join(_differences(json.loads(stored_json), settings.model_dump(mode="json")))
+    changes = changed_settings(stored_json, settings)
+    return ", ".join(f"{name}: {stored} -> {wanted}" for name, stored, wanted in changes)
 
 
-def _differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
+def changed_settings(stored_json: str, settings: Settings) -> list[tuple[str, Any, Any]]:
+    """Return (name, stored, wanted) of each setting that differs from a run's stored ones."""
+    return _differences(json.loads(stored_json), settings.model_dump(mode="json"))
+
+
+def _differences(stored: Any, wanted: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(stored, dict) and isinstance(wanted, dict):
         names = [*stored, *(name for name in wanted if name not in stored)]
         parts = [_differences(stored.get(n), wanted.get(n), f"{path}.{n}".lstrip(".")) for n in names]
-        return [line for part in parts for line in part]
-    return [] if stored == wanted else [f"{path}: {stored} -> {wanted}"]
+        return [change for part in parts for change in part]
+    return [] if stored == wanted else [(path, stored, wanted)]
 
 
 def read_toml(name: str, shipped: Sequence[str], kind: str) -> dict[str, Any]:

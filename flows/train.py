@@ -14,10 +14,11 @@ from flows.report import Reporter
 from flows.rows import file_of
 from flows.runtime import Runtime, open_runtime
 from flows.settings import setting_changes, stored_settings
+from flows.standing import standing
 from flows.stores import Stores
 from schemas.config import Settings
 from schemas.evaluation import EvaluationReport
-from schemas.ledger import RunRecord, RunStatus, StageKey, StageRecord
+from schemas.ledger import RunRecord, StageKey, StageRecord
 from storage.errors import DamagedArtifactError, DatabaseBusyError, RunNotFoundError
 from storage.files import remove_leftovers
 from storage.index import WAIT_S
@@ -62,6 +63,8 @@ def drive(
     validate_run_name(run)
     with RunLock(stores.workspace, run):
         record = stores.ledger.get_run(run) if resume else _known_run(stores, run, settings)
+        if record is not None and record.replay_of is not None:
+            raise UserError(f"run '{run}' is a replay of '{record.replay_of}' and trains nothing; choose another name")
         settings = stored_settings(record) if record else settings
         assert settings is not None, "a new run has settings"
         with open_runtime(settings, run, stores, reporter) as runtime:
@@ -72,23 +75,14 @@ def drive(
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = _first_iteration(stores, record)
             policy = stores.ledger.done(StageKey(run=run, iteration=first - 1, stage="update"))
-            _set_status(stores, run, "running")
-            stores.index.catch_up(run)
-            reporter.run_started(run, settings, first)
-            try:
+            with standing(stores, run):
+                reporter.run_started(run, settings, first)
                 evaluate_start(run, 0, None)
                 for iteration in range(first, settings.iterations + 1):
                     policy = iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
                     retain_checkpoints(stores, settings, run, iteration)
                     reporter.iteration_done(iteration, iteration_numbers(stores, run, iteration))
-            except BaseException as error:
-                # Whatever stops the run shows in its row and goes on its way; what is no Exception is an interrupt.
-                _set_status(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
-                stores.index.flush()
-                raise
-            _set_status(stores, run, "done")
-            stores.index.settle(run)
             reporter.run_done(run)
     return run
 
@@ -112,9 +106,15 @@ def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, flo
 
 
 def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
-    """Keep the newest checkpoints and the best on dev."""
+    """Keep the newest checkpoints, the best on dev, and what unfinished replays need."""
     newest = range(iteration - settings.storage.keep_checkpoints + 1, iteration + 1)
-    stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run)})
+    stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run), *_needed_by_replays(stores, run)})
+
+
+def _needed_by_replays(stores: Stores, run: str) -> list[int]:
+    """Return the versions that replays of the run which are not done yet may ask."""
+    replays = [r for r in stores.ledger.list_runs() if r.replay_of == run and r.status != "done"]
+    return [replay.first_iteration - 1 + place for replay in replays for place in range(replay.num_iterations)]
 
 
 def _best_on_dev(stores: Stores, run: str) -> list[int]:
@@ -191,8 +191,3 @@ def _new_run(stores: Stores, run: str, settings: Settings, policy_sha256: str) -
     )
     stores.create_run(record)
     return record
-
-
-def _set_status(stores: Stores, run: str, status: RunStatus) -> None:
-    record = stores.ledger.get_run(run)
-    stores.update_run(record.model_copy(update={"status": status, "updated_at": datetime.now(UTC)}))

@@ -96,7 +96,7 @@ class Ledger:
         """Return the attempt that did a stage, whatever its inputs and without a look at its files."""
         return self.history(key).done
 
-    def begin(self, key: StageKey, input_hash: str, seed: int) -> StageRecord:
+    def begin(self, key: StageKey, input_hash: str, seed: int, adopted_from: str | None = None) -> StageRecord:
         """Record that a new attempt at a stage runs in this process, and return it.
 
         The caller holds the run's lock, so an earlier attempt that still counts as running has died: it becomes
@@ -107,7 +107,7 @@ class Ledger:
             attempt.model_copy(update=died) if attempt.status == "running" else attempt
             for attempt in self.history(key).attempts
         ]
-        record = _running(key, len(earlier) + 1, input_hash, seed)
+        record = _running(key, len(earlier) + 1, input_hash, seed, adopted_from)
         self._write_history(key, [*earlier, record])
         return record
 
@@ -200,7 +200,7 @@ def _read_run(path: Path) -> RunRecord:
         ) from error
 
 
-def _running(key: StageKey, attempt: int, input_hash: str, seed: int) -> StageRecord:
+def _running(key: StageKey, attempt: int, input_hash: str, seed: int, adopted_from: str | None) -> StageRecord:
     return StageRecord(
         **key.model_dump(),
         attempt=attempt,
@@ -216,7 +216,7 @@ def _running(key: StageKey, attempt: int, input_hash: str, seed: int) -> StageRe
         finished_at=None,
         duration_s=0.0,
         error="",
-        adopted_from=None,
+        adopted_from=adopted_from,
     )
 
 

@@ -1,0 +1,109 @@
+"""A replay: the hindsight and teacher stages of a run's stored iterations, done again under other settings.
+
+Nothing is sampled and nothing is trained. The rollouts and their scores are adopted from the source run, and so is
+every stage whose inputs are the same there.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from rich.console import Console
+
+from flows.errors import UserError
+from flows.replay_plan import ReplayPlan, check_replayable, plan_of
+from flows.replay_table import ReplayReporter, print_comparison
+from flows.report import Reporter
+from flows.runtime import Runtime, open_runtime
+from flows.settings import setting_changes
+from flows.stages import build_hindsight, compute_teacher
+from flows.standing import standing
+from flows.stores import Stores
+from schemas.ledger import RunRecord
+from storage.errors import RunNotFoundError
+from storage.runlock import RunLock
+
+
+def replay_and_print(plan: ReplayPlan, stores: Stores, console: Console) -> None:
+    """Do what of a replay is not done yet, and print its figures beside the source's; errors as of `replay`."""
+    replay(plan, stores, ReplayReporter(plan, stores.ledger.get_run(plan.source), console))
+    print_comparison(plan.run, stores.database, console)
+
+
+def replay(plan: ReplayPlan, stores: Stores, reporter: Reporter) -> None:
+    """Do what of a replay is not done yet.
+
+    Raises UserError when an iteration cannot be replayed or the name belongs to another run, RunLockedError when
+    another process has it, DamagedArtifactError when a file of the source is missing or altered.
+    """
+    with RunLock(stores.workspace, plan.run):
+        known = _known_replay(stores, plan)
+        if known is None or known.status != "done":
+            check_replayable(stores, plan)
+        with open_runtime(plan.settings, plan.run, stores, reporter, source=plan.source) as runtime:
+            if known is None:
+                stores.create_run(_new_replay(plan))
+            # The comparison needs the source's rows, which a database that was made again may lack.
+            stores.index.catch_up(plan.source)
+            with standing(stores, plan.run):
+                reporter.run_started(plan.run, plan.settings, plan.first)
+                for iteration in plan.iterations:
+                    _replay_iteration(runtime, iteration)
+                    _count(stores, plan, iteration)
+
+
+def _replay_iteration(runtime: Runtime, iteration: int) -> None:
+    sampled = runtime.adopt("sample", iteration)
+    scored = runtime.adopt("persist", iteration)
+    blocks = build_hindsight(runtime.run, iteration, sampled, scored)
+    compute_teacher(runtime.run, iteration, sampled, blocks)
+    runtime.forget_records()
+    runtime.reporter.iteration_done(iteration, {})
+
+
+def _known_replay(stores: Stores, plan: ReplayPlan) -> RunRecord | None:
+    """Return the record of this replay, None when the name is free; UserError when it belongs to another run."""
+    try:
+        record = stores.ledger.get_run(plan.run)
+    except RunNotFoundError:
+        return None
+    if record.replay_of != plan.source:
+        what = "a run that trains" if record.replay_of is None else f"a replay of run '{record.replay_of}'"
+        raise UserError(f"run '{plan.run}' is {what}; choose another name with --run")
+    if plan_of(record) != plan:
+        known = plan_of(record)
+        changes = setting_changes(record.settings_json, plan.settings)
+        raise UserError(
+            f"replay '{plan.run}' exists with other iterations or settings (iterations: {known.first}:{known.last} -> "
+            f"{plan.first}:{plan.last}{', ' if changes else ''}{changes}); choose another name with --run"
+        )
+    return record
+
+
+def _new_replay(plan: ReplayPlan) -> RunRecord:
+    now = datetime.now(UTC)
+    return RunRecord(
+        run=plan.run,
+        status="running",
+        settings_json=plan.settings.model_dump_json(),
+        settings_hash=plan.settings.content_hash(),
+        code_version=version("sdsearch"),
+        seed=plan.settings.seed,
+        num_iterations=len(plan.iterations),
+        iterations_done=0,
+        first_iteration=plan.first,
+        replay_of=plan.source,
+        policy_version=0,
+        policy_sha256="",
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _count(stores: Stores, plan: ReplayPlan, iteration: int) -> None:
+    """Note in the run's record how many iterations are done."""
+    record = stores.ledger.get_run(plan.run)
+    num_done = iteration - plan.first + 1
+    if num_done > record.iterations_done:
+        stores.update_run(record.model_copy(update={"iterations_done": num_done, "updated_at": datetime.now(UTC)}))

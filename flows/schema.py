@@ -17,15 +17,16 @@ from schemas.base import Record
 from schemas.config import Settings
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.hindsight import HindsightBlock
-from schemas.ledger import ArtifactRef, RunRecord, StageRecord
+from schemas.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.passage import Passage
 from schemas.question import Question
 from schemas.rollout import Group, Rollout
 from schemas.rules import NOTED, REFUSED
 from schemas.score import Score
+from schemas.study import Study, StudyResults
 from schemas.teacher import QueryCredit, TeacherTargets
 from schemas.tree import allowed_values, kind_of, sections_of
-from schemas.update import UpdateReport
+from schemas.update import RefusedStep, UpdateReport
 from storage.files import write_json_atomic
 
 RECORDS: Final[tuple[type[Record], ...]] = (
@@ -37,11 +38,15 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     Passage,
     QueryCredit,
     Question,
+    RefusedStep,
     Rollout,
     RunRecord,
     Score,
     Settings,
+    StageHistory,
     StageRecord,
+    Study,
+    StudyResults,
     TeacherTargets,
     UpdateReport,
 )

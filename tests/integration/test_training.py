@@ -138,11 +138,3 @@ def test_lora_without_kl(workspace: Path) -> None:
     assert [r["policy_sha256"] for r in rows(workspace, "runs", "lora2")] == [
         r["policy_sha256"] for r in rows(workspace, "runs", "lora")
     ]
-
-
-def test_plain_grpo_builds_no_block_and_makes_no_teacher_pass(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdsearch.teacher.read_logprobs", None)
-    train(workspace, "grpo", quick("distillation.enabled=false", "iterations=2"))
-    for table in ("hindsight_blocks", "teacher_targets", "query_credit"):
-        assert rows(workspace, table, "grpo") == []
-    assert {row["sd_loss"] for row in rows(workspace, "update_metrics", "grpo")} == {0.0}

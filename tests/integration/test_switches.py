@@ -76,6 +76,7 @@ RUNS = {
         "grpo.clip_high=0.0",
         "hindsight.labels=shuffled",
         "hindsight.members=focal_only",
+        "hindsight.homogeneous=skip",
         "hindsight.label_metric=em",
         "distillation.divergence=reverse_kl",
         "distillation.tail=renormalise",
@@ -88,7 +89,6 @@ RUNS = {
     ],
     "correct": [
         "hindsight.members=correct_only",
-        "hindsight.homogeneous=skip",
         "hindsight.rho=0.7",
         "hindsight.max_block_tokens=32",
         "grpo.importance_cap=1.0",
@@ -290,25 +290,31 @@ def test_labels_follow_metric_threshold_and_seed(trained: Trained) -> None:
         assert attempt["rollout_index"] == row["focal_rollout"]
 
 
-def test_groups_that_are_left_out_and_attempts_that_are_dropped(trained: Trained) -> None:
-    """Groups with one outcome are skipped; a block beyond its length loses whole attempts, and the loss is counted."""
-    homogeneous = {row["group_id"]: row["homogeneous"] for row in trained.rows("correct", "hindsight_blocks")}
-    assert sorted(homogeneous.values()) == [False, False, True]
-    dropped = {row["group_id"] for row in trained.rows("correct", "hindsight_blocks", "num_dropped_attempts = 1")}
-    assert len(dropped) == 1
-    assert all(len(row["token_ids"]) <= 32 for row in trained.rows("correct", "hindsight_blocks"))
+def test_groups_with_one_outcome_are_skipped_where_the_settings_say_so(trained: Trained) -> None:
+    same = {row["group_id"]: row["homogeneous"] for row in trained.rows("shuffled", "hindsight_blocks")}
+    assert sorted(same.values()) == [False, False, True]
+    distilled = {row["group_id"] for row in trained.rows("shuffled", "teacher_targets")}
+    assert distilled == {group for group, homogeneous in same.items() if not homogeneous}
+    assert len({row["group_id"] for row in trained.rows("plain", "teacher_targets")}) == 3, "kept by default"
+
+
+def test_attempts_that_are_dropped_are_counted(trained: Trained) -> None:
+    """A block beyond its length loses whole attempts; one without any teaches nothing."""
+    blocks = trained.rows("correct", "hindsight_blocks")
+    assert sorted(row["num_dropped_attempts"] for row in blocks) == [0, 0, 1]
+    assert all(len(row["token_ids"]) <= 32 for row in blocks)
     distilled = {row["group_id"] for row in trained.rows("correct", "teacher_targets")}
-    assert distilled == {group for group, same in homogeneous.items() if not same} - dropped
+    assert distilled == {row["group_id"] for row in blocks if row["num_attempts"]}
     (iteration,) = trained.rows("correct", "v_iterations", "iteration = 1")
     assert iteration["num_dropped_attempts"] == 1
-    kept = {row["group_id"] for row in trained.rows("plain", "teacher_targets")}
-    assert len(kept) == 3, "equal outcomes are distilled by default"
 
 
 def test_positions(trained: Trained) -> None:
-    for run, column in {"shuffled": "num_query_tokens", "lora": "num_completion_tokens"}.items():
+    for run, column in {"correct": "num_query_tokens", "lora": "num_completion_tokens"}.items():
         counts = {row["rollout_id"]: row["num_rows"] for row in trained.rows(run, "teacher_targets")}
-        assert counts == {name: row[column] for name, row in trained.rollouts(run).items() if row[column]}
+        rollouts = trained.rollouts(run)
+        assert {name: rollouts[name][column] for name in counts} == counts
+        assert len(counts) == {"correct": 3, "lora": 9}[run]
 
 
 def test_support_and_tail(trained: Trained) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_options import HOME, ConfigArgument, NoPrefectOption, SetOption, WorkspaceOption, make_console
 from flows.errors import PEOPLES_ERRORS, UserError
 from flows.terminal import print_line
 
@@ -24,7 +25,6 @@ _LIBRARY_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _EXIT_USER_ERROR = 2
-_PIPED_WIDTH = 160
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,18 +34,10 @@ app = typer.Typer(
 )
 mini_app = typer.Typer(no_args_is_help=True, help="The mini policy that ships with the program.")
 index_app = typer.Typer(no_args_is_help=True, help="The search index.")
+db_app = typer.Typer(no_args_is_help=True, help="The database, which indexes the files.")
 app.add_typer(mini_app, name="mini")
 app.add_typer(index_app, name="index")
-
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", envvar="SDSEARCH_HOME", help="Folder of the database and all files.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be given several times.")
-]
-ConfigArgument = Annotated[str, typer.Argument(help="Name of shipped settings, or the path of a TOML file.")]
-NoPrefectOption = Annotated[bool, typer.Option("--no-prefect", help="Train in a plain loop, without any server.")]
-_HOME = Path("workspace")
+app.add_typer(db_app, name="db")
 
 
 def main() -> None:
@@ -72,25 +64,25 @@ def train(
     config: ConfigArgument = "quickstart",
     overrides: SetOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run; one is made when none is given.")] = None,
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
 ) -> None:
     """Train a policy; a run of the same name and settings goes on where it stopped."""
     from flows.launch import start_run
 
-    start_run(config, overrides or [], run, workspace, _console(), use_prefect=not no_prefect)
+    start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect)
 
 
 @app.command()
 def resume(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
 ) -> None:
     """Go on with a run at the stage where it stopped, with its stored settings."""
     from flows.launch import continue_run
 
-    continue_run(run, workspace, _console(), use_prefect=not no_prefect)
+    continue_run(run, workspace, make_console(), use_prefect=not no_prefect)
 
 
 @app.command()
@@ -119,12 +111,12 @@ def study(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; table and curves from the runs that are finished.")
     ] = False,
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Train variants over seeds in a plain loop and compare them; goes on where it stopped."""
     from flows.study import study_in_terminal
 
-    study_in_terminal(name, workspace, _console(), report_only=report_only)
+    study_in_terminal(name, workspace, make_console(), report_only=report_only)
 
 
 @app.command()
@@ -142,33 +134,33 @@ def evaluate(
         int | None, typer.Option("--num-questions", min=1, help="Size of the fixed sample.")
     ] = None,
     mode: Annotated[Literal["greedy", "sampled"], typer.Option("--mode", help="Decoding.")] = "greedy",
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Answer a fixed sample of questions with the plain policy and print the figures."""
     from flows.evaluate import choose_policy, evaluate_once, print_evaluation
 
     chosen = choose_policy(run, policy, config, overrides or [], workspace)
     report = evaluate_once(chosen, split=split, num_questions=num_questions, mode=mode)
-    print_evaluation(report, chosen, _console())
+    print_evaluation(report, chosen, make_console())
 
 
 @app.command()
-def runs(workspace: WorkspaceOption = _HOME) -> None:
+def runs(workspace: WorkspaceOption = HOME) -> None:
     """List the runs of a workspace."""
     from flows.browse import open_existing, print_runs
 
-    print_runs(open_existing(workspace, needs_database=False), _console())
+    print_runs(open_existing(workspace, needs_database=False), make_console())
 
 
 @app.command()
 def show(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Show a run: its settings, the seconds of its stages, its learning curve."""
     from flows.browse import open_existing, print_run
 
-    print_run(open_existing(workspace), run, _console())
+    print_run(open_existing(workspace), run, make_console())
 
 
 @app.command()
@@ -182,17 +174,17 @@ def sql(
     form: Annotated[
         Literal["table", "csv", "json"], typer.Option("--format", help="json: one object a line.")
     ] = "table",
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Query the database of a workspace."""
     from flows.browse import open_existing, print_canned, print_rows, run_query
 
     if list_queries:
-        print_canned(_console())
+        print_canned(make_console())
         return
     if (query is None) == (name is None):
         raise UserError("sql takes a query or the --name of a shipped one; see: sdsearch sql --list")
-    print_rows(run_query(open_existing(workspace), query, name, parameters or []), form, _console())
+    print_rows(run_query(open_existing(workspace), query, name, parameters or []), form, make_console())
 
 
 @app.command()
@@ -200,12 +192,12 @@ def up(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Port of the Prefect server [default: 4200].")
     ] = None,
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Serve sdsearch/train and sdsearch-study/run, with a local Prefect server if none answers; Ctrl-C stops both."""
     from flows.serve import serve
 
-    serve(port, workspace, _console())
+    serve(port, workspace, make_console())
 
 
 @mini_app.command("build")
@@ -216,7 +208,7 @@ def mini_build(
     """Make the mini policy again from the embedded world, and print what it can do."""
     from flows.mini import build
 
-    build(out, seed, _console())
+    build(out, seed, make_console())
 
 
 @mini_app.command("measure")
@@ -227,12 +219,12 @@ def mini_measure(
     """Print what a mini policy can do: plain, on invented names, and with each kind of hindsight block."""
     from flows.mini import measure
 
-    measure(policy, seed, _console())
+    measure(policy, seed, make_console())
 
 
 @index_app.command("build")
 def index_build(
-    config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = _HOME
+    config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = HOME
 ) -> None:
     """Build the search index that the settings name; one that is there is replaced."""
     from flows.settings import load_settings
@@ -244,10 +236,27 @@ def index_build(
     opened = Workspace.open(workspace)
     report = build_index_folder(IndexSource(settings.retrieval), settings.retrieval, opened)
     print_line(
-        _console(),
+        make_console(),
         f"{report.folder}: {report.num_passages} passages, {report.num_dimensions} dimensions, "
         f"{report.duration_s:.1f} s",
     )
+
+
+@db_app.command("rebuild")
+def db_rebuild(workspace: WorkspaceOption = HOME) -> None:
+    """Make the database again from the files of all runs; whatever is in its place goes."""
+    from flows.db import rebuild
+
+    rebuild(workspace, make_console())
+
+
+@db_app.command("check")
+def db_check(workspace: WorkspaceOption = HOME) -> None:
+    """Hash every file and compare files, ledger and database; exit code 1 when they do not agree."""
+    from flows.db import check
+
+    if not check(workspace, make_console()):
+        raise SystemExit(1)
 
 
 @app.command()
@@ -267,7 +276,7 @@ def schema(
     elif out is None:
         print_schemas()
     else:
-        write_schemas(out, _console())
+        write_schemas(out, make_console())
 
 
 def _leave(code: int) -> NoReturn:
@@ -282,14 +291,6 @@ def _leave(code: int) -> NoReturn:
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _console() -> Console:
-    """Return the console for output: wide where it is piped, so that tables are not folded."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED_WIDTH
-    return console
 
 
 if __name__ == "__main__":

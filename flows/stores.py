@@ -21,7 +21,8 @@ class Stores:
         self.checkpoints = CheckpointStore(workspace)
         self.ledger = Ledger(self.artifacts)
         self.database = Database(workspace, database_deadline_s)
-        self.index = Index(self.database, self.ledger, RowsFromFiles(self.ledger, self.artifacts))
+        self.rows_of = RowsFromFiles(self.ledger, self.artifacts)
+        self.index = Index(self.database, self.ledger, self.rows_of)
 
     def create_run(self, record: RunRecord) -> None:
         """Add a run; RunExistsError when its name is taken."""

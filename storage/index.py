@@ -52,6 +52,8 @@ class Index:
         self._unchecked: dict[str, None] = {}
         self._flushed_at = time.monotonic()
         self._is_behind = False
+        self.left_out: dict[StageKey, str] = {}
+        """Stages whose rows could not be made, and why."""
 
     def put_run(self, run: str) -> None:
         """Note that a run's record changed."""
@@ -96,6 +98,16 @@ class Index:
         logger.warning("the database lacks rows of run '%s'; they enter it with: sdsearch db rebuild", run)
         return False
 
+    def differing(self, run: str, wait_s: float | None = None) -> list[StageKey]:
+        """Return the stages of a run whose ledger rows are not what the files say."""
+        table = self._database.query("SELECT * FROM stages WHERE run = $run ORDER BY attempt", {"run": run}, wait_s)
+        indexed: dict[StageKey, tuple[StageRecord, ...]] = {}
+        for row in table.to_pylist():
+            record = StageRecord.model_validate(_with_zones(row))
+            indexed[record.key] = (*indexed.get(record.key, ()), record)
+        wanted = {key: history.ended for key, history in self._ledger.histories(run)}
+        return [key for key in {**wanted, **indexed} if wanted.get(key, ()) != indexed.get(key, ())]
+
     def _try_to_write(self, wait_s: float, *borne: type[StorageError]) -> bool:
         """Write all that is noted; an error of a `borne` kind is told once, and the rows stay noted."""
         try:
@@ -113,7 +125,7 @@ class Index:
 
     def _write_all(self, wait_s: float) -> None:
         for run in list(self._unchecked):
-            self._stages |= {key: self._stages.get(key) for key in self._differing(run, wait_s)}
+            self._stages |= {key: self._stages.get(key) for key in self.differing(run, wait_s)}
             self._runs[run] = None
             del self._unchecked[run]
         while self._stages or self._runs:
@@ -127,29 +139,14 @@ class Index:
             for key in batch:
                 del self._stages[key]
 
-    def _differing(self, run: str, wait_s: float) -> list[StageKey]:
-        """Return the stages of a run whose ledger rows are not what the files say."""
-        table = self._database.query("SELECT * FROM stages WHERE run = $run ORDER BY attempt", {"run": run}, wait_s)
-        indexed: dict[StageKey, tuple[StageRecord, ...]] = {}
-        for row in table.to_pylist():
-            record = StageRecord.model_validate(_with_zones(row))
-            indexed[record.key] = (*indexed.get(record.key, ()), record)
-        wanted = {key: history.ended for key, history in self._ledger.histories(run)}
-        return [key for key in {**wanted, **indexed} if wanted.get(key, ()) != indexed.get(key, ())]
-
     def _change(self, key: StageKey, rows: Rows | None) -> tuple[StageKey, Sequence[StageRecord], Rows] | None:
         history = self._ledger.history(key)
         if rows is None and history.done is not None:
             try:
                 rows = self._rows_of(history.done)
             except (DamagedArtifactError, RecordMismatchError) as error:
-                logger.warning(
-                    "%s of iteration %d of run '%s' is left out of the database: %s",
-                    key.stage,
-                    key.iteration,
-                    key.run,
-                    error,
-                )
+                self.left_out[key] = f"{key.stage} of iteration {key.iteration} of run '{key.run}': {error}"
+                logger.warning("left out of the database: %s", self.left_out[key])
                 return None
         return key, history.ended, rows or {}
 

@@ -251,7 +251,7 @@ def test_a_stage_whose_files_cannot_be_read_is_left_out_with_a_warning(
     do_stage(ledger, index, UPDATE)
     assert index.catch_up("first")
     assert ledger_rows(database) == [(3, "update", 1, "done")]
-    assert "persist of iteration 3 of run 'first' is left out of the database: groups.parquet is damaged" in caplog.text
+    assert "left out of the database: persist of iteration 3 of run 'first': groups.parquet is damaged" in caplog.text
 
 
 def test_a_stage_writes_only_its_own_tables(parts: tuple[Ledger, Database, Index]) -> None:

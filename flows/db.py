@@ -1,0 +1,44 @@
+"""`sdsearch db`: makes the database again from the files, and says whether the two agree."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.browse import open_existing
+from flows.stores import Stores
+from flows.terminal import format_seconds, print_line
+from storage.check import find_problems
+from storage.rebuild import rebuild_database
+
+
+def rebuild(folder: Path, console: Console) -> None:
+    """Make the database again from the files of all runs; RunLockedError while a process works on one."""
+    stores = Stores(open_existing(folder, needs_database=False))
+    started = time.monotonic()
+    with console.status("reading the files"):
+        rebuilt = rebuild_database(stores.workspace, stores.ledger, stores.rows_of)
+    print_line(
+        console,
+        f"{stores.workspace.database}: {rebuilt.num_runs} runs, {rebuilt.num_attempts} attempts at stages, made again "
+        f"in {format_seconds(time.monotonic() - started)}",
+    )
+    for reason in rebuilt.left_out:
+        print_line(console, f"left out: {reason}")
+    if rebuilt.former is not None:
+        print_line(console, f"the former database is kept as {rebuilt.former}")
+
+
+def check(folder: Path, console: Console) -> bool:
+    """Print where files, ledger and database do not agree; True when they do."""
+    stores = Stores(open_existing(folder))
+    with console.status("hashing the files"):
+        problems = list(find_problems(stores.ledger, stores.artifacts, stores.database, stores.index))
+    for problem in problems:
+        print_line(console, problem)
+    runs = len(stores.ledger.list_runs())
+    what = f"{len(problems)} problems; see above" if problems else "files, ledger and database agree"
+    print_line(console, f"{runs} runs: {what}")
+    return not problems

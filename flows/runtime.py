@@ -69,6 +69,7 @@ class Runtime:
         self.stores = stores
         self.reporter = reporter
         self._recent: dict[str, list[Any]] = {}
+        self._questions: dict[str, list[Question]] = {}
 
     def prepare(self) -> None:
         """Load what the settings name; UserError or StorageError for what cannot be used, before anything is done."""
@@ -98,14 +99,14 @@ class Runtime:
 
     def questions(self, split: str) -> list[Question]:
         """Return a split's questions."""
-        data = self.settings.data
-        if data.questions == "world":
-            return load_questions(split)
-        return list(read_questions(Path(data.questions.replace("{split}", split)), data.dataset, split))
-
-    @cached_property
-    def train_questions(self) -> list[Question]:
-        return self.questions(self.settings.data.train_split)
+        if split not in self._questions:
+            data = self.settings.data
+            self._questions[split] = (
+                load_questions(split)
+                if data.questions == "world"
+                else list(read_questions(Path(data.questions.replace("{split}", split)), data.dataset, split))
+            )
+        return self._questions[split]
 
     def rollout_loop(self, policy_version: int) -> RolloutLoop:
         """Return the loop that rolls out with the weights of `policy_version`."""

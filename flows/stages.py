@@ -37,7 +37,8 @@ def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> Stage
     def work(attempt: StageRecord) -> list[ArtifactRef]:
         loop = runtime.rollout_loop(iteration - 1)
         data = settings.data
-        questions = questions_of(iteration, runtime.train_questions, data.questions_per_iteration, data.shuffle_seed)
+        known = runtime.questions(data.train_split)
+        questions = questions_of(iteration, known, data.questions_per_iteration, data.shuffle_seed)
 
         def roll_out(batch: list[Question]) -> list[Group]:
             return loop.roll_out(

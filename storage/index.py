@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -83,8 +84,7 @@ class Index:
     def flush(self, wait_s: float = WAIT_S) -> bool:
         """Write all that is noted; False, after a warning, when the database cannot be had: it will be tried again."""
         # One that did not leave within the first wait is not waited for again until the run ends.
-        wait_s = 0.0 if self._is_behind and wait_s <= WAIT_S else wait_s
-        return self._try_to_write(wait_s, DatabaseBusyError, DatabaseUnusableError)
+        return self._try_to_write(0.0 if self._is_behind else wait_s, DatabaseBusyError, DatabaseUnusableError)
 
     def settle(self, run: str) -> bool:
         """Catch up with a run that ends, waiting for the database until its deadline, and fold the log into the file.
@@ -92,11 +92,13 @@ class Index:
         False, after a warning that names the way out, when the database cannot be had.
         """
         self._unchecked[run] = None
-        if self.flush(self._database.deadline_s):
-            self._database.checkpoint()
-            return True
-        logger.warning("the database lacks rows of run '%s'; they enter it with: sdsearch db rebuild", run)
-        return False
+        self._is_behind = False
+        if not self.flush(self._database.deadline_s):
+            logger.warning("the database lacks rows of run '%s'; they enter it with: sdsearch db rebuild", run)
+            return False
+        with suppress(DatabaseBusyError):  # The log is read with the file, wherever it lies.
+            self._database.checkpoint(WAIT_S)
+        return True
 
     def differing(self, run: str, wait_s: float | None = None) -> list[StageKey]:
         """Return the stages of a run whose ledger rows are not what the files say."""

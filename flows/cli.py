@@ -95,12 +95,12 @@ def replay(
     name: Annotated[
         str | None, typer.Option("--run", help="Name of the replay; one is made from the request when none is given.")
     ] = None,
-    workspace: WorkspaceOption = _HOME,
+    workspace: WorkspaceOption = HOME,
 ) -> None:
     """Ask what if: the teacher again, on stored iterations, under other settings; nothing is sampled or trained."""
     from flows.launch import start_replay
 
-    start_replay(run, iterations, overrides or [], name, workspace, _console())
+    start_replay(run, iterations, overrides or [], name, workspace, make_console())
 
 
 @app.command()

@@ -68,7 +68,7 @@ def report(study: Study, workspace: Workspace) -> StudyResults:
 
 
 def study_in_terminal(name: str, folder: Path, console: Console, *, report_only: bool) -> None:
-    """Train and report a study, or only report it; Ctrl-C ends it with a hint how to go on."""
+    """Train and report a study, or only report it; Ctrl-C and SIGTERM end it with a hint how to go on."""
     if report_only:
         workspace = open_existing(folder)
         study = load_study(name, workspace)

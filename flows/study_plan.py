@@ -59,7 +59,7 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     _check_comparable(study, by_variant)
     return [
         PlannedRun(
-            run=f"{study.name}-{name}-s{seed}",
+            run=study.run_of(name, seed),
             variant=name,
             seed=seed,
             config=study.base,

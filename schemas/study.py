@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from schemas.base import Record, nearest_name
 from schemas.evaluation import EvaluationMode, EvaluationReport
+from schemas.names import NAME_RULE, Name, is_name
 
-# A run is named study-variant-sSEED, and a run's name becomes part of paths: 80 characters at the most.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -25,7 +23,7 @@ class Variant(Record):
 class Study(Record):
     """A study file: which variants are trained over which seeds."""
 
-    name: str = Field(description="Its folder below the workspace's studies/, and the beginning of its runs' names.")
+    name: Name = Field(description="Its folder below the workspace's studies/, and the beginning of its runs' names.")
     base: str = Field(description="Shipped settings, or the path of a settings file (relative to the study file).")
     set: tuple[str, ...] = Field(default=(), description="`section.key=value` lines for every variant.")
     baseline: str = Field(description="The variant that all others are compared with.")
@@ -34,11 +32,12 @@ class Study(Record):
 
     @model_validator(mode="after")
     def _possible(self) -> Study:
-        for name in (self.name, *self.variants):
-            if not _NAME.fullmatch(name):
+        for name in self.variants:
+            if not is_name(name):
+                raise ValueError(f"variant {name[:100]!r} cannot be used: {NAME_RULE}")
+            if not is_name(run := self.run_of(name, max(self.seeds))):
                 raise ValueError(
-                    f"{name[:60]!r} cannot be a name; the names of a study and of its variants have 1 to 32 ASCII "
-                    "letters, digits, '_' or '-' and begin with a letter or a digit"
+                    f"run '{run[:200]}' cannot be named so: {NAME_RULE}; shorten the study's name or '{name}'"
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has a number twice ({', '.join(map(str, self.seeds))}); name each seed once")
@@ -47,6 +46,10 @@ class Study(Record):
             hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(self.variants)}"
             raise ValueError(f"baseline '{self.baseline}' is none of the variants; {hint}")
         return self
+
+    def run_of(self, variant: str, seed: int) -> str:
+        """Return the name of a variant's run with a seed."""
+        return f"{self.name}-{variant}-s{seed}"
 
     def title_of(self, variant: str) -> str:
         """Return what a variant is called in tables."""

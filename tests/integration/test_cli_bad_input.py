@@ -130,6 +130,19 @@ def test_device_that_is_not_there(train_refused: Command, workspace: Path) -> No
     assert runs_in(workspace) == []
 
 
+def test_support_larger_than_the_vocabulary(train_refused: Command, workspace: Path) -> None:
+    message = train_refused("distillation.top_k=2049")
+    assert "distillation.top_k is 2049, the policy's vocabulary has 2048 tokens; lower top_k" in message
+    assert runs_in(workspace) == []
+
+
+def test_layers_that_are_not_there(train_refused: Command, workspace: Path) -> None:
+    message = train_refused("model.tuning=lora", "model.lora_targets=['q_prj']")
+    assert "model.lora_targets ['q_prj'] names no layer of the model" in message
+    assert "q_proj" in message
+    assert runs_in(workspace) == []
+
+
 def test_questions_without_answers(train_refused: Command, workspace: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "q.jsonl", {"id": "1", "question": "Who?", "golden_answers": []})
     message = train_refused(f"data.questions={path}")

@@ -225,3 +225,17 @@ def test_learning_rates(schedule: str, expected: list[float] | None) -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[2:]))
     assert rates[-1] > 0
+
+
+def test_a_rate_that_throws_the_weights_away_is_noticed_before_the_next_step() -> None:
+    settings = settings_of(learning_rate=1e30)
+    model = make_model()
+    reports = update_policy(
+        model, make_model(seed=9), make_optimiser(model, settings.update), make_rollouts(), settings, iteration=1,
+        steps_done=0,
+    )  # fmt: skip
+    assert math.isfinite(next(reports).loss), "the first step is taken with the weights as they were"
+    after_first = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteUpdateError, match="optimiser step 2"):
+        next(reports)
+    assert all(torch.equal(tensor, after_first[name]) for name, tensor in model.state_dict().items())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from schemas.errors import UserError
 from schemas.rollout import StopReason
 from sdsearch.parsing import ANSWER_CLOSE, SEARCH_CLOSE
 from sdsearch.policy import backbone, head
@@ -157,6 +158,7 @@ def sample_tokens(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -
     """Draw a token a row by inverting the cumulative distribution at `uniform_N`; greedy where temperature is 0.
 
     Returns token ids (N,) and their log-probabilities (N,), nats, at the row's temperature (at 1 for greedy).
+    Raises UserError for logits that are not finite: from them any token would be drawn.
     """
     greedy_N = temperature_N == 0
     scale_N = torch.where(greedy_N, torch.ones_like(temperature_N), temperature_N)
@@ -165,7 +167,13 @@ def sample_tokens(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -
     target_N1 = (uniform_N.double() * cumulative_NV[:, -1])[:, None]
     drawn_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=logits_NV.shape[1] - 1)
     token_N = torch.where(greedy_N, logits_NV.argmax(-1), drawn_N)
-    return token_N, logprobs_NV.gather(1, token_N[:, None])[:, 0]
+    logprob_N = logprobs_NV.gather(1, token_N[:, None])[:, 0]
+    if not bool(torch.isfinite(logprob_N).all()):
+        raise UserError(
+            "the policy gives no probabilities (its logits are not finite), so nothing can be sampled: its weights are "
+            "damaged, or the last update threw them away; start a run with a lower update.learning_rate"
+        )
+    return token_N, logprob_N
 
 
 def _start_row(request: TurnRequest, token_ids: tuple[int, ...] | None = None) -> _Row:

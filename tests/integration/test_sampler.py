@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from schemas.errors import UserError
 from schemas.rollout import Group
 from sdsearch.policy import with_lora
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -90,3 +91,12 @@ def test_draws_follow_the_distribution() -> None:
     nearly_one = torch.tensor([1 - 1e-12], dtype=torch.float64)
     edge, _ = sample_tokens(torch.tensor([[0.0, -torch.inf]]), torch.ones(1), nearly_one)
     assert edge.tolist() == [0], "a token of no probability is never drawn"
+
+
+def test_nothing_is_sampled_from_weights_that_are_not_finite() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.get_decoder().norm.weight[3] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match="its logits are not finite"):
+            roll_out(model, num_questions=1, size=1, temperature=temperature)

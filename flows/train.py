@@ -107,8 +107,11 @@ def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, flo
 
 
 def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
-    """Keep the newest checkpoints, the best on dev, and what unfinished replays need."""
-    newest = range(iteration - settings.storage.keep_checkpoints + 1, iteration + 1)
+    """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
+
+    An iteration that is walked again may not be the last: whatever came after it stays.
+    """
+    newest = [held for held in stores.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints]
     stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run), *_needed_by_replays(stores, run)})
 
 

@@ -27,7 +27,8 @@ _STEPS_PER_LINE = 500
 def build(folder: Path, seed: int, console: Console) -> None:
     """Build the policy, write it to `folder` as save_pretrained does, and print its figures.
 
-    Raises UserError, before the work begins, for a folder that holds something else or cannot be written.
+    Raises UserError, before the work begins, for a folder that holds something else or cannot be written, and
+    WriteFailedError when the disk refuses it at the end.
     """
     target = folder.expanduser().resolve()
     _check_target(target)
@@ -41,10 +42,7 @@ def build(folder: Path, seed: int, console: Console) -> None:
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
 
-    try:
-        write_folder_atomic(target, save, target.parent)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror or error}); choose another --out") from error
+    write_folder_atomic(target, save, target.parent)
     print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
     print_figures(figures, console)
     print_line(console, f"try it: sdsearch evaluate --policy {shlex.quote(str(target))}")

@@ -205,9 +205,9 @@ class Runtime:
         text = f"{type(error).__name__}: {error}"
         try:
             self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
+            self.stores.index.put_stage(record.key)
         except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
             logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
-        self.stores.index.put_stage(record.key)
 
     def piece(self, attempt: StageRecord, name: str, record_type: type[R], make: Callable[[], list[R]]) -> list[R]:
         """Return a piece of a stage: what an earlier attempt with the same inputs has finished of it, or made now."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from flows.stores import Stores
 from schemas.ledger import RunStatus
+from storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -17,16 +21,24 @@ def standing(stores: Stores, run: str) -> Iterator[None]:
     The caller holds the run's lock.
     """
     _set_status(stores, run, "running")
+    stores.index.catch_up(run)
     try:
-        stores.index.catch_up(run)
         yield
     except BaseException as error:
         # Whatever stops the run shows in its record and goes on its way; what is no Exception is an interrupt.
-        _set_status(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
-        stores.index.flush()
+        _mark_stopped(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
         raise
     _set_status(stores, run, "done")
     stores.index.settle(run)
+
+
+def _mark_stopped(stores: Stores, run: str, status: RunStatus) -> None:
+    """Note how a run ended; what stopped it, a full disk say, may prevent that, and is what people must be told."""
+    try:
+        _set_status(stores, run, status)
+        stores.index.flush()
+    except StorageError as error:
+        logger.warning("run '%s' could not be marked as %s: %s", run, status, error)
 
 
 def _set_status(stores: Stores, run: str, status: RunStatus) -> None:

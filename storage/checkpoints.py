@@ -9,7 +9,7 @@ from pathlib import Path
 
 from schemas.ledger import ArtifactRef
 from storage.errors import DamagedArtifactError
-from storage.files import temporary_name
+from storage.files import failures_named, temporary_name
 from storage.manifest import verify_folder, write_folder_atomic
 from storage.tensors import load_state, load_tensors, save_state, save_tensors, tensors_sha256
 from storage.workspace import Workspace
@@ -59,6 +59,7 @@ class CheckpointStore:
             # A version that is half removed must not look like a damaged one.
             path = self.path(run, version)
             temporary = path.with_name(temporary_name(path.name))
-            path.rename(temporary)
-            shutil.rmtree(temporary)
+            with failures_named(path):
+                path.rename(temporary)
+                shutil.rmtree(temporary)
         return gone

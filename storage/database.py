@@ -35,7 +35,14 @@ _CREATE_TABLE = re.compile(r"^CREATE TABLE .*?^\)", re.MULTILINE | re.DOTALL)
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _Connection = duckdb.DuckDBPyConnection
 # What a damaged file, a full disk or a failing one raises: nothing that other rows or another query would mend.
-_BROKEN = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)
+_BROKEN = (
+    duckdb.IOException,
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.SerializationException,
+    duckdb.TransactionException,  # A commit that the disk refuses.
+)
+_REFUSED = re.compile(r"No space left|quota exceeded|File too large|Read-only file system|Permission denied", re.I)
 
 
 class Database:
@@ -134,7 +141,9 @@ class Database:
                     connection.execute("USE sdsearch")
                     yield connection
             except _BROKEN as error:
-                raise DatabaseUnusableError(f"{self.path} cannot be used ({error}); {_way_out(self.path)}") from error
+                raise DatabaseUnusableError(
+                    f"{self.path} cannot be used ({_first_line(error)}); {_remedy(self.path, error)}"
+                ) from error
             finally:
                 self._detach(self._instance)
 
@@ -163,7 +172,7 @@ class Database:
                 waited_s = time.monotonic() - started
                 if not _BUSY.search(str(error)):
                     raise DatabaseUnusableError(
-                        f"{self.path} cannot be opened ({error}); {_way_out(self.path)}"
+                        f"{self.path} cannot be opened ({_first_line(error)}); {_remedy(self.path, error)}"
                     ) from error
                 if waited_s >= wait_s:
                     raise DatabaseBusyError(_describe_holder(self.path.as_posix(), str(error), waited_s)) from error
@@ -251,6 +260,16 @@ def _check_version(version: int, path: str) -> None:
             f"{path} has tables of layout {version}, this program writes layout {SCHEMA_VERSION}; use the program "
             f"that made it, or {_way_out(Path(path))}"
         )
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).splitlines()[0]
+
+
+def _remedy(path: Path, error: duckdb.Error) -> str:
+    if _REFUSED.search(str(error)):
+        return "free some space there, or make it writable; its rows are in the files, and enter it when that is done"
+    return _way_out(path)
 
 
 def _way_out(path: Path) -> str:

@@ -11,6 +11,10 @@ class WorkspaceError(StorageError):
     """The workspace folder, or a name that would become a path in it, cannot be used."""
 
 
+class WriteFailedError(StorageError, OSError):
+    """A file cannot be written: its disk is full or read-only, or a limit was met; what it held before is intact."""
+
+
 class DamagedArtifactError(StorageError):
     """A stored file is missing, altered, or not what its reference says."""
 

@@ -96,7 +96,7 @@ class Index:
         if not self.flush(self._database.deadline_s):
             logger.warning("the database lacks rows of run '%s'; they enter it with: sdsearch db rebuild", run)
             return False
-        with suppress(DatabaseBusyError):  # The log is read with the file, wherever it lies.
+        with suppress(DatabaseBusyError, DatabaseUnusableError):  # The log is read with the file, wherever it lies.
             self._database.checkpoint(WAIT_S)
         return True
 

@@ -12,7 +12,15 @@ from pydantic import Field, ValidationError
 from schemas.base import Record
 from schemas.ledger import ArtifactRef
 from storage.errors import DamagedArtifactError
-from storage.files import is_temporary, make_folder, sha256_file, sync, temporary_name, write_json_atomic
+from storage.files import (
+    failures_named,
+    is_temporary,
+    make_folder,
+    sha256_file,
+    sync,
+    temporary_name,
+    write_json_atomic,
+)
 from storage.shield import finishing
 
 MANIFEST = "manifest.json"
@@ -37,21 +45,23 @@ def write_folder_atomic(folder: Path, fill: Callable[[Path], None], root: Path) 
     """Have `fill` write into a temporary folder beside `folder`, then put it in place durably.
 
     A folder that is there already and verifies with the same content stays; any other one is replaced: a crash
-    in between leaves it absent, never mixed. Returns a reference to the manifest, which holds every hash.
+    in between leaves it absent, never mixed. Returns a reference to the manifest, which holds every hash. Raises
+    WriteFailedError when the system refuses.
     """
-    make_folder(folder.parent)
-    _remove_leftovers(folder)
-    temporary = folder.with_name(temporary_name(folder.name))
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        manifest = _describe(temporary)
-        write_json_atomic(temporary / MANIFEST, manifest.model_dump(mode="json"), root)
-        for path in [*_files(temporary), *_folders(temporary)]:
-            sync(path)
-        _put_in_place(temporary, folder, manifest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with failures_named(folder):
+        make_folder(folder.parent)
+        _remove_leftovers(folder)
+        temporary = folder.with_name(temporary_name(folder.name))
+        temporary.mkdir()
+        try:
+            fill(temporary)
+            manifest = _describe(temporary)
+            write_json_atomic(temporary / MANIFEST, manifest.model_dump(mode="json"), root)
+            for path in [*_files(temporary), *_folders(temporary)]:
+                sync(path)
+            _put_in_place(temporary, folder, manifest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     path = folder / MANIFEST
     return ArtifactRef(path=path.relative_to(root).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size)
 
@@ -114,11 +124,10 @@ def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
         former = folder.with_name(temporary_name(folder.name))
         folder.rename(former)
         temporary.rename(folder)
-        sync(folder.parent)
         shutil.rmtree(former)
     else:
         temporary.rename(folder)
-        sync(folder.parent)
+    sync(folder.parent)
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 
 from schemas.base import Record
 from storage.errors import RunLockedError
-from storage.files import make_folder
+from storage.files import failures_named, make_folder
 from storage.workspace import Workspace
 
 HEARTBEAT_S = 10.0
@@ -74,14 +74,15 @@ class RunLock:
 
     def __enter__(self) -> LockHolder:
         assert self._descriptor is None, "a RunLock is entered once at a time"
-        descriptor = _acquire(self._path, self._run)
-        try:
-            _refuse_living(_read_holder(self._path), self._path)
-            holder = _this_process(self._run)
-            _write_holder(descriptor, holder)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        with failures_named(self._path):
+            descriptor = _acquire(self._path, self._run)
+            try:
+                _refuse_living(_read_holder(self._path), self._path)
+                holder = _this_process(self._run)
+                _write_holder(descriptor, holder)
+            except BaseException:
+                os.close(descriptor)
+                raise
         self._descriptor, self._holder = descriptor, holder
         self._left.clear()
         self._beating = threading.Thread(target=self._beat, args=(descriptor, holder), daemon=True)

@@ -36,15 +36,9 @@ def read_study(workspace: Workspace, name: str) -> Study | None:
 def write_study_files(workspace: Workspace, name: str, contents: Mapping[str, bytes]) -> Path:
     """Write files by their names into a study's folder, each whole or not at all; return the folder.
 
-    WorkspaceError when the folder cannot be written.
+    WriteFailedError when the folder cannot be written.
     """
     folder = workspace.study_folder(name)
-    try:
-        for file_name, content in contents.items():
-            write_bytes_atomic(folder / file_name, content, workspace.root)
-    except OSError as error:
-        raise WorkspaceError(
-            f"{folder} cannot be written ({error.strerror or error}); mend its rights or its disk, then: "
-            f"sdsearch study {name} --report-only"
-        ) from error
+    for file_name, content in contents.items():
+        write_bytes_atomic(folder / file_name, content, workspace.root)
     return folder

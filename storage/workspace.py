@@ -11,7 +11,7 @@ from typing import IO
 from schemas.ledger import STAGES, StageKey
 from schemas.names import NAME_RULE, is_name
 from storage.errors import WorkspaceError
-from storage.files import make_folder
+from storage.files import describe_failure, make_folder
 
 RUN_FILE = "run.json"
 STAGE_FILE = "stage.json"
@@ -42,9 +42,8 @@ class Workspace:
             with tempfile.TemporaryFile(dir=path) as probe:
                 probe.write(b"writable")
         except OSError as error:
-            reason = error.strerror or str(error)
             raise WorkspaceError(
-                f"workspace {path} cannot be written ({reason}); name a folder that you may write with "
+                f"workspace {path} cannot be written ({describe_failure(error, path)}; or name another folder with "
                 "--workspace or SDSEARCH_HOME"
             ) from error
         return cls(path)
@@ -96,11 +95,6 @@ class Workspace:
     def lock(self, run: str) -> Path:
         """The file whose lock says that a process works on the run."""
         return self.root / "locks" / f"run={validate_run_name(run)}.lock"
-
-    @property
-    def index_lock(self) -> Path:
-        """The file whose lock says that a process builds an index."""
-        return self.root / "locks" / "indexes.lock"
 
     def open_log(self, name: str) -> IO[bytes]:
         """Open `logs/NAME.log` to append to: what a started program says."""

@@ -17,7 +17,7 @@ from sdsearch.retrieval.dense import DenseRetriever, build_index
 from sdsearch.retrieval.hf import HFEncoder, HFSettings
 from sdsearch.retrieval.lexical import LexicalEncoder, LexicalSettings, recipe_hash
 from sdsearch.world import corpus_file
-from storage.indexes import EncoderState, IndexUnusableError, load_index, save_index
+from storage.indexes import EncoderState, IndexUnusableError, StoredIndex, building_alone, load_index, save_index
 from storage.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -83,11 +83,9 @@ def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[D
     folder = workspace.indexes / source.fingerprint[:16]
     try:
         stored = load_index(folder, source.corpus_hash, source.encoder_hash)
-    except IndexUnusableError as error:
-        if folder.exists():
-            logger.warning("the index is built again: %s", error)
-        build_index_folder(source, settings, workspace)
-        stored = load_index(folder, source.corpus_hash, source.encoder_hash)
+    except IndexUnusableError:
+        with building_alone(workspace):
+            stored = _load_or_build(source, settings, folder)
     return DenseRetriever(
         _encoder(source, settings, stored.encoder), stored.vectors, stored.passages
     ), source.fingerprint
@@ -95,8 +93,23 @@ def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[D
 
 def build_index_folder(source: IndexSource, settings: RetrievalSettings, workspace: Workspace) -> IndexReport:
     """Encode the corpus and write the index."""
+    with building_alone(workspace):
+        return _build(source, settings, workspace.indexes / source.fingerprint[:16])
+
+
+def _load_or_build(source: IndexSource, settings: RetrievalSettings, folder: Path) -> StoredIndex:
+    """Return the index, which another process may have built in the meantime."""
+    try:
+        return load_index(folder, source.corpus_hash, source.encoder_hash)
+    except IndexUnusableError as error:
+        if folder.exists():
+            logger.warning("the index is built again: %s", error)
+        _build(source, settings, folder)
+        return load_index(folder, source.corpus_hash, source.encoder_hash)
+
+
+def _build(source: IndexSource, settings: RetrievalSettings, folder: Path) -> IndexReport:
     started = time.perf_counter()
-    folder = workspace.indexes / source.fingerprint[:16]
     passages = source.passages()
     encoder: Any
     if isinstance(settings.encoder, LexicalEncoderSettings):

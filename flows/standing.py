@@ -21,8 +21,8 @@ def standing(stores: Stores, run: str) -> Iterator[None]:
     The caller holds the run's lock.
     """
     _set_status(stores, run, "running")
-    stores.index.catch_up(run)
     try:
+        stores.index.catch_up(run)
         yield
     except BaseException as error:
         # Whatever stops the run shows in its record and goes on its way; what is no Exception is an interrupt.

@@ -16,9 +16,10 @@ from sdsearch.comparison import paired_bootstrap
 from sdsearch.seeds import derive_seed
 from storage.database import Database
 
-_EVALUATIONS = """
-    SELECT run, updates_done AS iteration, policy_version, mode, dataset, split, num_questions, em, f1,
-        search_quality, searches_per_rollout, valid_share
+# The table has a column for each of the report's figures, and `iteration` under the name that says what it counts.
+_FIGURES = ", ".join(name for name in EvaluationReport.model_fields if name != "iteration")
+_EVALUATIONS = f"""
+    SELECT run, updates_done AS iteration, {_FIGURES}
     FROM evaluations WHERE run IN (SELECT unnest($runs)) ORDER BY run, updates_done, mode
 """
 _LAST_ANSWERS = """

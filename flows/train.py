@@ -22,6 +22,7 @@ from schemas.ledger import RunRecord, StageKey, StageRecord
 from storage.errors import DamagedArtifactError, DatabaseBusyError, RunNotFoundError
 from storage.files import remove_leftovers
 from storage.index import WAIT_S
+from storage.indexes import remove_unfinished
 from storage.runlock import RunLock
 from storage.workspace import Workspace, validate_run_name
 
@@ -73,7 +74,7 @@ def drive(
             record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
             _remove_leftovers(stores, run)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
-            first = _first_iteration(stores, record)
+            first = first_iteration(stores, record)
             policy = stores.ledger.done(StageKey(run=run, iteration=first - 1, stage="update"))
             with standing(stores, run):
                 reporter.run_started(run, settings, first)
@@ -106,8 +107,11 @@ def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, flo
 
 
 def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
-    """Keep the newest checkpoints, the best on dev, and what unfinished replays need."""
-    newest = range(iteration - settings.storage.keep_checkpoints + 1, iteration + 1)
+    """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
+
+    An iteration that is walked again may not be the last: whatever came after it stays.
+    """
+    newest = [held for held in stores.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints]
     stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run), *_needed_by_replays(stores, run)})
 
 
@@ -118,16 +122,23 @@ def _needed_by_replays(stores: Stores, run: str) -> list[int]:
 
 
 def _best_on_dev(stores: Stores, run: str) -> list[int]:
-    """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation."""
+    """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation.
+
+    Versions whose evaluation cannot be read are returned too: one of them may be the best.
+    """
     reports: list[EvaluationReport] = []
+    unknown: list[int] = []
     for held in stores.checkpoints.versions(run):
         record = stores.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
-        reports += stores.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+        try:
+            reports += stores.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+        except DamagedArtifactError:
+            unknown.append(held)
     best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
-    return [best.policy_version] if best else []
+    return [*unknown, *([best.policy_version] if best else [])]
 
 
-def _first_iteration(stores: Stores, record: RunRecord) -> int:
+def first_iteration(stores: Stores, record: RunRecord) -> int:
     """Return the iteration that a run goes on with: its last one, or the one after the newest intact checkpoint.
 
     From there on, the updates are taken again from what was sampled for them, which gives the same weights.
@@ -150,6 +161,7 @@ def _remove_leftovers(stores: Stores, run: str) -> None:
     for folder in (stores.workspace.run_folder(run), stores.workspace.checkpoints(run)):
         for path in remove_leftovers(folder):
             logger.info("removed %s, left by a process that died", path)
+    remove_unfinished(stores.workspace)
 
 
 def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:

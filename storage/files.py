@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -103,6 +104,19 @@ def temporary_name(name: str) -> str:
 def is_temporary(path: Path) -> bool:
     """True for what an interrupted write left behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a file's lock, which goes with its process; gives False at once when another has it and `wait` is off."""
+    make_folder(path.parent)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -7,9 +7,9 @@ The folder holds `vectors.faiss`, `passages.arrow`, `encoder.json`, `encoder.npz
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, overload
@@ -24,7 +24,17 @@ from schemas.base import Record
 from schemas.ledger import ArtifactRef
 from schemas.passage import Passage
 from storage.errors import StorageError
-from storage.files import make_folder, sha256_file, sync, temporary_name, write_json_atomic
+from storage.files import (
+    locked,
+    make_folder,
+    remove,
+    remove_leftovers,
+    sha256_file,
+    sync,
+    temporary_name,
+    write_json_atomic,
+)
+from storage.workspace import Workspace
 
 _VECTORS: Final = "vectors.faiss"
 _PASSAGES: Final = "passages.arrow"
@@ -95,6 +105,21 @@ class StoredPassages(Sequence[Passage]):
         return Passage(**{name: batch.column(name)[offset].as_py() for name in _SCHEMA.names})
 
 
+@contextmanager
+def building_alone(workspace: Workspace) -> Iterator[None]:
+    """Let one process at a time build indexes of a workspace; another waits for its end."""
+    with locked(workspace.index_lock):
+        remove_leftovers(workspace.indexes)
+        yield
+
+
+def remove_unfinished(workspace: Workspace) -> None:
+    """Remove what dead processes left of indexes; nothing while one is being built."""
+    with locked(workspace.index_lock, wait=False) as is_held:
+        if is_held:
+            remove_leftovers(workspace.indexes)
+
+
 def save_index(
     folder: Path,
     index: faiss.Index,
@@ -105,7 +130,8 @@ def save_index(
 ) -> IndexManifest:
     """Write an index folder durably; a reader sees all of it or none. An index that is there is replaced.
 
-    Raises ValueError when the numbers of vectors and passages differ; OSError passes through.
+    The caller is `building_alone`. Raises ValueError when the numbers of vectors and passages differ; OSError passes
+    through.
     """
     make_folder(folder.parent)
     building = folder.with_name(temporary_name(folder.name))
@@ -126,7 +152,8 @@ def save_index(
         write_json_atomic(building / _MANIFEST, manifest.model_dump(mode="json"), building)
         _put_in_place(building, folder)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        if building.exists():
+            remove(building)
     return manifest
 
 
@@ -195,7 +222,7 @@ def _put_in_place(building: Path, folder: Path) -> None:
     building.rename(folder)
     sync(folder.parent)
     if former.exists():
-        shutil.rmtree(former)
+        remove(former)
 
 
 def _read_manifest(folder: Path) -> IndexManifest:

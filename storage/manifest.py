@@ -124,10 +124,11 @@ def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
         former = folder.with_name(temporary_name(folder.name))
         folder.rename(former)
         temporary.rename(folder)
+        sync(folder.parent)
         shutil.rmtree(former)
     else:
         temporary.rename(folder)
-    sync(folder.parent)
+        sync(folder.parent)
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

@@ -96,6 +96,11 @@ class Workspace:
         """The file whose lock says that a process works on the run."""
         return self.root / "locks" / f"run={validate_run_name(run)}.lock"
 
+    @property
+    def index_lock(self) -> Path:
+        """The file whose lock says that a process builds an index."""
+        return self.root / "locks" / "indexes.lock"
+
     def open_log(self, name: str) -> IO[bytes]:
         """Open `logs/NAME.log` to append to: what a started program says."""
         path = self.log(name)

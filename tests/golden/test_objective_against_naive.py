@@ -135,8 +135,8 @@ def test_the_order_of_the_rollouts_changes_nothing(whole_step: Any) -> None:
 
 @pytest.mark.parametrize("positions", ["query", "completion"])
 def test_both_parts_of_the_gradient_add_up(positions: str) -> None:
-    """Measured apart, the gradients of the two losses are those of the naive one's terms."""
-    case = make_case(make_settings(distillation={"positions": positions}))
+    """Measured apart over several micro-batches, both gradients are those of the naive one's terms."""
+    case = make_case(make_settings(distillation={"positions": positions}, update={"max_tokens_per_microbatch": 150}))
     parameters = trainable_parameters(case.policy)
     sd_gradient = [torch.zeros_like(parameter) for parameter in parameters.values()]
     case.policy.zero_grad()

@@ -13,24 +13,15 @@ from flows.study_results import estimate
 from flows.study_table import curves_csv, print_results, table_markdown
 from schemas.evaluation import EvaluationMode, EvaluationReport
 from schemas.study import PairedDifference, RunOutcome, Study, StudyResults, Variant, VariantSummary
+from tests.records import make_evaluation
 
 DIFFERENCE = PairedDifference(mean=0.1, low=-0.05, high=0.25, num_seeds=2, num_questions=10)
 
 
 def evaluation(updates: int, mode: EvaluationMode, em: float) -> EvaluationReport:
-    return EvaluationReport(
-        iteration=updates,
-        policy_version=updates,
-        mode=mode,
-        dataset="toy",
-        split="dev",
-        num_questions=10,
-        em=em,
-        f1=em,
-        search_quality=0.25,
-        searches_per_rollout=1.5,
-        valid_share=1.0,
-    )
+    report, _ = make_evaluation()
+    figures = {"iteration": updates, "mode": mode, "em": em, "search_quality": 0.25, "searches_per_rollout": 1.5}
+    return report.model_copy(update={**figures, "num_questions": 10})
 
 
 def outcome(variant: str, seed: int, ems: tuple[float, ...], finished: bool = True) -> RunOutcome:

@@ -99,7 +99,7 @@ RUNS = {
 
 @dataclass
 class Trained:
-    """The runs, and the passes without gradient over whole rollouts that each made, by whose weights they read."""
+    """The runs, and the passes without gradient that each made: over whole rollouts by whose weights, teacher's ones."""
 
     stores: Stores
     passes: dict[str, Counter[str]]
@@ -129,7 +129,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     rows = [{"id": q.id, "question": q.question, "golden_answers": [golden[q.id]]} for q in chosen]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     passes: dict[str, Counter[str]] = {run: Counter() for run in RUNS}
-    real = sdsearch.logprobs.sequence_logprobs
+    real, real_read = sdsearch.logprobs.sequence_logprobs, sdsearch.teacher.read_logprobs
     for run, overrides in RUNS.items():
 
         def counted(model: torch.nn.Module, *rest: Any, run: str = run) -> list[torch.Tensor]:
@@ -137,10 +137,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             passes[run]["policy" if trains else "reference"] += 1
             return real(model, *rest)
 
+        def counted_read(*arguments: Any, run: str = run) -> torch.Tensor:
+            passes[run]["teacher"] += 1
+            return real_read(*arguments)
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sdsearch.logprobs, "sequence_logprobs", counted)
-            if run == "grpo":
-                patch.setattr(sdsearch.teacher, "read_logprobs", None)  # No teacher pass may be made.
+            patch.setattr(sdsearch.teacher, "read_logprobs", counted_read)
             settings = load_settings("tiny", [*BASE, f"data.questions={questions}", *overrides])
             train_plain(settings, run, folder, SilentReporter())
     return Trained(open_stores(folder), passes)
@@ -214,8 +217,10 @@ def test_ratios_clips_and_importance_weights(trained: Trained) -> None:
 
 
 def test_reference_and_trainer_passes_are_made_where_they_are_read_alone(trained: Trained) -> None:
-    assert trained.passes["plain"] == {"reference": 2}, "one an iteration"
-    assert trained.passes["lora"] == {"policy": 1}, "the trainer's own; no KL, so no reference"
+    assert trained.passes["plain"]["reference"] == 2, "one an iteration"
+    assert trained.passes["plain"]["policy"] == 0
+    assert trained.passes["lora"]["policy"] == 1, "the trainer's own"
+    assert trained.passes["lora"]["reference"] == 0, "no KL"
     assert set(trained.steps("lora", "kl")) == {0.0}
     assert trained.steps("plain", "kl")[1] > 0
 
@@ -241,6 +246,9 @@ def test_warm_up_and_plain_grpo_have_no_teacher(trained: Trained) -> None:
     assert trained.steps("plain", "alpha") == [0.0, 0.1]
     assert trained.rows("plain", "teacher_targets", "iteration = 1") == []
     assert trained.rows("plain", "teacher_targets", "iteration = 2")
+    taught = len(trained.rows("plain", "teacher_targets"))
+    assert trained.passes["plain"]["teacher"] == 2 * taught, "teacher and student, in the second iteration alone"
+    assert trained.passes["grpo"]["teacher"] == 0
     assert trained.steps("plain", "sd_loss")[0] == 0.0 < trained.steps("plain", "sd_loss")[1]
     for table in ("hindsight_blocks", "teacher_targets", "query_credit"):
         assert trained.rows("grpo", table) == []

@@ -99,7 +99,7 @@ RUNS = {
 
 @dataclass
 class Trained:
-    """The runs, and the passes without gradient that each made: over whole rollouts by whose weights, teacher's ones."""
+    """The runs, and each one's passes without gradient: over whole rollouts by whose weights, and the teacher's."""
 
     stores: Stores
     passes: dict[str, Counter[str]]

@@ -100,6 +100,12 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
     return settings
 
 
+def requested_changes(source: RunRecord, settings: Settings) -> str:
+    """Return `name: source's -> replay's` for each setting that was asked for, empty for none."""
+    changes = changed_settings(source.settings_json, settings)
+    return ", ".join(f"{name}: {before} -> {after}" for name, before, after in changes if name not in _OF_THE_LOSS)
+
+
 def check_replayable(stores: Stores, plan: ReplayPlan) -> None:
     """Raise UserError, which names the iterations that can be replayed, when one of the plan's cannot.
 

@@ -7,9 +7,8 @@ from itertools import groupby
 
 from rich.console import Console
 
-from flows.replay_plan import ReplayPlan, format_iterations
+from flows.replay_plan import ReplayPlan, format_iterations, requested_changes
 from flows.report import SilentReporter
-from flows.settings import setting_changes
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.config import Settings
 from schemas.ledger import RunRecord, StageKey, StageRecord
@@ -29,7 +28,7 @@ class ReplayReporter(SilentReporter):
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None:
         """Say what is replayed and which settings differ from the source's."""
-        changes = setting_changes(self._source.settings_json, settings) or "same settings"
+        changes = requested_changes(self._source, settings) or "same settings"
         iterations = format_iterations(self._plan.iterations)
         print_line(self._console, f"replay {run}: iterations {iterations} of run {self._source.run}; {changes}")
 

@@ -16,7 +16,7 @@ from flows.cli import run_command
 from flows.launch import start_replay
 from flows.policies import model_folder
 from flows.report import SilentReporter
-from flows.rows import file_of
+from flows.rows import RowsFromFiles, file_of
 from flows.settings import load_settings
 from flows.stores import Stores
 from flows.train import open_stores, train_plain
@@ -119,7 +119,7 @@ def test_the_same_settings_give_the_same_numbers_and_no_work(workspace: Path, st
     assert alone["mean JSD"][1] > 0
     assert "iteration 2: sample adopted, persist adopted, hindsight adopted, teacher adopted" in said
     assert "iterations 2" in [line.strip() for line in said.splitlines()]
-    assert "distillation.warmup_iterations: 1 -> 0" in said
+    assert "replay same: iterations 1:2 of run first; same settings" in said
 
 
 def test_the_same_request_again_does_nothing_and_prints_the_table(
@@ -214,6 +214,21 @@ def test_outcomes_stay_the_sources_when_the_threshold_of_the_labels_changes(work
     of_run = "SELECT rollout_id, outcome FROM rollouts WHERE run = $run AND iteration = 2 ORDER BY 1"
     ours, source = (stores.database.query(of_run, {"run": run}).to_pylist() for run in ("strict", "first"))
     assert ours == source
+    adopted = stores.ledger.done(StageKey(run="strict", iteration=2, stage="persist"))
+    assert adopted is not None
+    again = RowsFromFiles(stores.ledger, stores.artifacts)(adopted)["rollouts"].to_pylist()
+    assert sorted((row["rollout_id"], row["outcome"]) for row in again) == [tuple(row.values()) for row in source]
+
+
+def test_a_source_that_the_database_lacks_enters_it_for_the_comparison(workspace: Path, stores: Stores) -> None:
+    replay(workspace, "2", run="indexed")
+    before = figures(stores, "indexed", [2])
+    stores.database.checkpoint()
+    stores.database.path.unlink()
+    replay(workspace, "2", run="indexed")
+    after = figures(open_stores(workspace), "indexed", [2])
+    assert after == {name: pytest.approx(pair) for name, pair in before.items()}
+    assert after["mean JSD"][0] > 0
 
 
 def test_a_replay_that_was_interrupted_goes_on(

@@ -15,14 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import UserError
 from schemas.rollout import StopReason
-from sdsearch.parsing import ANSWER_CLOSE, SEARCH_CLOSE
 from sdsearch.policy import backbone, head
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
 from sdsearch.sampling.slots import SlotCache
-from sdsearch.tokens import decode
-
-_STOPS: dict[str, StopReason] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
-_TAIL_TOKENS = 16
+from sdsearch.sampling.stopping import TurnEnds
 
 
 @dataclass
@@ -46,9 +42,7 @@ class TransformersSampler:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
-        self._tokenizer = tokenizer
-        self._eos_ids = _end_of_turn_ids(model, tokenizer)
-        self._may_close = _tokens_that_may_close(tokenizer)
+        self._ends = TurnEnds.of(model, tokenizer)
 
     @torch.inference_mode()
     def converse(self, openings: Sequence[TurnRequest], respond: Respond) -> None:
@@ -137,21 +131,10 @@ class TransformersSampler:
         temperature_N = torch.tensor([row.request.temperature for row in rows], dtype=torch.float32)
         uniform_N = torch.stack([row.uniforms_W[len(row.token_ids)] for row in rows])
         token_N, logprob_N = sample_tokens(logits_NV.cpu(), temperature_N, uniform_N)
-        may_close_N = self._may_close[token_N].tolist()
-        for row, token, logprob, may_close in zip(rows, token_N.tolist(), logprob_N.tolist(), may_close_N, strict=True):
+        for row, token, logprob in zip(rows, token_N.tolist(), logprob_N.tolist(), strict=True):
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            row.stop_reason = self._stop_reason(row, token, may_close)
-
-    def _stop_reason(self, row: _Row, token: int, may_close: bool) -> StopReason | None:
-        if token in self._eos_ids:
-            return "end_of_turn"
-        if may_close:
-            tail = decode(self._tokenizer, row.token_ids[-_TAIL_TOKENS:])
-            for tag, reason in _STOPS.items():
-                if tag in tail:
-                    return reason
-        return "length" if len(row.token_ids) >= row.request.max_new_tokens else None
+            row.stop_reason = self._ends.reason(row.token_ids, row.request.max_new_tokens)
 
 
 def sample_tokens(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,19 +175,3 @@ def _move_ended_back(cache: SlotCache, rows: list[_Row], num_active: int) -> int
                 cache.swap_slots(slot, num_active)
                 rows[slot], rows[num_active] = rows[num_active], rows[slot]
     return num_active
-
-
-def _end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    config = getattr(model, "generation_config", None)
-    configured = getattr(config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _tokens_that_may_close(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return a boolean vector over the vocabulary: tokens whose text holds a `>`, the only ones that end a tag."""
-    size = max(len(tokenizer), tokenizer.vocab_size) + 4096
-    flags = torch.zeros(size, dtype=torch.bool)
-    for token, token_id in tokenizer.get_vocab().items():
-        flags[token_id] = ">" in token
-    return flags

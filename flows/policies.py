@@ -15,12 +15,14 @@ from schemas.errors import UserError
 from schemas.ledger import ArtifactRef
 from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from sdsearch.policy import load_model, load_tokenizer, set_adapters, trainable_parameters, with_lora
+from sdsearch.sampling.vllm_weights import PolicyWeights
 from sdsearch.seeds import derive_seed
 from storage.checkpoints import CheckpointStore
 from storage.tensors import load_tensors, save_tensors, tensors_sha256
 
 _ADAPTER_FILE = "adapter_model.safetensors"
-_OPTIMISER_FILE = "optimiser.safetensors"
+# In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
+_OPTIMISER_FILE = "optimiser/state.safetensors"
 _READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 _MINI_FOLDER = Path(str(files("sdsearch.world") / "mini"))
 
@@ -63,8 +65,8 @@ class LivePolicy:
         self._settings = settings
         self._run = run
         self._checkpoints = checkpoints
-        self._base = model_folder(settings.model.path)
-        self.tokenizer = load_tokenizer(self._base, settings.model.trust_remote_code)
+        self.base_folder = model_folder(settings.model.path)
+        self.tokenizer = load_tokenizer(self.base_folder, settings.model.trust_remote_code)
         self.model: Any = None
         self.version = -1
         self._optimiser: Any = None
@@ -74,6 +76,14 @@ class LivePolicy:
     def max_context_tokens(self) -> int:
         """Tokens that the model can attend to."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def weights(self) -> PolicyWeights:
+        """Where an engine finds the weights of this version."""
+        if not self.version:
+            return PolicyWeights(0, "base", self.base_folder)
+        folder = self._checkpoints.path(self._run, self.version).resolve()
+        return PolicyWeights(self.version, "adapter" if self._settings.model.tuning == "lora" else "full", str(folder))
 
     def move_to(self, version: int) -> None:
         """Make the weights those of `version`; nothing happens when they are already.
@@ -101,7 +111,7 @@ class LivePolicy:
         """The starting weights that KL is measured to; None where there is no KL, or LoRA adapters can be left out."""
         if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
             return None
-        reference = self._load_model(self._base).to(self._settings.model.device)
+        reference = self._load_model(self.base_folder).to(self._settings.model.device)
         return reference.requires_grad_(False)
 
     def abandon(self) -> None:
@@ -127,10 +137,10 @@ class LivePolicy:
     def _load(self, folder: Path | None) -> Any:
         settings = self._settings.model
         if settings.tuning == "full":
-            return self._load_model(folder or self._base)
+            return self._load_model(folder or self.base_folder)
         targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
         seed = derive_seed(self._settings.seed, "lora") % 2**32
-        model = with_lora(self._load_model(self._base), settings.lora_rank, settings.lora_alpha, targets, seed)
+        model = with_lora(self._load_model(self.base_folder), settings.lora_rank, settings.lora_alpha, targets, seed)
         if folder is not None:
             # PEFT's own reader would open a pickled file where the other one is missing.
             set_adapters(model, load_tensors(folder / _ADAPTER_FILE))

@@ -15,6 +15,7 @@ from flows.index import open_retriever
 from flows.policies import LivePolicy, check_device, model_fingerprint, set_threads
 from flows.report import Reporter
 from flows.rows import file_of, rows_of
+from flows.samplers import PolicySampler, open_sampler
 from flows.settings import stored_settings
 from flows.stores import Stores
 from schemas.base import Record, hash_json
@@ -25,7 +26,6 @@ from schemas.update import UpdateReport
 from sdsearch.readers import read_questions
 from sdsearch.retrieval.dense import DenseRetriever
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
-from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
 from sdsearch.teacher import check_support
 from sdsearch.world import load_questions
@@ -53,7 +53,7 @@ _SETTINGS_READ: dict[StageName, Any] = {
         "update": {"max_tokens_per_microbatch", "head_chunk"},
     },
     "update": {"seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"},
-    "evaluate": {"seed", "model", "data", "retrieval", "rollout", "evaluation"},
+    "evaluate": {"seed", "model", "data", "retrieval", "rollout", "sampling", "evaluation"},
 }
 
 
@@ -74,6 +74,8 @@ class Runtime:
     def prepare(self) -> None:
         """Load what the settings name; UserError or StorageError for what cannot be used, before anything is done."""
         check_device(self.settings.model.device)
+        if self.source is None:  # A replay samples nothing.
+            _ = self.sampler
         for split in (self.settings.data.train_split, self.settings.evaluation.split):
             self.questions(split)
         if not self.stores.checkpoints.versions(self.run):
@@ -84,6 +86,10 @@ class Runtime:
     @cached_property
     def policy(self) -> LivePolicy:
         return LivePolicy(self.settings, self.source or self.run, self.stores.checkpoints)
+
+    @cached_property
+    def sampler(self) -> PolicySampler:
+        return open_sampler(self.settings, self.run, self.stores.workspace.root.resolve())
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -117,10 +123,10 @@ class Runtime:
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=settings.max_prompt_tokens,
             max_observation_tokens=settings.max_observation_tokens,
-            max_context_tokens=self.policy.max_context_tokens,
+            max_context_tokens=self.sampler.max_context_tokens(self.policy),
             num_passages=self.settings.retrieval.num_passages,
         )
-        sampler = TransformersSampler(self.policy.model, self.policy.tokenizer)
+        sampler = self.sampler.at(self.policy)
         return RolloutLoop(self.policy.tokenizer, sampler, self._retriever[0], limits, settings.template)
 
     def perform(
@@ -164,7 +170,8 @@ class Runtime:
             # outside: Ctrl-C, SIGTERM, a cancellation.
             self._record_failure(record, error, interrupted=not isinstance(error, Exception))
             raise
-        record = record.model_copy(update={"num_rows": count_rows(record, rows)})
+        report = self.sampler.rest() if "sampler" in vars(self) else None
+        record = record.model_copy(update={"num_rows": count_rows(record, rows), "sampling": report})
         self.stores.ledger.commit(record)
         Pieces(self.stores.artifacts, record).remove()
         self.stores.index.put_stage(key, rows)
@@ -194,6 +201,11 @@ class Runtime:
         if self.source is None:
             return self.settings.hindsight
         return stored_settings(self.stores.ledger.get_run(self.source)).hindsight
+
+    def close(self) -> None:
+        """End what the run started."""
+        if "sampler" in vars(self):
+            self.sampler.close()
 
     def _input_hash(self, stage: StageName, upstream: Sequence[StageRecord | str]) -> str:
         settings = self.settings.model_dump(mode="json", include=_SETTINGS_READ[stage])
@@ -272,3 +284,4 @@ def open_runtime(
         yield runtime
     finally:
         del _RUNTIMES[run]
+        runtime.close()

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Record
+from schemas.sampling import SamplingReport
 
 StageName = Literal["sample", "persist", "hindsight", "teacher", "update", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sample", "persist", "hindsight", "teacher", "update", "evaluate")
@@ -50,6 +51,9 @@ class StageRecord(Record):
     finished_at: datetime | None = Field(description="None while running.")
     duration_s: float
     error: str = Field(description="Empty unless failed.")
+    sampling: SamplingReport | None = Field(
+        default=None, description="What the engine did; None where none sampled, or it was the trainer's own model."
+    )
     adopted_from: str | None = Field(
         default=None, description="The run whose stage this is, files and all; None where the work was done here."
     )

@@ -1,4 +1,4 @@
-"""Settings of what generates the tokens."""
+"""What generates the tokens: its settings, and the report of what it did."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Positive, Section
+from schemas.base import Positive, Record, Section
 
 
 class TransformersSamplerSettings(Section):
@@ -27,7 +27,10 @@ class VllmSamplerSettings(Section):
     )
     max_num_seqs: Positive = Field(default=256, description="Turns that are generated at one time.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="Share of the GPU's memory that the engine takes."
+        default=0.5, description="Share of the device's memory that the engine takes."
+    )
+    kv_cache_gb: float = Field(
+        default=0.0, ge=0, description="GiB of cached keys and values; 0 is what the engine's share of memory leaves."
     )
     tensor_parallel_size: Positive = Field(default=1, description="GPUs that one copy of the model is spread over.")
     data_parallel_size: Positive = Field(default=1, description="Copies of the model that share the turns.")
@@ -51,6 +54,9 @@ class VllmServerSamplerSettings(Section):
     urls: tuple[Annotated[str, Field(pattern=r"^https?://[^\s/]+[^\s]*$")], ...] = Field(
         min_length=1, description="Base URLs, such as http://gpu1:8000; turns are spread over them."
     )
+    max_model_len: int = Field(
+        default=0, ge=0, description="As for kind = 'vllm'; the servers' own --max-model-len must not be below it."
+    )
     api_key_env: str = Field(default="", description="Environment variable that holds the servers' API key; '': none.")
     timeout_s: float = Field(default=600.0, gt=0, description="Longest wait for one turn; then its server is retired.")
     max_num_seqs: Positive = Field(default=256, description="Turns that are sent to one server at one time.")
@@ -66,3 +72,24 @@ SamplingSettings = Annotated[
     TransformersSamplerSettings | VllmSamplerSettings | VllmServerSamplerSettings,
     Field(discriminator="kind", description="What generates the tokens."),
 ]
+
+
+class SamplingReport(Record):
+    """What an engine did in one stage."""
+
+    sampler: Literal["vllm", "vllm_server"]
+    num_turns: int
+    num_sampled_tokens: int
+    num_prompt_tokens: int = Field(description="Tokens of the turns' whole prompts, history included.")
+    num_cached_tokens: int = Field(description="Those of them that the engine took from its prefix cache.")
+    num_resent_turns: int = Field(description="Turns that a server did not finish and another one did.")
+    seconds: float = Field(description="From the first turn sent to the last one ended.")
+    tokens_per_s: float = Field(description="Sampled tokens a second.")
+    cache_hit_share: float = Field(description="num_cached_tokens / num_prompt_tokens.")
+    mean_concurrency: float = Field(description="Turns being generated at one time, mean over the seconds.")
+    retrieval_s: float = Field(description="Seconds in which the environment was replying; other turns may go on.")
+    stalled_s: float = Field(description="Seconds in which every rollout waited for the environment.")
+    probe_max_difference: float = Field(
+        description="Largest difference of the engine's and the trainer's log-probabilities on the probe, nats."
+    )
+    probe_mean_difference: float = Field(description="Mean of these differences, nats.")

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors; tensors that share memory are stored each on its own."""
+    """Write named tensors as safetensors, making the file's folder; tensors that share memory are stored apart."""
     from safetensors.torch import save_file
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()
     save_file({name: _standalone(tensor, seen) for name, tensor in tensors.items()}, path)
 

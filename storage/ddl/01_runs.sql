@@ -57,6 +57,22 @@ CREATE TABLE stages (
     finished_at TIMESTAMP,
     duration_s DOUBLE NOT NULL,
     error VARCHAR NOT NULL,
+    sampling STRUCT(
+        sampler VARCHAR,
+        num_turns BIGINT,
+        num_sampled_tokens BIGINT,
+        num_prompt_tokens BIGINT,
+        num_cached_tokens BIGINT,
+        num_resent_turns BIGINT,
+        seconds DOUBLE,
+        tokens_per_s DOUBLE,
+        cache_hit_share DOUBLE,
+        mean_concurrency DOUBLE,
+        retrieval_s DOUBLE,
+        stalled_s DOUBLE,
+        probe_max_difference DOUBLE,
+        probe_mean_difference DOUBLE
+    ),
     adopted_from VARCHAR,
     PRIMARY KEY (run, iteration, stage, attempt)
 );
@@ -77,4 +93,5 @@ COMMENT ON COLUMN stages.started_at IS 'UTC.';
 COMMENT ON COLUMN stages.finished_at IS 'UTC; empty while running.';
 COMMENT ON COLUMN stages.duration_s IS 'Wall-clock seconds; 0 while running.';
 COMMENT ON COLUMN stages.error IS 'What went wrong; empty unless failed or interrupted.';
+COMMENT ON COLUMN stages.sampling IS 'What a vLLM engine did in the stage (see v_sampling); empty where none sampled.';
 COMMENT ON COLUMN stages.adopted_from IS 'The run whose stage this is, files and all; empty where the work was done in this run.';

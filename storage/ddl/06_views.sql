@@ -21,6 +21,29 @@ COMMENT ON COLUMN v_stage_seconds.update_s IS 'Seconds of the update stage.';
 COMMENT ON COLUMN v_stage_seconds.evaluate_s IS 'Seconds of the evaluate stage.';
 COMMENT ON COLUMN v_stage_seconds.total_s IS 'Seconds of all stages.';
 
+CREATE VIEW v_sampling AS
+SELECT run, iteration, stage, unnest(sampling)
+FROM stages
+WHERE status = 'done' AND sampling IS NOT NULL;
+COMMENT ON VIEW v_sampling IS 'What a vLLM engine did, one row a stage that it sampled for.';
+COMMENT ON COLUMN v_sampling.run IS 'Name of the run.';
+COMMENT ON COLUMN v_sampling.iteration IS 'Iteration of the run.';
+COMMENT ON COLUMN v_sampling.stage IS 'sample or evaluate.';
+COMMENT ON COLUMN v_sampling.sampler IS 'vllm: an engine of this run; vllm_server: servers.';
+COMMENT ON COLUMN v_sampling.num_turns IS 'Turns that were generated.';
+COMMENT ON COLUMN v_sampling.num_sampled_tokens IS 'Tokens that were generated.';
+COMMENT ON COLUMN v_sampling.num_prompt_tokens IS 'Tokens of the turns'' whole prompts, history included.';
+COMMENT ON COLUMN v_sampling.num_cached_tokens IS 'Those of them that the engine took from its prefix cache.';
+COMMENT ON COLUMN v_sampling.num_resent_turns IS 'Turns that a server did not finish and another one did.';
+COMMENT ON COLUMN v_sampling.seconds IS 'Seconds from the first turn sent to the last one ended.';
+COMMENT ON COLUMN v_sampling.tokens_per_s IS 'Generated tokens per second.';
+COMMENT ON COLUMN v_sampling.cache_hit_share IS 'num_cached_tokens / num_prompt_tokens.';
+COMMENT ON COLUMN v_sampling.mean_concurrency IS 'Turns being generated at one time, mean over the seconds.';
+COMMENT ON COLUMN v_sampling.retrieval_s IS 'Seconds in which the environment was replying; other turns may go on meanwhile.';
+COMMENT ON COLUMN v_sampling.stalled_s IS 'Seconds in which every rollout waited for the environment.';
+COMMENT ON COLUMN v_sampling.probe_max_difference IS 'Largest difference of the engine''s and the trainer''s log-probabilities on the probe, nats.';
+COMMENT ON COLUMN v_sampling.probe_mean_difference IS 'Mean of these differences, nats.';
+
 CREATE VIEW v_learning_curve AS
 SELECT
     run,

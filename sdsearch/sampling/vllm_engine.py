@@ -1,0 +1,206 @@
+"""A vLLM engine beside the trainer: tokens in, tokens out, weights changed in place.
+
+vLLM is imported here alone, and only when an engine is opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from sdsearch.sampling.stopping import CLOSING_TAGS
+from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, SamplerError
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading
+from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # What vLLM accepts.
+_ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # The trainer has threads and may have CUDA: it must not be forked.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # On a CPU the engine shares the trainer's cores, one of them working at a time.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine is started; names are vLLM's."""
+
+    model: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    kv_cache_bytes: int  # 0: what the share of the memory leaves.
+    tensor_parallel_size: int
+    data_parallel_size: int
+    enforce_eager: bool
+    enable_sleep_mode: bool
+    lora_rank: int  # 0: no adapters.
+    trust_remote_code: bool
+    end_ids: tuple[int, ...]
+    num_threads: int
+
+
+def check_installed() -> None:
+    """Raise SamplerError when vLLM is not installed here."""
+    if find_spec("vllm") is None:
+        raise SamplerError(
+            "sampling.kind 'vllm' needs vLLM, which is not installed here; install the extra with "
+            "pip install -e '.[vllm]' where there is a GPU, with make vllm-install where there is none, or set "
+            "sampling.kind = 'transformers'"
+        )
+
+
+class VllmEngine:
+    """One vLLM engine; its coroutines run on the loop that it was opened on."""
+
+    def __init__(self, options: EngineOptions, engine: Any) -> None:
+        self._options = options
+        self._engine = engine
+        self._numbers = itertools.count(1)
+        self._adapter: Any = None
+
+    @staticmethod
+    def open(options: EngineOptions, loop: EventLoopThread) -> VllmEngine:
+        """Start an engine; SamplerError when vLLM is not installed or does not start."""
+        check_installed()
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.num_threads))
+        os.environ[OWNER_VARIABLE] = str(os.getpid())
+        return loop.run(_open(options))
+
+    async def generate(self, prompt: Prompt) -> EngineTurn:
+        """Generate one turn (see TurnGenerator)."""
+        return _turn(await self._finished(prompt, {}))
+
+    async def read(self, prompt: Prompt) -> list[ProbeReading]:
+        """Read the prompt, nothing cached, and generate one turn after it."""
+        output = await self._finished(prompt, {"prompt_logprobs": 0})
+        given = output.prompt_logprobs[1:]
+        text = [_finite(logprobs[token].logprob) for logprobs, token in zip(given, prompt.token_ids[1:], strict=True)]
+        return [ProbeReading("the vLLM engine", tuple(text), _turn(output))]
+
+    async def load(self, weights: PolicyWeights) -> None:
+        """Make these weights the ones that are sampled from; no turn may be under way."""
+        if weights.kind == "full" or not self._options.lora_rank:
+            await self._engine.collective_rpc("reload_policy", args=(weights.folder,))
+        else:
+            await self._load_adapter(weights)
+        if not await self._engine.reset_prefix_cache():
+            raise SamplerError("vLLM kept prefixes that former weights computed: a turn is still being generated")
+
+    async def _load_adapter(self, weights: PolicyWeights) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if self._adapter is not None:
+            await self._engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = None
+        if weights.kind == "adapter":
+            number = next(self._numbers)
+            adapter = LoRARequest(f"version-{weights.version}-{number}", number, weights.folder)
+            await self._engine.add_lora(adapter)
+            self._adapter = adapter
+
+    async def sleep(self) -> None:
+        """Free the GPU: weights go to the host's memory, cached keys and values are dropped (vLLM's level 1)."""
+        await self._engine.sleep(level=1)
+
+    async def wake_up(self) -> None:
+        """Bring the weights back to the GPU."""
+        await self._engine.wake_up()
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()
+
+    async def _finished(self, prompt: Prompt, extra: dict[str, Any]) -> Any:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        request = prompt.request
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=1.0,
+            top_k=0,
+            seed=request.seed,
+            max_tokens=request.max_new_tokens,
+            logprobs=0,
+            stop=list(CLOSING_TAGS),
+            include_stop_str_in_output=True,
+            stop_token_ids=list(self._options.end_ids),
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **extra,
+        )
+        name = f"{request.key}-{next(self._numbers)}"
+        tokens = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
+        async for output in self._engine.generate(tokens, params, name, lora_request=self._adapter):
+            finished = output
+        return finished
+
+
+async def _open(options: EngineOptions) -> VllmEngine:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    adapters = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(options.lora_rank)}
+    arguments = AsyncEngineArgs(
+        model=options.model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        kv_cache_memory_bytes=options.kv_cache_bytes or None,
+        tensor_parallel_size=options.tensor_parallel_size,
+        data_parallel_size=options.data_parallel_size,
+        enforce_eager=options.enforce_eager,
+        enable_sleep_mode=options.enable_sleep_mode,
+        trust_remote_code=options.trust_remote_code,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",  # Not the model folder's: its top_p or penalties would change the policy.
+        load_format="safetensors",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        worker_extension_cls="sdsearch.sampling.vllm_worker.WorkerExtension",
+        **(adapters if options.lora_rank else {}),
+    )
+    try:
+        return VllmEngine(options, AsyncLLM.from_engine_args(arguments))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SamplerError(
+            f"vLLM could not be started with model '{options.model}': {str(error).splitlines()[0]}; "
+            "VLLM_LOGGING_LEVEL=INFO shows what it says, and settings under [sampling] are handed to it"
+        ) from error
+
+
+def _rank(rank: int) -> int:
+    """Return the smallest rank that vLLM reserves room for and that holds the adapters."""
+    fitting = [known for known in _LORA_RANKS if known >= rank]
+    if not fitting:
+        raise SamplerError(f"model.lora_rank is {rank}, vLLM takes adapters up to rank {_LORA_RANKS[-1]}")
+    return fitting[0]
+
+
+def _turn(output: Any) -> EngineTurn:
+    completion = output.outputs[0]
+    token_ids = tuple(completion.token_ids)
+    given: Sequence[Any] = completion.logprobs or [{}] * len(token_ids)
+    logprobs = tuple(
+        _finite(entry[token].logprob) if token in entry else None for entry, token in zip(given, token_ids, strict=True)
+    )
+    stopped_by = str(completion.stop_reason or completion.finish_reason)
+    return EngineTurn(token_ids, logprobs, output.num_cached_tokens or 0, stopped_by)
+
+
+def _finite(logprob: float) -> float | None:
+    return logprob if math.isfinite(logprob) else None

@@ -1,0 +1,135 @@
+"""Proof that an engine samples from the weights that the trainer holds.
+
+After every change of weights the engine and the trainer read the same fixed text and the same freshly sampled turn;
+unless their log-probabilities agree nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sdsearch.batching import TokenBatch, TokenSequence
+from sdsearch.objective.heads import read_logprobs
+from sdsearch.policy import head
+from sdsearch.sampling.ports import TurnRequest
+from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError, TurnGenerator
+from sdsearch.tokens import encode
+
+_PROBE_TEXT = (
+    "Question: Which river flows through the capital of the country where tea was first grown?\n"
+    "<think> I need the country, then its capital. </think>\n<search> country where tea was first grown </search>\n"
+    "<documents>\nDoc 1(Title: Tea) Tea was first grown in China; 2,737 years later, in 1610, it came to Amsterdam.\n"
+    "</documents>\n<think> China. Its capital is Beijing. </think>\n"
+)
+_PROBE_NEW_TOKENS = 16
+_PROBE_SEED = 20_260_518
+
+
+@dataclass(frozen=True)
+class PolicyWeights:
+    """Where the weights of a policy version are."""
+
+    version: int
+    kind: Literal["base", "adapter", "full"]  # base: what the engine was started with
+    folder: str
+
+
+@dataclass(frozen=True)
+class ProbeReading:
+    """What one engine said of the probe."""
+
+    place: str  # Which engine, for messages.
+    text_logprobs: tuple[float | None, ...]  # Of each token of the text but the first, at temperature 1.
+    turn: EngineTurn
+
+
+class WeightedEngine(TurnGenerator, Protocol):
+    """An engine, or several, whose weights can be changed while no turn is being generated."""
+
+    async def load(self, weights: PolicyWeights) -> None: ...
+
+    async def read(self, prompt: Prompt) -> list[ProbeReading]: ...
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How far sampler and trainer are apart, nats a token."""
+
+    max_difference: float
+    mean_difference: float
+
+
+def probe_prompt(tokenizer: PreTrainedTokenizerBase, temperature: float, max_tokens: int) -> Prompt:
+    """Return the fixed text, cut to what the model can read, as a prompt for one more turn."""
+    token_ids = tuple(encode(tokenizer, _PROBE_TEXT))[: max_tokens - _PROBE_NEW_TOKENS]
+    return Prompt(token_ids, TurnRequest("probe", token_ids, _PROBE_SEED, _PROBE_NEW_TOKENS, temperature))
+
+
+class WeightProbe:
+    """Compares engine and trainer after each change of weights."""
+
+    def __init__(self, prompt: Prompt, tolerance: float) -> None:
+        self.prompt = prompt
+        self._tolerance = tolerance
+        self._former: Tensor | None = None  # The text's log-probabilities under the version before.
+
+    def check(self, readings: Sequence[ProbeReading], model: nn.Module, weights: PolicyWeights) -> ProbeResult:
+        """Return the largest differences over all engines; SamplerError when one does not run these weights.
+
+        Besides the tolerance, which must leave room for a low-precision engine's rounding, an engine is refused
+        when it reads the text more like the former version than like this one.
+        """
+        current = read_by_trainer(model, self.prompt.token_ids[:1], self.prompt.token_ids[1:], 1.0)
+        results = [self._check_one(reading, model, weights, current) for reading in readings]
+        self._former = current
+        return ProbeResult(
+            max(result.max_difference for result in results), max(result.mean_difference for result in results)
+        )
+
+    def _check_one(
+        self, reading: ProbeReading, model: nn.Module, weights: PolicyWeights, current: Tensor
+    ) -> ProbeResult:
+        turn = reading.turn
+        own = read_by_trainer(model, self.prompt.token_ids, turn.token_ids, self.prompt.request.temperature)
+        text = _differences(reading.text_logprobs, current)
+        differences = torch.cat([text, _differences(turn.logprobs, own)])
+        result = ProbeResult(float(differences.max()), float(differences.mean()))
+        stale = self._former is not None and float(
+            _differences(reading.text_logprobs, self._former).mean()
+        ) < 0.5 * float(text.mean())
+        if not result.max_difference <= self._tolerance or stale:
+            seems = "it still reads the text as the version before did" if stale else "it runs other weights, or rounds"
+            raise SamplerError(
+                f"{reading.place} does not sample from policy version {weights.version} ({weights.folder}): on a fixed "
+                f"text its log-probabilities differ from the trainer's by up to {result.max_difference:.2g} nats "
+                f"(mean {result.mean_difference:.2g}; sampling.probe_tolerance is {self._tolerance:g}): {seems}. "
+                "Nothing was sampled; if precision is the cause, use one dtype for both or raise the tolerance"
+            )
+        return result
+
+
+@torch.no_grad()
+def read_by_trainer(model: nn.Module, context: Sequence[int], token_ids: Sequence[int], temperature: float) -> Tensor:
+    """Return the trainer's log-probabilities (T,) of the tokens after the context, nats, on the CPU."""
+    sequence = TokenSequence(tuple(context), tuple(token_ids), tuple(range(len(token_ids))))
+    batch = TokenBatch.of([sequence], next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    try:
+        logprobs_TV = read_logprobs(head(model), batch.hidden_at_reads(model), temperature)
+    finally:
+        model.train(was_training)
+    return logprobs_TV.gather(1, batch.targets_N[:, None])[:, 0].float().cpu()
+
+
+def _differences(logprobs: Sequence[float | None], own: Tensor) -> Tensor:
+    """Return |engine - trainer| (T,); infinite where the engine gave none."""
+    given = torch.tensor([float("inf") if logprob is None else logprob for logprob in logprobs])
+    assert given.shape == own.shape, "the engine read the whole text"
+    return (given - own).abs()

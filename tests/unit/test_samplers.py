@@ -1,0 +1,105 @@
+"""Which sampler a run uses, and the probe that refuses one whose weights are not the policy's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdsearch.sampling.vllm_engine
+from flows.samplers import TransformersPolicySampler, open_sampler
+from flows.settings import load_settings
+from schemas.errors import UserError
+from sdsearch.policy import trainable_parameters
+from sdsearch.sampling.vllm_turns import EngineTurn, SamplerError
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, WeightProbe, probe_prompt, read_by_trainer
+from tests.builders import make_model, make_tokenizer
+
+PROMPT = probe_prompt(make_tokenizer(), 0.8, 512)
+WEIGHTS = PolicyWeights(1, "full", "/checkpoints/1")
+
+
+def reading(model: torch.nn.Module, noise: float = 0.0, place: str = "the engine") -> ProbeReading:
+    """What an engine with this model says of the probe."""
+    turn = (30, 31, 32)
+    text = read_by_trainer(model, PROMPT.token_ids[:1], PROMPT.token_ids[1:], 1.0)
+    text[3] += noise
+    own = read_by_trainer(model, PROMPT.token_ids, turn, 0.8)
+    return ProbeReading(place, tuple(text.tolist()), EngineTurn(turn, tuple(own.tolist()), 0, "length"))
+
+
+def moved(scale: float) -> torch.nn.Module:
+    model = make_model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def test_the_quickstart_samples_with_transformers(tmp_path: Path) -> None:
+    assert isinstance(open_sampler(load_settings("quickstart"), "r", tmp_path), TransformersPolicySampler)
+
+
+def test_the_paper_settings_name_vllm_and_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings("paper_3b")
+    assert settings.sampling.kind == "vllm"
+    monkeypatch.setattr(sdsearch.sampling.vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]'.*make vllm-install"):
+        open_sampler(settings, "r", tmp_path)
+
+
+def test_a_key_that_is_not_in_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    settings = load_settings(
+        "tiny", ["sampling.kind=vllm_server", "sampling.urls=['http://one:1']", "sampling.api_key_env=SOME_KEY"]
+    )
+    with pytest.raises(UserError, match="SOME_KEY, which is not set"):
+        open_sampler(settings, "r", tmp_path)
+
+
+def test_the_probe_passes_the_policys_own_weights() -> None:
+    model = make_model()
+    result = WeightProbe(PROMPT, 1e-4).check([reading(model), reading(model, 5e-5)], model, WEIGHTS)
+    assert 4e-5 < result.max_difference < 6e-5
+
+
+def test_the_probe_refuses_other_weights_and_names_the_engine() -> None:
+    model = make_model()
+    readings = [reading(model), reading(moved(0.01), place="the server http://two")]
+    with pytest.raises(SamplerError, match=r"server http://two does not sample from policy version 1 .*Nothing was"):
+        WeightProbe(PROMPT, 1e-3).check(readings, model, WEIGHTS)
+
+
+def test_one_token_that_differs_is_enough() -> None:
+    with pytest.raises(SamplerError, match=r"up to 0\.01 nats"):
+        WeightProbe(PROMPT, 1e-3).check([reading(make_model(), 0.01)], make_model(), WEIGHTS)
+
+
+def test_the_sampled_turn_is_compared_at_its_temperature() -> None:
+    model = make_model()
+    told = reading(model)
+    at_one = read_by_trainer(model, PROMPT.token_ids, told.turn.token_ids, 1.0)
+    wrong = ProbeReading(told.place, told.text_logprobs, EngineTurn((30, 31, 32), tuple(at_one.tolist()), 0, "length"))
+    with pytest.raises(SamplerError, match="does not sample"):
+        WeightProbe(PROMPT, 1e-3).check([wrong], model, WEIGHTS)
+
+
+def test_missing_logprobs_do_not_pass() -> None:
+    told = reading(make_model())
+    silent = ProbeReading(told.place, (None, *told.text_logprobs[1:]), told.turn)
+    with pytest.raises(SamplerError, match="up to inf nats"):
+        WeightProbe(PROMPT, 1e-3).check([silent], make_model(), WEIGHTS)
+
+
+def test_a_stale_engine_is_refused_within_a_wide_tolerance_too() -> None:
+    """A tolerance that allows for bfloat16 would let a small update through that never reached the engine."""
+    former, current = make_model(), moved(1e-3)
+    probe = WeightProbe(PROMPT, 0.5)
+    probe.check([reading(former, 1e-4)], former, PolicyWeights(0, "base", "/base"))
+    with pytest.raises(SamplerError, match="as the version before did"):
+        probe.check([reading(former, 1e-4)], current, WEIGHTS)
+    probe = WeightProbe(PROMPT, 0.5)
+    probe.check([reading(former, 1e-4)], former, PolicyWeights(0, "base", "/base"))
+    assert probe.check([reading(current, 1e-4)], current, WEIGHTS).max_difference < 0.5

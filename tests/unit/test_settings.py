@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,16 @@ def test_a_broken_override_is_named(override: str) -> None:
 @pytest.mark.parametrize("config", ["quickstart", "/some/where/My Settings (2).toml", "…", ".hidden.toml"])
 def test_a_made_name_can_be_a_run(config: str) -> None:
     assert validate_run_name(new_run_name(config))
+
+
+def test_settings_that_the_readme_names_exist() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"### Where the paper is silent\n(.*?)\n## ", text, re.DOTALL)
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")][2:]
+    known = set(setting_names(Settings))
+    for _, question, _, cell, _ in rows:
+        before = ""
+        for name in re.findall(r"`([a-z_.]+)\*?`", cell):
+            full = f"{before.split('.')[0]}{name}" if name.startswith(".") else name
+            assert any(item == full or item.startswith(full) and "*" in cell for item in known), f"{question}: {full}"
+            before = full

@@ -27,12 +27,13 @@ def test_permuting_siblings_permutes_advantages(group: list[float], order: list[
     assert permuted == pytest.approx([advantages[place] for place in order], rel=1e-9, abs=1e-9)
 
 
-@given(rewards)
-def test_group_scale_is_the_unbiased_deviation(group: list[float]) -> None:
-    (advantages,) = group_advantages([group], "group")
-    mean, deviation = statistics.fmean(group), statistics.stdev(group)
-    expected = [(reward - mean) / (deviation + 1e-6) for reward in group]
-    assert advantages == pytest.approx(expected, rel=1e-6, abs=1e-9)
+@given(st.lists(rewards, min_size=2, max_size=4), st.sampled_from(["group", "batch", "none"]))
+def test_the_scale_is_the_unbiased_deviation_of_the_group_or_the_batch(groups: list[list[float]], scale: str) -> None:
+    everything = [reward for group in groups for reward in group]
+    for group, advantages in zip(groups, group_advantages(groups, scale), strict=True):
+        deviation = statistics.stdev(everything if scale == "batch" else group) + 1e-6
+        expected = [(reward - statistics.fmean(group)) / (1 if scale == "none" else deviation) for reward in group]
+        assert advantages == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @given(st.floats(0, 1), st.integers(2, 6), st.sampled_from(["group", "batch", "none"]))

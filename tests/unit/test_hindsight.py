@@ -78,6 +78,22 @@ def test_label_switches() -> None:
     assert sorted(a.label for a in shuffled.attempts) == sorted(true_labels)
 
 
+def test_shuffled_labels_say_nothing_of_who_was_right() -> None:
+    (group,) = make_groups(TOKENIZER, num_groups=1)
+    scores = score_groups([group], RewardSettings(), GrpoSettings())
+    outcomes = [label_outcome(score.f1, 0.0) for score in scores]
+    settings = HindsightSettings(labels="shuffled")
+    orders = []
+    for seed in range(40):
+        (block,) = build_blocks(
+            group, scores, settings=settings, seed=seed, tokenizer=TOKENIZER, max_context_tokens=4096
+        )
+        orders.append([attempt.label for attempt in block.attempts])
+    right = sum(label == outcome for order in orders for label, outcome in zip(order, outcomes, strict=True))
+    # Three of five are CORRECT: a label agrees with the outcome with probability .6² + .4² = .52, .035 the deviation.
+    assert 0.4 < right / (5 * len(orders)) < 0.64
+
+
 def test_masking_drops_everything_but_queries() -> None:
     masked, whole = blocks_of()[0].text, blocks_of(masking="none")[0].text
     assert "Andorra la Vella" not in masked

@@ -16,6 +16,7 @@ from tests.builders import make_tokenizer
         ("<think> a </think>\n<search> capital of Chad </search>", Search(query="capital of Chad")),
         ("<search>\n two\n lines </search>", Search(query="two lines")),
         ("<search> first <search> second </search>", Search(query="second")),
+        ("<search> first </search> then </search>", Search(query="first")),
         ("<answer> 42 </answer>", Answer(answer="42")),
         ("<search> open <answer> closed </answer>", Answer(answer="closed")),
         ("capital </search>", Malformed(reason="not_opened")),

@@ -10,7 +10,7 @@ from schemas.hindsight import HindsightBlock
 from schemas.rollout import Group
 from sdsearch.hindsight import build_blocks
 from sdsearch.scoring import score_groups
-from sdsearch.teacher import compute_targets, distilled_positions
+from sdsearch.teacher import compute_targets, distilled_positions, turn_of_position
 from tests.builders import make_groups, make_model, make_tokenizer
 from tests.golden.naive import divergence_from_formula, most_likely
 
@@ -114,6 +114,14 @@ def test_positions_and_homogeneous_groups() -> None:
     skip = HindsightSettings(homogeneous="skip")
     assert targets_for(GROUPS, alike, hindsight=skip)[1] == []
     assert len(targets_for(GROUPS, alike)[1]) == 8
+
+
+def test_a_reply_belongs_to_the_turn_that_asked_for_it() -> None:
+    rollout = GROUPS[0].rollouts[1]
+    first, second, third = rollout.turns
+    sizes = [len(turn.generation.token_ids) + len(turn.observation.token_ids) for turn in (first, second)]
+    expected = [0] * sizes[0] + [1] * sizes[1] + [2] * len(third.generation.token_ids)
+    assert turn_of_position(rollout) == expected
 
 
 def left_padded_logprobs(sequences: list[list[int]]) -> list[torch.Tensor]:

@@ -119,6 +119,11 @@ class RolloutLoop:
                 f"the prompt of question '{question.key}' has {len(prompt.token_ids)} tokens, at most "
                 f"{self.limits.max_prompt_tokens} are allowed; raise rollout.max_prompt_tokens or drop the question"
             )
+        if len(prompt.token_ids) >= self.limits.max_context_tokens:
+            raise UserError(
+                f"the prompt of question '{question.key}' has {len(prompt.token_ids)} tokens, the model can attend to "
+                f"{self.limits.max_context_tokens}; choose a model with a longer context or drop the question"
+            )
         return prompt
 
     def _request(self, conversation: _Conversation, tokens: tuple[int, ...], temperature: float) -> TurnRequest:

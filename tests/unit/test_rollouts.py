@@ -129,3 +129,13 @@ def test_a_failing_retriever_is_an_error_never_an_empty_result() -> None:
     loop, _ = loop_of(["<search> a </search>", "<answer> b </answer>"], Down())
     with pytest.raises(RetrieverDownError):
         roll_out(loop)
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    num_tokens = len(render_prompt(TOKENIZER, make_question(0).question, "compact").token_ids)
+    loop, sampler = loop_of(["x"], max_context_tokens=num_tokens)
+    with pytest.raises(ValueError, match=rf"'test:q0' has {num_tokens} tokens, the model can attend to {num_tokens}"):
+        roll_out(loop)
+    assert sampler.requests == []
+    loop, _ = loop_of(["x"], max_context_tokens=num_tokens + 1)
+    assert roll_out(loop)

@@ -279,5 +279,5 @@ def test_settings_that_the_readme_names_exist() -> None:
         before = ""
         for name in re.findall(r"`([a-z_.]+)\*?`", cell):
             full = f"{before.split('.')[0]}{name}" if name.startswith(".") else name
-            assert any(item == full or item.startswith(full) and "*" in cell for item in known), f"{question}: {full}"
+            assert any(item == full or (item.startswith(full) and "*" in cell) for item in known), f"{question}: {full}"
             before = full

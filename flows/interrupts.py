@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -15,6 +17,11 @@ from flows.terminal import print_line
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
+
+
+def resume_command(run: str, workspace: Path) -> str:
+    """Return what a person types to go on with a run."""
+    return f"sdsearch resume {run} --workspace {shlex.quote(str(workspace))}"
 
 
 @contextmanager

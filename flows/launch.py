@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.browse import open_existing
-from flows.interrupts import resumable
+from flows.interrupts import resumable, resume_command
 from flows.replay_plan import plan_of, plan_replay
 from flows.report import RichReporter
 from flows.server import prefect_api
@@ -46,7 +45,7 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool)
         return
     from flows.replay import replay_and_print
 
-    with resumable(console, how_to_go_on(run, workspace)):
+    with resumable(console, resume_command(run, workspace.root)):
         replay_and_print(plan_of(record), Stores(workspace), console)
 
 
@@ -61,13 +60,8 @@ def start_replay(
     plan = plan_replay(Ledger(ArtifactStore(workspace)).get_run(source), iterations, overrides, run)
     with console.status("loading the libraries"):
         from flows.replay import replay_and_print
-    with resumable(console, how_to_go_on(plan.run, workspace)):
+    with resumable(console, resume_command(plan.run, workspace.root)):
         replay_and_print(plan, Stores(workspace), console)
-
-
-def how_to_go_on(run: str, workspace: Workspace) -> str:
-    """Return the command that goes on with a run."""
-    return f"sdsearch resume {run} --workspace {shlex.quote(str(workspace.root))}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class _Job:
     def do(self, use_prefect: bool) -> None:
         """Train until the run is done; Ctrl-C and SIGTERM end it with a hint how to go on."""
         with (
-            resumable(self.console, how_to_go_on(self.run, self.workspace)),
+            resumable(self.console, resume_command(self.run, self.workspace.root)),
             RichReporter(self.workspace.database, self.console) as reporter,
         ):
             if use_prefect:
@@ -104,8 +98,14 @@ class _Job:
                 from flows.orchestration import train_with_prefect
             whose = "started for this run" if server.started else "named by PREFECT_API_URL or the profile"
             print_line(self.console, f"Prefect server: {server.url.removesuffix('/api')} ({whose})")
-            train_with_prefect(
+            unseen = train_with_prefect(
                 self.config, self.run, list(self.overrides), self.workspace.root, reporter, resume=self._resumes
+            )
+        if unseen:
+            print_line(
+                self.console,
+                f"the run is done, but Prefect's record of it is incomplete, since its server {server.url} did not "
+                f"answer: {', '.join(unseen)}; the files and the database have everything",
             )
 
     @property

@@ -8,12 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -21,19 +27,24 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.interrupts import resume_command
 from flows.iteration import PLAIN, Stage, Stages, iterate
+from flows.recovery import RUN_FLOW, crash_former_runs, is_of_server, server_error
 from flows.report import Reporter, SilentReporter
 from flows.settings import load_settings, new_run_name
 from flows.stores import Stores
-from flows.train import drive, iteration_numbers, open_stores
+from flows.train import Steps, drive, iterate_plainly, iteration_numbers, open_stores
 from schemas.config import Settings
 from schemas.ledger import StageRecord
 from storage.workspace import validate_run_name
 
 _SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
-_REPORTERS: list[Reporter] = []
+_CONFIG = "quickstart"
+_LAUNCHES: list[Launch] = []
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +70,24 @@ def iteration_flow(run: str, iteration: int, policy: StageRecord | None, evaluat
     return iterate(TASKS, run, iteration, policy, evaluation_is_due)
 
 
-@flow(name="sdsearch", flow_run_name="{run}", persist_result=False, validate_parameters=False)
+def name_of_run() -> str:
+    """Return the name of the current flow run and of the run that it trains, the same at each retry.
+
+    A run that was given no name is called after its settings, when its flow run was made, and the flow run's id.
+    """
+    context = FlowRunContext.get()
+    assert context is not None, "inside a flow run"
+    assert context.flow_run is not None, "inside a flow run"
+    parameters = context.parameters or {}
+    if parameters.get("run"):
+        return str(parameters["run"])
+    stem = new_run_name(parameters.get("config", _CONFIG), context.flow_run.created)
+    return f"{stem}-{context.flow_run.id.hex[-4:]}"
+
+
+@flow(name=RUN_FLOW, flow_run_name=name_of_run, persist_result=False, validate_parameters=False)
 def train_flow(
-    config: str = "quickstart",
+    config: str = _CONFIG,
     run: str | None = None,
     overrides: list[str] | None = None,
     workspace: str | None = None,
@@ -75,21 +101,62 @@ def train_flow(
     settings = None if resume else load_settings(config, overrides or [])
     folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
     stores = open_stores(folder, settings)
-    name = validate_run_name(run or new_run_name(config))
-    reporter = _REPORTERS[-1] if _REPORTERS else SilentReporter()
-    with _Shown(stores, name, settings) as shown:
-        return drive(settings, name, stores, reporter, shown.iterate_once, TASKS.evaluate_policy, resume=resume)
+    name = validate_run_name(run or name_of_run())
+    launch = _LAUNCHES[-1] if _LAUNCHES else Launch()
+    with _served(name, stores), _Shown(stores, name, settings, launch) as shown:
+        drive(settings, name, stores, launch.reporter, shown.steps, resume=resume)
+        launch.trained = True
+    return name
+
+
+@dataclass
+class Launch:
+    """How a flow was called from this process, and what became of it."""
+
+    reporter: Reporter = field(default_factory=SilentReporter)
+    trained: bool = False
+    unseen: list[str] = field(default_factory=list)
 
 
 def train_with_prefect(
     config: str, run: str, overrides: list[str], workspace: Path, reporter: Reporter, resume: bool = False
-) -> str:
-    """Run the flow in this process against the server that PREFECT_API_URL names."""
-    _REPORTERS.append(reporter)
+) -> list[str]:
+    """Run the flow in this process against the server that PREFECT_API_URL names.
+
+    Returns what Prefect has no record of, since its server did not answer: training does not wait for it.
+    """
+    launch = Launch(reporter)
+    _LAUNCHES.append(launch)
     try:
-        return train_flow(config, run, overrides, str(workspace), resume)
+        train_flow(config, run, overrides, str(workspace), resume)
+    except Exception as error:
+        if not launch.trained or not is_of_server(error):
+            raise
+        launch.unseen.append("the end of the run")
     finally:
-        _REPORTERS.pop()
+        _LAUNCHES.pop()
+    return launch.unseen
+
+
+@contextmanager
+def _served(run: str, stores: Stores) -> Iterator[None]:
+    """Ignore Ctrl-C in a process that a runner started, and say in the flow run's log how an interrupted run goes on.
+
+    A terminal sends Ctrl-C to the runner's processes too, which end by the runner's SIGTERM alone.
+    """
+    if deployment.id is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        get_run_logger().warning("interrupted; go on with: %s", resume_command(run, stores.workspace.root))
+        raise
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def artifact_key(name: str) -> str:
@@ -104,9 +171,11 @@ class _Shown:
     at the end, since a run must not fail for it.
     """
 
-    def __init__(self, stores: Stores, run: str, settings: Settings | None) -> None:
+    def __init__(self, stores: Stores, run: str, settings: Settings | None, launch: Launch) -> None:
         self._stores = stores
         self._run = run
+        self._launch = launch
+        self._server_is_gone = False
         self._key = artifact_key(run)
         created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
@@ -128,17 +197,47 @@ class _Shown:
                 failed[0].exception(),
             )
 
-    def iterate_once(
+    @property
+    def steps(self) -> Steps:
+        """The run's parts as tasks and sub-flows."""
+        return Steps(self._evaluate_start, self._iterate_once, self._held)
+
+    def _held(self) -> None:
+        own_id = flow_run.id
+        num_crashed = crash_former_runs(self._stores.workspace, self._run, UUID(own_id) if own_id else None)
+        if num_crashed:
+            logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
+
+    def _evaluate_start(self, run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
+        return self._seen("the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, policy)
+
+    def _iterate_once(
         self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
     ) -> StageRecord:
         """Run the sub-flow, then have its figures published."""
+        arguments = (run, iteration, policy, evaluation_is_due)
         # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            record: StageRecord = iteration_flow(run, iteration, policy, evaluation_is_due)
-        numbers = iteration_numbers(self._stores, run, iteration)
-        # The artifacts belong to this flow run, which the thread learns from the context.
-        self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
+            record = self._seen(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
+        if not self._server_is_gone:
+            numbers = iteration_numbers(self._stores, run, iteration)
+            # The artifacts belong to this flow run, which the thread learns from the context.
+            self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
         return record
+
+    def _seen(self, what: str, with_prefect: Stage, plainly: Stage, *arguments: Any) -> StageRecord:
+        """Do a part with Prefect, or without when its server is gone: what is done already costs milliseconds then."""
+        self._server_is_gone = self._server_is_gone and server_error() is not None
+        if not self._server_is_gone:
+            try:
+                return with_prefect(*arguments)
+            except Exception as error:
+                if not is_of_server(error):
+                    raise
+                self._server_is_gone = True
+                logger.warning("Prefect's server does not answer (%s); the run goes on without it", error)
+        self._launch.unseen.append(what)
+        return plainly(*arguments)
 
     def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
         table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]

@@ -37,11 +37,12 @@ def replay(plan: ReplayPlan, stores: Stores, reporter: Reporter) -> None:
     Raises UserError when an iteration cannot be replayed or the name belongs to another run, RunLockedError when
     another process has it, DamagedArtifactError when a file of the source is missing or altered.
     """
-    with RunLock(stores.workspace, plan.run):
+    lock = RunLock(stores.workspace, plan.run)
+    with lock:
         known = _known_replay(stores, plan)
         if known is None or known.status != "done":
             check_replayable(stores, plan)
-        with open_runtime(plan.settings, plan.run, stores, reporter, source=plan.source) as runtime:
+        with open_runtime(plan.settings, plan.run, stores, reporter, lock, plan.source) as runtime:
             if known is None:
                 stores.create_run(_new_replay(plan))
             # The comparison needs the source's rows, which a database that was made again may lack.

@@ -33,6 +33,8 @@ from storage.errors import DamagedArtifactError
 from storage.index import count_rows
 from storage.ledger import finish
 from storage.pieces import Pieces
+from storage.runlock import RunLock
+from storage.shield import finishing
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
@@ -68,6 +70,7 @@ class Runtime:
         self.source = source  # The run whose weights and done stages a replay uses.
         self.stores = stores
         self.reporter = reporter
+        self.may_write: Callable[[], None] = lambda: None
         self._recent: dict[str, list[Any]] = {}
         self._questions: dict[str, list[Question]] = {}
 
@@ -160,6 +163,7 @@ class Runtime:
             self.reporter.stage_done(done, skipped=True)
             return done
         donor = self._intact_donor(key, input_hash)
+        self.may_write()
         seed = derive_seed(self.settings.seed, key.stage, key.iteration)
         record = self.stores.ledger.begin(key, input_hash, seed, donor.run if donor else None)
         try:
@@ -172,6 +176,7 @@ class Runtime:
             raise
         report = self.sampler.rest() if "sampler" in vars(self) else None
         record = record.model_copy(update={"num_rows": count_rows(record, rows), "sampling": report})
+        self.may_write()
         self.stores.ledger.commit(record)
         Pieces(self.stores.artifacts, record).remove()
         self.stores.index.put_stage(key, rows)
@@ -215,11 +220,12 @@ class Runtime:
     def _record_failure(self, record: StageRecord, error: BaseException, interrupted: bool) -> None:
         self.policy.abandon()
         text = f"{type(error).__name__}: {error}"
-        try:
-            self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
-            self.stores.index.put_stage(record.key)
-        except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
-            logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
+        with finishing():
+            try:
+                self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
+                self.stores.index.put_stage(record.key)
+            except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
+                logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
 
     def piece(self, attempt: StageRecord, name: str, record_type: type[R], make: Callable[[], list[R]]) -> list[R]:
         """Return a piece of a stage: what an earlier attempt with the same inputs has finished of it, or made now."""
@@ -274,11 +280,15 @@ def runtime_of(run: str) -> Runtime:
 
 @contextmanager
 def open_runtime(
-    settings: Settings, run: str, stores: Stores, reporter: Reporter, source: str | None = None
+    settings: Settings, run: str, stores: Stores, reporter: Reporter, lock: RunLock, source: str | None = None
 ) -> Iterator[Runtime]:
-    """Open a run's live objects; models and indexes load when a stage first needs them."""
+    """Open a run's live objects; models and indexes load when a stage first needs them.
+
+    Nothing enters the ledger any more once the run was taken from the process that holds `lock`.
+    """
     set_threads(settings)
     runtime = Runtime(settings, run, stores, reporter, source)
+    runtime.may_write = lock.check
     _RUNTIMES[run] = runtime
     try:
         yield runtime

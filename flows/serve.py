@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from flows.interrupts import resume_command
 from flows.server import (
     DEFAULT_PORT,
     PrefectServer,
@@ -43,16 +43,19 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
     workspace = Workspace.open(folder)
     set_environment()
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", _POLL_FREQUENCY_S)
-    # Prefect's own handler of SIGTERM forgets to await this; leaving the runner's context stops the runs all the same.
-    warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited", category=RuntimeWarning)
     with ExitStack() as stack:
         with console.status("loading the libraries and a Prefect server"):
             server = stack.enter_context(_server(port, workspace))
             deployments = _register_all(workspace)
-        _announce(server, workspace, console)
-        from prefect import serve as serve_deployments
+            from flows.recovery import crash_abandoned_runs
+            from flows.runner import run_until_stopped
 
-        serve_deployments(*deployments, print_starting_message=False)
+            num_crashed = crash_abandoned_runs(workspace, just_started=server.started)
+        _announce(server, workspace, console)
+        if num_crashed:
+            print_line(console, f"{num_crashed} flow runs whose process had died are Crashed now and can be retried")
+        for run in run_until_stopped(deployments, workspace):
+            print_line(console, f"run {run} was interrupted; go on with: {resume_command(run, workspace.root)}")
 
 
 def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:

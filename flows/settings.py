@@ -38,10 +38,10 @@ def _shipped() -> list[str]:
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
-def new_run_name(config: str) -> str:
-    """Return a name for a run that got none: the settings' name and the time."""
+def new_run_name(config: str, made_at: datetime | None = None) -> str:
+    """Return a name for a run that got none: the settings' name and the time, now when not given."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40].strip("-") or "run"
-    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return f"{stem}-{made_at or datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from flows.stores import Stores
 from schemas.ledger import RunStatus
-from storage.errors import StorageError
+from storage.errors import RunLockedError, StorageError
+from storage.shield import finishing
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,12 @@ def standing(stores: Stores, run: str) -> Iterator[None]:
     try:
         stores.index.catch_up(run)
         yield
+    except RunLockedError:
+        raise  # Another process has the run now: its record is not ours to write.
     except BaseException as error:
         # Whatever stops the run shows in its record and goes on its way; what is no Exception is an interrupt.
-        _mark_stopped(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
+        with finishing():
+            _mark_stopped(stores, run, "failed" if isinstance(error, Exception) else "interrupted")
         raise
     _set_status(stores, run, "done")
     stores.index.settle(run)

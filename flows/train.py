@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from flows.errors import UserError
 from flows.iteration import PLAIN, iterate
@@ -27,18 +28,29 @@ from storage.runlock import RunLock
 from storage.workspace import Workspace, validate_run_name
 
 logger = logging.getLogger(__name__)
-IterateOnce = Callable[[str, int, StageRecord | None, bool], StageRecord]
-EvaluateStart = Callable[[str, int, StageRecord | None], StageRecord]
+
+
+class Steps(NamedTuple):
+    """The parts of a run that may be done plainly or by Prefect; `held` is called once the run's lock is held."""
+
+    evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
+    iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
+    held: Callable[[], None] = lambda: None
+
+
+def iterate_plainly(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+    """One iteration as plain function calls."""
+    return iterate(PLAIN, run, iteration, policy, evaluation_is_due)
+
+
+_PLAINLY = Steps(PLAIN.evaluate_policy, iterate_plainly)
 
 
 def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: Reporter, resume: bool = False) -> str:
     """Train without Prefect and return the run's name; with `resume` the stored settings are used."""
-
-    def iterate_once(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
-        return iterate(PLAIN, run, iteration, policy, evaluation_is_due)
-
     stores = open_stores(workspace, settings)
-    return drive(settings, run, stores, reporter, iterate_once, PLAIN.evaluate_policy, resume=resume)
+    drive(settings, run, stores, reporter, _PLAINLY, resume=resume)
+    return run
 
 
 def open_stores(workspace: Path, settings: Settings | None = None) -> Stores:
@@ -52,23 +64,24 @@ def drive(
     run: str,
     stores: Stores,
     reporter: Reporter,
-    iterate_once: IterateOnce,
-    evaluate_start: EvaluateStart,
+    do: Steps,
     *,
     resume: bool,
-) -> str:
+) -> None:
     """Run all iterations that are not done; a run that exists goes on where it stopped.
 
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
     validate_run_name(run)
-    with RunLock(stores.workspace, run):
+    lock = RunLock(stores.workspace, run)
+    with lock:
+        do.held()
         record = stores.ledger.get_run(run) if resume else _known_run(stores, run, settings)
         if record is not None and record.replay_of is not None:
             raise UserError(f"run '{run}' is a replay of '{record.replay_of}' and trains nothing; choose another name")
         settings = stored_settings(record) if record else settings
         assert settings is not None, "a new run has settings"
-        with open_runtime(settings, run, stores, reporter) as runtime:
+        with open_runtime(settings, run, stores, reporter, lock) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
             runtime.prepare()
             record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
@@ -78,14 +91,13 @@ def drive(
             policy = stores.ledger.done(StageKey(run=run, iteration=first - 1, stage="update"))
             with standing(stores, run):
                 reporter.run_started(run, settings, first)
-                evaluate_start(run, 0, None)
+                do.evaluate_start(run, 0, None)
                 for iteration in range(first, settings.iterations + 1):
-                    policy = iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
+                    policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
                     retain_checkpoints(stores, settings, run, iteration)
                     reporter.iteration_done(iteration, iteration_numbers(stores, run, iteration))
             reporter.run_done(run)
-    return run
 
 
 def evaluation_is_due(settings: Settings, iteration: int) -> bool:

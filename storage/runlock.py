@@ -139,6 +139,13 @@ def lock_holder(workspace: Workspace, run: str) -> LockHolder | None:
     return holder if holder is not None and not _is_dead(holder) else None
 
 
+def held_runs(workspace: Workspace) -> list[LockHolder]:
+    """Return who holds a run of this workspace or may still hold it, ordered by the runs' names."""
+    names = sorted(path.stem.partition("=")[2] for path in workspace.locks.glob("run=*.lock"))
+    holders = [lock_holder(workspace, name) for name in names]
+    return [holder for holder in holders if holder is not None]
+
+
 def take_over(workspace: Workspace, run: str) -> LockHolder | None:
     """Take a run from a holder on another machine that gave no sign of life for long; returns that holder.
 

@@ -56,6 +56,10 @@ class Workspace:
     def indexes(self) -> Path:
         return self.root / "indexes"
 
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
     def run_folder(self, run: str) -> Path:
         """The folder of a run's artifacts."""
         return self.root / "artifacts" / f"run={validate_run_name(run)}"
@@ -94,7 +98,7 @@ class Workspace:
 
     def lock(self, run: str) -> Path:
         """The file whose lock says that a process works on the run."""
-        return self.root / "locks" / f"run={validate_run_name(run)}.lock"
+        return self.locks / f"run={validate_run_name(run)}.lock"
 
     @property
     def index_lock(self) -> Path:

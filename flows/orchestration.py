@@ -204,7 +204,12 @@ class _Shown:
 
     def _held(self) -> None:
         own_id = flow_run.id
-        num_crashed = crash_former_runs(self._stores.workspace, self._run, UUID(own_id) if own_id else None)
+        try:
+            num_crashed = crash_former_runs(self._stores.workspace, self._run, UUID(own_id) if own_id else None)
+        except Exception as error:
+            if not is_of_server(error):
+                raise
+            num_crashed = 0  # They can be set Crashed when the server is back.
         if num_crashed:
             logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
 

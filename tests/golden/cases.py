@@ -18,12 +18,12 @@ from schemas.rollout import Group
 from schemas.score import Score
 from schemas.teacher import QueryCredit, TeacherTargets
 from sdsearch.hindsight import build_blocks
+from sdsearch.logprobs import score_once
 from sdsearch.loss import ScoredRollout, StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.policy import trainable_parameters, with_lora
 from sdsearch.scoring import score_groups
 from sdsearch.teacher import TargetTensors, compute_targets
 from sdsearch.training_set import training_rollouts
-from sdsearch.update import score_once
 from tests.builders import ModelKind, make_groups, make_model, make_tokenizer, with_logprobs
 from tests.golden.naive import Naive, NaiveLoss, at_sampled, logprobs_of
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from schemas.rollout import Group
+from sdsearch.logprobs import score_once
 from sdsearch.loss import accumulate_gradient, weigh
 from sdsearch.training_set import training_rollouts
-from sdsearch.update import score_once
 from tests.golden.cases import ALPHA, Case, gradients_of, make_case, make_settings, teach
 
 

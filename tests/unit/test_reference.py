@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from sdsearch.batching import TokenSequence
+from sdsearch.logprobs import score_once, sequence_logprobs
 from sdsearch.loss import TrainingRollout
 from sdsearch.policy import reference_weights, trainable_parameters, with_lora
-from sdsearch.update import score_once, sequence_logprobs
 from tests.builders import make_model
 from tests.golden.cases import make_settings, move
 

@@ -13,6 +13,7 @@ from rich.console import Console
 import flows.replay
 import flows.stages
 from flows.cli import run_command
+from flows.errors import UserError
 from flows.launch import start_replay
 from flows.policies import model_folder
 from flows.report import SilentReporter
@@ -288,3 +289,9 @@ def test_on_the_command_line(workspace: Path, capsys: pytest.CaptureFixture[str]
         assert code == 2
         assert problem in said
         assert said.count("\n") == 1
+
+
+def test_a_replay_is_never_trained(workspace: Path) -> None:
+    replay(workspace, "2", run="untrained")
+    with pytest.raises(UserError, match="run 'untrained' is a replay of 'first' and trains nothing"):
+        train_plain(None, "untrained", workspace, SilentReporter(), resume=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from storage.artifacts import ArtifactStore
@@ -115,6 +116,9 @@ def test_a_deployment_run_fills_the_database(served: tuple[Path, Path, str]) -> 
     assert "Completed" in result.stdout
     assert status(workspace, "d1") == "done"
     assert empty_tables(workspace) == []
+    study = httpx.get(f"{url}/deployments/name/sdsearch-study/run", timeout=DEADLINE_S).raise_for_status().json()
+    assert study["entrypoint"] == "flows.study_flow.study_flow"
+    assert study["parameters"] == {"workspace": str(workspace)}
 
 
 def test_what_a_person_can_mend_is_one_line_under_prefect_too(served: tuple[Path, Path, str]) -> None:

@@ -120,7 +120,7 @@ def test_few_variants_share_a_panel_and_the_picture_is_the_same_twice() -> None:
     assert draw_curves(make_results(("SD $x_1$", "other")), "svg") == picture
     text = picture.decode()
     for label in ("greedy decoding", "sampled decoding", "SD $x_1$ (2 seeds)", "exact match (share of dev questions)"):
-        assert label in text
+        assert f">{label}</text>" in text
     assert "updates done (iterations)" in text
     assert "<dc:date>" not in text
     assert draw_curves(make_results(), "png").startswith(b"\x89PNG")

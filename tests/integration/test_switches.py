@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import stdev
 from typing import Any, Literal, get_args, get_origin
 
@@ -103,10 +103,13 @@ class Trained:
 
     stores: Stores
     passes: dict[str, Counter[str]]
+    read: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def rows(self, run: str, table: str, where: str = "true") -> list[dict[str, Any]]:
-        sql = f"SELECT * FROM {table} WHERE run = $run AND {where} ORDER BY ALL"
-        return self.stores.database.query(sql, {"run": run}).to_pylist()
+        sql = f"SELECT * FROM {table} WHERE run = '{run}' AND {where} ORDER BY ALL"
+        if sql not in self.read:
+            self.read[sql] = self.stores.database.query(sql).to_pylist()
+        return self.read[sql]
 
     def steps(self, run: str, column: str) -> list[Any]:
         return [row[column] for row in sorted(self.rows(run, "v_steps"), key=lambda row: row["step"])]
@@ -154,10 +157,10 @@ def test_every_value_of_every_switch_is_in_a_run() -> None:
     sections = (RewardSettings, GrpoSettings, HindsightSettings, DistillationSettings, UpdateSettings)
     settings = [load_settings("tiny", [*BASE, *overrides]) for overrides in RUNS.values()]
     for name, section in zip(("reward", "grpo", "hindsight", "distillation", "update"), sections, strict=True):
-        for field, info in section.model_fields.items():
-            values = {getattr(getattr(item, name), field) for item in settings}
+        for switch, info in section.model_fields.items():
+            values = {getattr(getattr(item, name), switch) for item in settings}
             if get_origin(info.annotation) is Literal:
-                assert values == set(get_args(info.annotation)), f"{name}.{field}"
+                assert values == set(get_args(info.annotation)), f"{name}.{switch}"
     assert {item.model.tuning for item in settings} == {"full", "lora"}
 
 

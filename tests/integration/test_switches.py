@@ -33,6 +33,7 @@ BASE = [
     "iterations=1",
     "distillation.warmup_iterations=0",
     "update.rollouts_per_step=9",
+    "update.gradient_parts_every=0",
     "evaluation.num_questions=1",
     "evaluation.modes=['greedy']",
     "model.torch_threads=1",
@@ -42,6 +43,7 @@ RUNS = {
     "lora": [
         "model.tuning=lora",
         "model.lora_rank=4",
+        "model.lora_targets=['q_proj', 'down_proj']",
         "reward.metric=em",
         "grpo.advantage_scale=batch",
         "grpo.old_logprobs=trainer",
@@ -57,7 +59,6 @@ RUNS = {
         "update.rollouts_per_step=5",
         "update.schedule=linear",
         "update.warmup_steps=1",
-        "update.gradient_parts_every=0",
     ],
     "documents": [
         "reward.format_bonus=0.25",
@@ -84,8 +85,7 @@ RUNS = {
         "update.epochs=3",
         "update.schedule=cosine",
         "update.head_chunk=7",
-        "update.max_tokens_per_microbatch=300",
-        "update.gradient_parts_every=0",
+        "update.max_tokens_per_microbatch=700",
     ],
     "correct": [
         "hindsight.members=correct_only",

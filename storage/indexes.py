@@ -6,7 +6,9 @@ The folder holds `vectors.faiss`, `passages.arrow`, `encoder.json`, `encoder.npz
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from schemas.ledger import ArtifactRef
 from schemas.passage import Passage
 from storage.errors import StorageError
 from storage.files import (
+    failures_named,
     locked,
     make_folder,
     remove,
@@ -130,30 +133,31 @@ def save_index(
 ) -> IndexManifest:
     """Write an index folder durably; a reader sees all of it or none. An index that is there is replaced.
 
-    The caller is `building_alone`. Raises ValueError when the numbers of vectors and passages differ; OSError passes
-    through.
+    The caller is `building_alone`. Raises ValueError when the numbers of vectors and passages differ,
+    WriteFailedError when the system refuses.
     """
-    make_folder(folder.parent)
-    building = folder.with_name(temporary_name(folder.name))
-    building.mkdir()
-    try:
-        faiss.write_index(index, str(building / _VECTORS))
-        num_passages = _write_passages(building / _PASSAGES, passages)
-        if num_passages != index.ntotal:
-            raise ValueError(f"{num_passages} passages for an index of {index.ntotal} vectors; give one a vector")
-        _write_encoder(building, encoder)
-        manifest = IndexManifest(
-            corpus_hash=corpus_hash,
-            encoder_hash=encoder_hash,
-            num_passages=num_passages,
-            num_dimensions=index.d,
-            files=tuple(_reference(path) for path in sorted(building.iterdir())),
-        )
-        write_json_atomic(building / _MANIFEST, manifest.model_dump(mode="json"), building)
-        _put_in_place(building, folder)
-    finally:
-        if building.exists():
-            remove(building)
+    with failures_named(folder):
+        make_folder(folder.parent)
+        building = folder.with_name(temporary_name(folder.name))
+        building.mkdir()
+        try:
+            _write_vectors(building / _VECTORS, index)
+            num_passages = _write_passages(building / _PASSAGES, passages)
+            if num_passages != index.ntotal:
+                raise ValueError(f"{num_passages} passages for an index of {index.ntotal} vectors; give one a vector")
+            _write_encoder(building, encoder)
+            manifest = IndexManifest(
+                corpus_hash=corpus_hash,
+                encoder_hash=encoder_hash,
+                num_passages=num_passages,
+                num_dimensions=index.d,
+                files=tuple(_reference(path) for path in sorted(building.iterdir())),
+            )
+            write_json_atomic(building / _MANIFEST, manifest.model_dump(mode="json"), building)
+            _put_in_place(building, folder)
+        finally:
+            if building.exists():
+                remove(building)
     return manifest
 
 
@@ -183,6 +187,18 @@ def _open_files(folder: Path, manifest: IndexManifest) -> StoredIndex:
     with np.load(folder / _ENCODER_ARRAYS, allow_pickle=False) as arrays:
         encoder = EncoderState(description, dict(arrays))
     return StoredIndex(vectors, StoredPassages(folder / _PASSAGES), encoder, manifest)
+
+
+def _write_vectors(path: Path, index: faiss.Index) -> None:
+    """FAISS does not tell the system's reason, and not at all when only the last bytes did not get through."""
+    reason = ""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    if reason or path.stat().st_size < index.ntotal * index.d * np.dtype(np.float32).itemsize:
+        number = errno.EIO if shutil.disk_usage(path.parent).free else errno.ENOSPC
+        raise OSError(number, reason or "the file is too short")
 
 
 def _write_passages(path: Path, passages: Iterable[Passage]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import run_command
+from flows.index import open_retriever
 from schemas.ledger import STAGES, StageKey, StageName
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -82,6 +83,18 @@ def test_a_full_disk_on_the_command_line(disk: Disk, capsys: pytest.CaptureFixtu
     assert error.startswith(f"error: workspace {disk.root / 'new'} cannot be written (No space left on device); ")
     assert "free some space" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("left_bytes", [0, 16 * 1024, 300 * 1024])
+def test_an_index_without_space_leaves_nothing(left_bytes: int, disk: Disk) -> None:
+    workspace, retrieval = Workspace.open(disk.root / "workspace"), quick().retrieval
+    disk.fill(left_bytes)
+    with pytest.raises(WriteFailedError, match=r"indexes.* cannot be written \(No space left on device\)"):
+        open_retriever(retrieval, workspace)
+    assert [path for path in workspace.indexes.rglob("*") if path.suffix != ".lock"] == []
+    disk.free()
+    retriever, _ = open_retriever(retrieval, workspace)
+    assert retriever.search(["Andorra"], 1)
 
 
 def test_a_database_without_space_keeps_its_rows(disk: Disk) -> None:

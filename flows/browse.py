@@ -61,7 +61,7 @@ def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
 
 def print_runs(workspace: Workspace, console: Console) -> None:
     """Print one row a run, oldest first."""
-    columns = ("run", "status", "iterations", "policy version", "seed", "model", "replay of", "started (UTC)")
+    columns = ("run", "status", "iterations", "policy version", "seed", "model", "from", "started (UTC)")
     rows = [
         (
             record.run,
@@ -70,7 +70,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
             record.policy_version,
             record.seed,
             json.loads(record.settings_json)["model"]["path"],
-            record.replay_of,
+            _origin(record) or None,
             f"{record.created_at:%Y-%m-%d %H:%M:%S}",
         )
         for record in _ledger(workspace).list_runs()
@@ -126,14 +126,20 @@ def _ledger(workspace: Workspace) -> Ledger:
 
 def _standing(record: RunRecord) -> str:
     seconds = (record.updated_at - record.created_at).total_seconds()
-    last = record.first_iteration + record.num_iterations - 1
-    policy = f"policy {record.policy_sha256[:16] or '-'}"
-    replayed = f"replay of iterations {record.first_iteration}:{last} of run {record.replay_of}"
+    policy = "" if record.replay_of else f"policy {record.policy_sha256[:16] or '-'}"
     return (
         f"run {record.run}: {record.status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
-        f"{record.seed}, {format_seconds(seconds)} from start to last change, "
-        f"{replayed if record.replay_of else policy}"
+        f"{record.seed}, {format_seconds(max(seconds, 0.0))} from start to last change, "
+        f"{', '.join(filter(None, (policy, _origin(record))))}"
     )
+
+
+def _origin(record: RunRecord) -> str:
+    """Return which run another one builds on, '' when there is none."""
+    last = record.first_iteration + record.num_iterations - 1
+    if record.replay_of is not None:
+        return f"replay of iterations {record.first_iteration}:{last} of run {record.replay_of}"
+    return "" if record.fork_of is None else f"fork of run {record.fork_of} after {record.first_iteration - 1} updates"
 
 
 def _changed_settings(record: RunRecord) -> list[tuple[str, str]]:

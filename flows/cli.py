@@ -12,7 +12,15 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from flows.cli_options import HOME, ConfigArgument, NoPrefectOption, SetOption, WorkspaceOption, make_console
+from flows.cli_options import (
+    HOME,
+    ConfigArgument,
+    ForkOption,
+    NoPrefectOption,
+    SetOption,
+    WorkspaceOption,
+    make_console,
+)
 from flows.errors import PEOPLES_ERRORS, UserError
 from flows.terminal import print_line
 
@@ -64,13 +72,14 @@ def train(
     config: ConfigArgument = "quickstart",
     overrides: SetOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run; one is made when none is given.")] = None,
+    fork: ForkOption = None,
     workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
 ) -> None:
     """Train a policy; a run of the same name and settings goes on where it stopped."""
     from flows.launch import start_run
 
-    start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect)
+    start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect, fork=fork)
 
 
 @app.command()

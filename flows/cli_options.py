@@ -18,6 +18,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting; may be given several times.")
 ]
 ConfigArgument = Annotated[str, typer.Argument(help="Name of shipped settings, or the path of a TOML file.")]
+ForkOption = Annotated[
+    str | None, typer.Option("--fork", metavar="NAME", help="A new run that goes on from where --run stands.")
+]
 NoPrefectOption = Annotated[bool, typer.Option("--no-prefect", help="Train in a plain loop, without any server.")]
 
 

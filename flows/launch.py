@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.browse import open_existing
+from flows.errors import UserError
+from flows.fork import fork_run
 from flows.interrupts import resumable, resume_command
 from flows.replay_plan import plan_of, plan_replay
 from flows.report import RichReporter
@@ -25,15 +27,29 @@ from storage.workspace import Workspace, validate_run_name
 
 
 def start_run(
-    config: str, overrides: Sequence[str], run: str | None, folder: Path, console: Console, *, use_prefect: bool
+    config: str,
+    overrides: Sequence[str],
+    run: str | None,
+    folder: Path,
+    console: Console,
+    *,
+    use_prefect: bool,
+    fork: str | None = None,
 ) -> None:
     """Train with the settings of `config`; the run gets a name when none is given.
 
-    Raises UserError and StorageError for settings, names and workspaces that cannot be used.
+    `fork` is the name of a new run that goes on from where `run` stands. Raises UserError and StorageError for
+    settings, names and workspaces that cannot be used.
     """
     settings = load_settings(config, overrides)
     name = validate_run_name(new_run_name(config) if run is None else run)
-    _Job(Workspace.open(folder), console, name, config, overrides, settings).do(use_prefect)
+    workspace = Workspace.open(folder)
+    if fork is not None:
+        if run is None:
+            raise UserError(f"--fork {fork} needs the run that it goes on from: --run NAME")
+        fork_run(Stores(workspace), name, validate_run_name(fork), settings)
+        name = fork
+    _Job(workspace, console, name, config, overrides, settings).do(use_prefect)
 
 
 def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:

@@ -88,10 +88,10 @@ def drive(
             _remove_leftovers(stores, run)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = first_iteration(stores, record)
-            policy = stores.ledger.done(StageKey(run=run, iteration=first - 1, stage="update"))
+            start, policy = record.first_iteration - 1, _update_of(stores, run, first - 1)
             with standing(stores, run):
                 reporter.run_started(run, settings, first)
-                do.evaluate_start(run, 0, None)
+                do.evaluate_start(run, start, _update_of(stores, run, start))
                 for iteration in range(first, settings.iterations + 1):
                     policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
@@ -155,17 +155,26 @@ def first_iteration(stores: Stores, record: RunRecord) -> int:
 
     From there on, the updates are taken again from what was sampled for them, which gives the same weights.
     """
-    last = record.iterations_done
+    begun, last = record.first_iteration, record.iterations_done
     for held in sorted({last, *stores.checkpoints.versions(record.run)}, reverse=True):
         try:
-            if 0 < held <= last:
+            if max(1, begun - 1) <= held <= last:
                 stores.checkpoints.verify(record.run, held)
-                return min(held + 1, last)
+                return max(begun, min(held + 1, last))
         except DamagedArtifactError as error:
             logger.warning("an earlier checkpoint is used: %s", error)
+    if begun > 1:
+        raise DamagedArtifactError(
+            f"run '{record.run}' has no intact checkpoint, not even of version {begun - 1}, which it began with; make "
+            f"another fork of run '{record.fork_of}'"
+        )
     if last > 1:
         logger.warning("run '%s' has no intact checkpoint; all its updates are taken again", record.run)
     return 1
+
+
+def _update_of(stores: Stores, run: str, iteration: int) -> StageRecord | None:
+    return stores.ledger.done(StageKey(run=run, iteration=iteration, stage="update"))
 
 
 def _remove_leftovers(stores: Stores, run: str) -> None:
@@ -187,8 +196,8 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
         return record
     changes = setting_changes(record.settings_json, settings)
     raise UserError(
-        f"run '{run}' exists with other settings ({changes}); choose another name with --run, or continue it as it is "
-        f"with: sdsearch resume {run}"
+        f"run '{run}' exists with other settings ({changes}); choose another name with --run, go on with them from "
+        f"where it stands with: --fork NEW, or continue it as it is with: sdsearch resume {run}"
     )
 
 

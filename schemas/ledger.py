@@ -97,8 +97,11 @@ class RunRecord(Record):
     code_version: str
     seed: int
     num_iterations: int = Field(description="Iterations asked for.")
-    first_iteration: int = Field(default=1, description="1, or where a replay begins.")
+    first_iteration: int = Field(default=1, description="1, or where a replay or a fork begins.")
     replay_of: str | None = Field(default=None, description="The run that a replay takes its rollouts from.")
+    fork_of: str | None = Field(
+        default=None, description="The run whose policy before `first_iteration` a fork goes on from."
+    )
     iterations_done: int
     policy_version: int
     policy_sha256: str = Field(description="Hash of the current policy's tensors.")

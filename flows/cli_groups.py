@@ -1,0 +1,74 @@
+"""The commands that come in groups: `sdsearch mini …`, `sdsearch index …`, `sdsearch db …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_options import HOME, ConfigArgument, SetOption, WorkspaceOption, make_console
+from flows.terminal import print_line
+
+mini_app = typer.Typer(no_args_is_help=True, help="The mini policy that ships with the program.")
+index_app = typer.Typer(no_args_is_help=True, help="The search index.")
+db_app = typer.Typer(no_args_is_help=True, help="The database, which indexes the files.")
+
+
+@mini_app.command("build")
+def mini_build(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the policy to.")] = Path("mini"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
+) -> None:
+    """Make the mini policy again from the embedded world, and print what it can do."""
+    from flows.mini import build
+
+    build(out, seed, make_console())
+
+
+@mini_app.command("measure")
+def mini_measure(
+    policy: Annotated[str, typer.Argument(help="Folder of the policy; 'mini' is the shipped one.")] = "mini",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the questions and the sampling.")] = 0,
+) -> None:
+    """Print what a mini policy can do: plain, on invented names, and with each kind of hindsight block."""
+    from flows.mini import measure
+
+    measure(policy, seed, make_console())
+
+
+@index_app.command("build")
+def index_build(
+    config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = HOME
+) -> None:
+    """Build the search index that the settings name; one that is there is replaced."""
+    from flows.settings import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from flows.index import IndexSource, build_index_folder
+    from storage.workspace import Workspace
+
+    opened = Workspace.open(workspace)
+    report = build_index_folder(IndexSource(settings.retrieval), settings.retrieval, opened)
+    print_line(
+        make_console(),
+        f"{report.folder}: {report.num_passages} passages, {report.num_dimensions} dimensions, "
+        f"{report.duration_s:.1f} s",
+    )
+
+
+@db_app.command("rebuild")
+def db_rebuild(workspace: WorkspaceOption = HOME) -> None:
+    """Make the database again from the files of all runs; whatever is in its place goes."""
+    from flows.db import rebuild
+
+    rebuild(workspace, make_console())
+
+
+@db_app.command("check")
+def db_check(workspace: WorkspaceOption = HOME) -> None:
+    """Hash every file and compare files, ledger and database; exit code 1 when they do not agree."""
+    from flows.db import check
+
+    if not check(workspace, make_console()):
+        raise SystemExit(1)

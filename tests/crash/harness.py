@@ -6,19 +6,21 @@ import re
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from schemas.ledger import StageHistory
 from storage.errors import StorageError
-from tests.crash.compare import Snapshot, differences, snapshot
+from tests.crash.compare import Snapshot, differences, snapshot, tables
 from tests.crash.events import Event, Strike
 from tests.crash.forkserver import Ended, ForkServer
 from tests.crash.points import Kill
 
 RUN = "killed"
+_RESUME = ["resume", RUN, "--no-prefect"]
+_REBUILD = ["db", "rebuild"]
 _SETTINGS = (
     "model.torch_threads=1",
     "data.questions_per_iteration=2",
@@ -36,10 +38,14 @@ _TRAINS = re.compile(r"update@(\d+) trains")
 
 @dataclass(frozen=True)
 class Case:
-    """Kills of one run: the n-th strikes the n-th process."""
+    """Kills of one run: the n-th strikes the n-th process.
+
+    `of_rebuild`: the processes make the database again from the files of a finished run.
+    """
 
     name: str
     kills: tuple[Kill, ...]
+    of_rebuild: bool = False
 
     @property
     def fresh_index(self) -> bool:
@@ -72,6 +78,7 @@ class Reference:
     workspace: Path
     trace: list[Event]
     snapshot: Snapshot
+    rebuild_trace: list[Event] = field(default_factory=list)
 
 
 def train_command(iterations: int) -> list[str]:
@@ -91,9 +98,44 @@ def play_reference(server: ForkServer, folder: Path, iterations: int) -> Referen
     return Reference(folder / "workspace", ended.trace, held)
 
 
+def trace_rebuild(server: ForkServer, reference: Reference) -> Reference:
+    """Return the reference with the trace of its database being made again."""
+    ended = server.run(_REBUILD, reference.workspace.parent)
+    assert ended.code == 0, ended.output
+    return replace(reference, rebuild_trace=ended.trace)
+
+
 def play(case: Case, server: ForkServer, folder: Path, reference: Reference, iterations: int) -> Outcome:
     """Play a case in a new folder; nothing is asserted, all that went wrong is in the outcome."""
     outcome = Outcome(case)
+    if case.of_rebuild:
+        _play_rebuild(outcome, server, folder, reference)
+    else:
+        _play_training(outcome, server, folder, reference, iterations)
+    return outcome
+
+
+def _play_rebuild(outcome: Outcome, server: ForkServer, folder: Path, reference: Reference) -> None:
+    """Kill the making of a database; resume must repair what is missing then, and a second making leave no trace."""
+    workspace = folder / "workspace"
+    shutil.copytree(reference.workspace, workspace)
+    (kill,) = outcome.case.kills
+    if not _has_struck(kill.strike, server.run(_REBUILD, folder, kill.strike)):
+        return
+    outcome.struck.append(kill.label)
+    for command in (_RESUME, _REBUILD):
+        outcome.num_resumes += 1
+        ended = server.run(command, folder)
+        if ended.code:
+            outcome.lost.append(f"{command}: exit code {ended.code}: {ended.output[-600:]}")
+            return
+        expected = {name: held for name, held in reference.snapshot.items() if name.startswith("table ")}
+        outcome.differing += differences(tables(workspace), expected)
+    outcome.differing += differences(snapshot(workspace), reference.snapshot)
+
+
+def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference: Reference, iterations: int) -> None:
+    case = outcome.case
     workspace = folder / "workspace"
     workspace.mkdir(parents=True)
     if not case.fresh_index:
@@ -113,13 +155,12 @@ def play(case: Case, server: ForkServer, folder: Path, reference: Reference, ite
         outcome.differing += differences(snapshot(workspace), reference.snapshot) if ended.code == 0 else []
     except StorageError as error:
         outcome.lost.append(str(error))
-    return outcome
 
 
 def next_command(workspace: Path, iterations: int) -> list[str]:
     """Return what a person would type: resume, or train again when the run was not made yet."""
     exists = (workspace / "artifacts" / f"run={RUN}" / "run.json").exists()
-    return ["resume", RUN, "--no-prefect"] if exists else train_command(iterations)
+    return _RESUME if exists else train_command(iterations)
 
 
 def _has_struck(strike: Strike, ended: Ended) -> bool:

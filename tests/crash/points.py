@@ -71,6 +71,7 @@ POINTS = [
     Point("the run is created", r"start (?:sync|rename|renamed|sql) ?.*(?:run\.json~?|[A-Z])"),
     Point("the index is written", r"start (?:sync|rename|renamed) indexes/.*", fresh_index=True),
 ]
+REBUILD = Point("the database is made again", r".*", until=r".*")
 
 
 def draw(point: Point, trace: Sequence[Event], random_: random.Random) -> Kill:

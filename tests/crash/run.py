@@ -20,19 +20,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.crash.events import Event
 from tests.crash.forkserver import ForkServer
-from tests.crash.harness import Case, Outcome, play, play_reference
-from tests.crash.points import POINTS, draw, draw_start
+from tests.crash.harness import Case, Outcome, Reference, play, play_reference, trace_rebuild
+from tests.crash.points import POINTS, REBUILD, draw, draw_start
 
 ITERATIONS = 3
 FULL_ROUNDS = 2
 _CHAIN_KILLS = 4
 _CHAINS_A_ROUND = 3
+_REBUILDS_A_ROUND = 3
 
 
-def draw_round(trace: Sequence[Event], random_: random.Random) -> list[Case]:
+def draw_round(reference: Reference, random_: random.Random) -> list[Case]:
     """Return cases in random order that kill once at every point, and several times in some runs."""
+    trace = reference.trace
     cases = [Case(kill.label, (kill,)) for kill in (draw(point, trace, random_) for point in POINTS)]
     for _ in range(_CHAINS_A_ROUND):
         chain = [draw(point, trace, random_) for point in random_.sample(POINTS, _CHAIN_KILLS)]
@@ -40,6 +41,8 @@ def draw_round(trace: Sequence[Event], random_: random.Random) -> list[Case]:
         cases.append(Case("several in one run", (*chain[:2], draw_start(trace, random_), *chain[2:])))
     twice = draw(random_.choice(POINTS), trace, random_)
     cases.append(Case("the resumed run dies at the same place", (twice, twice, draw_start(trace, random_))))
+    for _ in range(_REBUILDS_A_ROUND):
+        cases.append(Case(REBUILD.label, (draw(REBUILD, reference.rebuild_trace, random_),), of_rebuild=True))
     random_.shuffle(cases)
     return cases
 
@@ -59,7 +62,8 @@ class Matrix:
     def play(self) -> None:
         """Play the reference, then cases until the rounds or the time are over."""
         with ForkServer() as server:
-            self._reference = play_reference(server, self._folder / "reference", ITERATIONS)
+            reference = play_reference(server, self._folder / "reference", ITERATIONS)
+            self._reference = trace_rebuild(server, reference)
         self._cases = enumerate(self._draw())
         with ThreadPoolExecutor(self._jobs) as pool:
             for worker in [pool.submit(self._work) for _ in range(self._jobs)]:
@@ -67,7 +71,7 @@ class Matrix:
 
     def _draw(self) -> Iterator[Case]:
         for number in itertools.count() if self._deadline else range(FULL_ROUNDS):
-            round_ = draw_round(self._reference.trace, random.Random(f"{self._seed} {number}"))
+            round_ = draw_round(self._reference, random.Random(f"{self._seed} {number}"))
             yield from (case for case in round_ if self._only.search(case.name))
 
     def _work(self) -> None:

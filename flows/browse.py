@@ -61,7 +61,7 @@ def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
 
 def print_runs(workspace: Workspace, console: Console) -> None:
     """Print one row a run, oldest first."""
-    columns = ("run", "status", "iterations", "policy version", "seed", "model", "from", "started (UTC)")
+    columns = ("run", "status", "iterations", "policy version", "seed", "model", "replay or fork of", "started (UTC)")
     rows = [
         (
             record.run,
@@ -70,7 +70,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
             record.policy_version,
             record.seed,
             json.loads(record.settings_json)["model"]["path"],
-            _origin(record) or None,
+            record.replay_of or record.fork_of,
             f"{record.created_at:%Y-%m-%d %H:%M:%S}",
         )
         for record in _ledger(workspace).list_runs()

@@ -134,7 +134,7 @@ class Database:
         wait_s = self.deadline_s if wait_s is None else wait_s
         with self._taking_turns(wait_s):
             if self._instance is None:
-                self._instance = _new_instance()
+                self._instance = _new_writing_instance()
             self._attach(self._instance, read_only, wait_s)
             try:
                 with closing(self._instance.cursor()) as connection:
@@ -230,6 +230,13 @@ def _new_instance() -> _Connection:
     # A checkpoint at every detach costs several syncs; the log is durable and is folded in when it has grown.
     instance.execute("PRAGMA disable_checkpoint_on_shutdown")
     instance.execute(f"SET checkpoint_threshold = '{LOG_SIZE}'")
+    return instance
+
+
+def _new_writing_instance() -> _Connection:
+    """An iteration's rows are few: more threads would only take turns, and cost a fifth more."""
+    instance = _new_instance()
+    instance.execute("SET threads = 1")
     return instance
 
 

@@ -20,11 +20,9 @@ def rebuild(folder: Path, console: Console) -> None:
     started = time.monotonic()
     with console.status("reading the files"):
         rebuilt = rebuild_database(stores.workspace, stores.ledger, stores.rows_of)
-    print_line(
-        console,
-        f"{stores.workspace.database}: {rebuilt.num_runs} runs, {rebuilt.num_attempts} attempts at stages, made again "
-        f"in {format_seconds(time.monotonic() - started)}",
-    )
+    seconds = format_seconds(time.monotonic() - started)
+    what = f"runs: {rebuilt.num_runs}, attempts at stages: {rebuilt.num_attempts}"
+    print_line(console, f"{stores.workspace.database}: made again from the files ({what}) in {seconds}")
     for reason in rebuilt.left_out:
         print_line(console, f"left out: {reason}")
     if rebuilt.former is not None:
@@ -38,7 +36,6 @@ def check(folder: Path, console: Console) -> bool:
         problems = list(find_problems(stores.ledger, stores.artifacts, stores.database, stores.index))
     for problem in problems:
         print_line(console, problem)
-    runs = len(stores.ledger.list_runs())
-    what = f"{len(problems)} problems; see above" if problems else "files, ledger and database agree"
-    print_line(console, f"{runs} runs: {what}")
+    what = f"{len(problems)} do not agree" if problems else "files, ledger and database agree"
+    print_line(console, f"runs: {len(stores.ledger.list_runs())}; {what}")
     return not problems

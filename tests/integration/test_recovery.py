@@ -149,8 +149,7 @@ def test_damage_that_nothing_depends_on_is_found_by_the_check(
     assert "iteration 3, teacher: the database holds another ledger" in printed
     assert "run 'other' is in the database, but not among the files" in printed
     assert "run 'first': the database does not hold its present standing" in printed
-    assert "6 problems" not in printed
-    assert "5 problems" in printed
+    assert "5 do not agree" in printed
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "log"])

@@ -18,6 +18,7 @@ from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, Sa
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
 
+_CPU_BLOCK = 32
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # What vLLM accepts.
 _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # The trainer has threads and may have CUDA: it must not be forked.
@@ -150,6 +151,7 @@ class VllmEngine:
 
 async def _open(options: EngineOptions) -> VllmEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     adapters = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(options.lora_rank)}
@@ -166,6 +168,8 @@ async def _open(options: EngineOptions) -> VllmEngine:
         enable_sleep_mode=options.enable_sleep_mode,
         trust_remote_code=options.trust_remote_code,
         enable_prefix_caching=True,
+        # Whole blocks are cached: those of 128 tokens, a CPU's default, hold most conversations.
+        block_size=_CPU_BLOCK if current_platform.is_cpu() else None,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",  # Not the model folder's: its top_p or penalties would change the policy.
         load_format="safetensors",

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import flows.samplers
 import sdsearch.sampling.vllm_engine
-from flows.samplers import TransformersPolicySampler, open_sampler
+from flows.samplers import TransformersPolicySampler, VllmPolicySampler, open_sampler
 from flows.settings import load_settings
 from schemas.errors import UserError
 from sdsearch.policy import trainable_parameters
-from sdsearch.sampling.vllm_turns import EngineTurn, SamplerError
+from sdsearch.sampling.ports import TurnRequest
+from sdsearch.sampling.vllm_engine import VllmEngine
+from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, WeightProbe, probe_prompt, read_by_trainer
 from tests.builders import make_model, make_tokenizer
 
@@ -103,3 +106,109 @@ def test_a_stale_engine_is_refused_within_a_wide_tolerance_too() -> None:
     probe = WeightProbe(PROMPT, 0.5)
     probe.check([reading(former, 1e-4)], former, PolicyWeights(0, "base", "/base"))
     assert probe.check([reading(current, 1e-4)], current, WEIGHTS).max_difference < 0.5
+
+
+class FakeEngine(VllmEngine):
+    """Runs the models it is given by version; says the same turn every time."""
+
+    def __init__(self, models: dict[int, torch.nn.Module]) -> None:
+        self.models = models
+        self.now = models[0]
+        self.calls: list[str] = []
+
+    async def load(self, weights: PolicyWeights) -> None:
+        self.calls.append(f"load {weights.version}")
+        self.now = self.models[weights.version]
+
+    async def read(self, prompt: Prompt) -> list[ProbeReading]:
+        self.calls.append("read")
+        return [reading(self.now)]
+
+    async def generate(self, prompt: Prompt) -> EngineTurn:
+        turn = tuple(make_tokenizer().encode("<answer> tree </answer>", add_special_tokens=False))
+        return EngineTurn(turn, (-1.0,) * len(turn), 4, "</answer>")
+
+    async def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    async def wake_up(self) -> None:
+        self.calls.append("wake")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+class FakePolicy:
+    """What a sampler reads of the live policy."""
+
+    tokenizer = make_tokenizer()
+    max_context_tokens = 512
+    base_folder = "/base"
+
+    def __init__(self, version: int, model: torch.nn.Module) -> None:
+        self.model = model
+        self.weights = PolicyWeights(version, "full" if version else "base", f"/checkpoints/{version}")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine({0: make_model(), 1: moved(0.01), 2: moved(0.02)})
+    monkeypatch.setattr(flows.samplers, "check_installed", lambda: None)
+    monkeypatch.setattr(flows.samplers.VllmEngine, "open", staticmethod(lambda options, loop: fake))
+    return fake
+
+
+def opened(tmp_path: Path, *overrides: str) -> VllmPolicySampler:
+    settings = load_settings("tiny", ["sampling.kind=vllm", "rollout.temperature=0.8", *overrides])
+    sampler = open_sampler(settings, "r", tmp_path)
+    assert isinstance(sampler, VllmPolicySampler)
+    return sampler
+
+
+def say_something(sampler: VllmPolicySampler, policy: FakePolicy) -> None:
+    sampler.at(policy).converse([TurnRequest("q/0", (5, 6, 7), 1, 40, 1.0)], lambda turns: [])
+
+
+def test_weights_are_loaded_and_probed_when_they_change_and_only_then(engine: FakeEngine, tmp_path: Path) -> None:
+    sampler = opened(tmp_path)
+    for version in (0, 0, 1, 1, 2):
+        say_something(sampler, FakePolicy(version, engine.models[version]))
+    sampler.close()
+    assert engine.calls == ["load 0", "read", "load 1", "read", "load 2", "read", "close"]
+
+
+def test_after_a_refusal_the_weights_are_loaded_again(engine: FakeEngine, tmp_path: Path) -> None:
+    sampler = opened(tmp_path)
+    policy = FakePolicy(1, engine.models[1])
+    engine.models[1] = engine.models[2]
+    with pytest.raises(SamplerError, match="does not sample from policy version 1"):
+        sampler.at(policy)
+    engine.models[1] = policy.model
+    say_something(sampler, policy)
+    sampler.close()
+    assert engine.calls == ["load 1", "read", "load 1", "read", "close"]
+
+
+def test_an_engine_sleeps_between_stages_where_the_settings_say_so(engine: FakeEngine, tmp_path: Path) -> None:
+    sampler = opened(tmp_path, "sampling.sleep_while_training=true")
+    policy = FakePolicy(0, engine.models[0])
+    assert sampler.rest() is None, "there is no engine yet"
+    for _ in range(2):
+        say_something(sampler, policy)
+        sampler.rest()
+        sampler.rest()
+    sampler.close()
+    assert engine.calls == ["load 0", "read", "sleep", "wake", "sleep", "close"]
+
+
+def test_a_stages_report(engine: FakeEngine, tmp_path: Path) -> None:
+    sampler = opened(tmp_path)
+    policy = FakePolicy(0, engine.models[0])
+    for _ in range(2):
+        say_something(sampler, policy)
+    report = sampler.rest()
+    assert report is not None
+    assert (report.sampler, report.num_turns, report.num_prompt_tokens, report.num_cached_tokens) == ("vllm", 2, 6, 8)
+    assert report.probe_max_difference < 1e-5
+    assert sampler.rest() is None, "nothing was sampled since"
+    sampler.close()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -92,11 +93,13 @@ class VllmEngine:
 
     async def load(self, weights: PolicyWeights) -> None:
         """Make these weights the ones that are sampled from; no turn may be under way."""
-        if weights.kind == "full" or not self._options.lora_rank:
-            await self._engine.collective_rpc("reload_policy", args=(weights.folder,))
-        else:
-            await self._load_adapter(weights)
-        if not await self._engine.reset_prefix_cache():
+        with _death_told():
+            if self._options.lora_rank:
+                await self._load_adapter(weights)
+            else:
+                await self._engine.collective_rpc("reload_policy", args=(weights.folder,))
+            emptied = await self._engine.reset_prefix_cache()
+        if not emptied:
             raise SamplerError("vLLM kept prefixes that former weights computed: a turn is still being generated")
 
     async def _load_adapter(self, weights: PolicyWeights) -> None:
@@ -144,9 +147,24 @@ class VllmEngine:
         )
         name = f"{request.key}-{next(self._numbers)}"
         tokens = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
-        async for output in self._engine.generate(tokens, params, name, lora_request=self._adapter):
-            finished = output
+        with _death_told():
+            async for output in self._engine.generate(tokens, params, name, lora_request=self._adapter):
+                finished = output
         return finished
+
+
+@contextmanager
+def _death_told() -> Iterator[None]:
+    """Say it in a sentence when the engine's processes are gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise SamplerError(
+            "the vLLM engine died (memory, or a GPU that failed; VLLM_LOGGING_LEVEL=INFO shows what it says); resume "
+            "the run: groups that were finished are kept"
+        ) from error
 
 
 async def _open(options: EngineOptions) -> VllmEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -16,6 +17,10 @@ TextKind = Literal["query", "passage"]
 
 class RetrieverDownError(UserError):
     """The retriever could not answer: an error of the run, never an empty result that is trained on."""
+
+
+# What a retriever in this process, or the client of one elsewhere, raises when it cannot answer.
+_FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Encoder(Protocol):
@@ -35,3 +40,34 @@ class Retriever(Protocol):
         Raises RetrieverDownError when the search itself failed.
         """
         ...
+
+
+def search_all(retriever: Retriever, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
+    """Return the retriever's answer to each query; [] for no queries, without asking.
+
+    Raises RetrieverDownError, naming a query, when it fails and when what it returns is no answer to these queries.
+    """
+    if not queries:
+        return []
+    try:
+        found = retriever.search(queries, top_k)
+    except _FAILURES as error:
+        raise _down(queries, 0, f"{type(error).__name__}: {error}") from error
+    if not isinstance(found, Sequence) or len(found) != len(queries):
+        number = len(found) if isinstance(found, Sequence) else type(found).__name__
+        raise _down(queries, 0, f"it returned {number} results")
+    for place, hits in enumerate(found):
+        if not isinstance(hits, tuple | list) or not all(isinstance(hit, SearchHit) for hit in hits):
+            raise _down(queries, place, f"it returned {str(hits)[:80]!r}, which are no passages")
+        if len(hits) > top_k or not all(math.isfinite(hit.score) for hit in hits):
+            raise _down(
+                queries, place, f"it returned {len(hits)} passages of at most {top_k}, or a score is not finite"
+            )
+    return [tuple(hits) for hits in found]
+
+
+def _down(queries: Sequence[str], place: int, reason: str) -> RetrieverDownError:
+    return RetrieverDownError(
+        f"the retriever failed on query {queries[place][:200]!r} ({place + 1} of {len(queries)}): {reason}; mend it, "
+        "then go on with: sdsearch resume RUN (no rollout was made of this)"
+    )

@@ -13,7 +13,7 @@ from schemas.question import Question
 from schemas.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from sdsearch.parsing import make_generation, parse_action
 from sdsearch.prompting import PromptTokens, TemplateName, render_documents, render_notice, render_prompt
-from sdsearch.retrieval.ports import Retriever
+from sdsearch.retrieval.ports import Retriever, search_all
 from sdsearch.sampling.ports import SampledTurn, Sampler, TurnRequest
 from sdsearch.seeds import derive_seed
 
@@ -164,7 +164,7 @@ class RolloutLoop:
         actions = [parse_action(generation.text) for generation in generations]
         may_go_on = [len(conversation.turns) < self.limits.max_searches for conversation in conversations]
         queries = [a.query for a, going in zip(actions, may_go_on, strict=True) if going and isinstance(a, Search)]
-        found = iter(self.retriever.search(queries, self.limits.num_passages) if queries else [])
+        found = iter(search_all(self.retriever, queries, self.limits.num_passages))
         replies: list[Observation | None] = []
         for action, going in zip(actions, may_go_on, strict=True):
             match action:

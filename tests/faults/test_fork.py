@@ -107,12 +107,12 @@ def test_the_command_refuses_changed_settings_and_forks(stopped: Path, capsys: p
     toml.write_text(
         'iterations = 2\n[rollout]\nmax_new_tokens = 8\ntemplate = "compact"\n[evaluation]\nnum_questions=1\n'
     )
-    train_again = ["train", str(toml), *changed, "--set=data.questions_per_iteration=2", "--no-prefect", "--run", RUN]
+    train_again = ["train", str(toml), *changed, "--set=data.questions_per_iteration=1", "--no-prefect", "--run", RUN]
     where = ["--workspace", str(stopped)]
     assert run_command([*train_again, *where]) == 2
     refusal = capsys.readouterr().err
     assert f"run '{RUN}' exists with other settings (" in refusal
-    assert "rollout.group_size: 3 -> 5" in refusal
+    assert "rollout.group_size: 2 -> 5" in refusal
     assert "--fork NEW" in refusal
     assert run_command([*train_again, "--fork", FORK, *where]) == 0, capsys.readouterr().err
     assert run_command(["show", FORK, *where]) == 0

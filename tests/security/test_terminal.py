@@ -15,10 +15,8 @@ import pytest
 
 from flows.cli import run_command
 from flows.settings import load_settings
+from flows.stores import Stores
 from schemas.ledger import StageKey
-from storage.artifacts import ArtifactStore
-from storage.database import Database
-from storage.ledger import Ledger
 from storage.workspace import Workspace
 from tests.records import all_rows, fill, make_groups, make_run
 
@@ -44,13 +42,13 @@ def poisoned(rows: pa.Table) -> pa.Table:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose every stored text is hostile."""
     opened = Workspace.open(tmp_path_factory.mktemp("workspace"))
-    database = Database(opened)
-    ledger = Ledger(database, ArtifactStore(opened))
+    stores = Stores(opened)
     settings = load_settings("tiny", [f"model.path={json.dumps(EVIL)}"])
-    ledger.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
-    record = ledger.begin(StageKey(run="first", iteration=2, stage="sample"), "hash", 0)
-    ledger.fail(record, EVIL)
-    fill(database, {name: poisoned(rows) for name, rows in all_rows(make_groups()).items()})
+    stores.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
+    record = stores.ledger.begin(StageKey(run="first", iteration=2, stage="sample"), "hash", 0)
+    stores.index.put_stage(stores.ledger.fail(record, EVIL).key)
+    assert stores.index.flush()
+    fill(stores.database, {name: poisoned(rows) for name, rows in all_rows(make_groups()).items()})
     return opened.root
 
 

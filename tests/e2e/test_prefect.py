@@ -131,6 +131,19 @@ def test_what_a_person_can_mend_is_one_line_under_prefect_too(served: tuple[Path
     assert f"Prefect server: {url.removesuffix('/api')} (named" in result.stdout
 
 
+def listening_addresses(port: int) -> set[str]:
+    """Return the addresses, as the kernel writes them, on which this machine listens at a port."""
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+    local = [row[1].rsplit(":", 1) for row in rows if row[3] == "0A"]
+    return {address for address, hexadecimal in local if int(hexadecimal, 16) == port}
+
+
+def test_the_server_listens_to_this_machine_alone(served: tuple[Path, Path, str]) -> None:
+    port = httpx.URL(served[2]).port
+    assert port is not None
+    assert listening_addresses(port) == {"0100007F"}, "127.0.0.1, and no address that others reach"
+
+
 def test_an_interrupted_run_goes_on_and_no_server_is_left(tmp_path: Path) -> None:
     home, workspace, log = tmp_path / "prefect", tmp_path / "workspace", tmp_path / "log"
     where = ["--workspace", str(workspace)]

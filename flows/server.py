@@ -26,11 +26,13 @@ _STOP_DEADLINE_S = 10.0
 _ANSWER_DEADLINE_S = 10.0
 _FLUSH_DEADLINE_S = 5.0
 # Nothing is reported to anyone, and errors reach the terminal through the command line alone: Prefect keeps its
-# log lines for its own user interface. A value that the person has set stays.
+# log lines for its own user interface. A server that is gone is asked again for 14 s (a restart takes as long), not for
+# a minute at each of its calls: the run goes on without it. A value that the person has set stays.
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
 }
 _QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from storage.artifacts import ArtifactStore
 from storage.database import Database, table_schemas
 from storage.ledger import Ledger
 from storage.workspace import Workspace
+from tests.e2e.proxy import Proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -27,6 +29,8 @@ SDSEARCH = [sys.executable, "-m", "flows.cli"]
 PREFECT = [sys.executable, "-m", "prefect"]
 # Prefect's start counts here: a cold machine that does other work as well needs minutes.
 DEADLINE_S = 400
+HTTP = httpx.Client(timeout=DEADLINE_S, verify=False)  # Of this machine only; making one costs more than a question.
+ONE_RETRY = {"PREFECT_CLIENT_MAX_RETRIES": "1"}
 QUICK = ["model.torch_threads=1", "iterations=2", "data.questions_per_iteration=2", "evaluation.num_questions=2"]
 
 
@@ -36,17 +40,50 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"PREFECT_HOME": str(home), "PYTHONUNBUFFERED": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
-def processes_of(home: Path) -> list[str]:
-    """Return the command lines of the living processes that were started with this PREFECT_HOME."""
+def processes_of(home: Path) -> dict[int, str]:
+    """Return the living processes that were started with this PREFECT_HOME: pid and command line."""
     mark = f"PREFECT_HOME={home}".encode()
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue  # It has ended, or is another user's.
     return found
+
+
+def kill_the_flow(home: Path) -> None:
+    """Kill -9 the process that Prefect's runner started for a flow run."""
+    (pid,) = [pid for pid, command in processes_of(home).items() if "prefect.engine" in command]
+    os.kill(pid, signal.SIGKILL)
+
+
+def await_file(workspace: Path, pattern: str) -> Path:
+    """Wait for a file below the workspace's artifacts."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := sorted((workspace / "artifacts").glob(pattern))):
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.05)
+    return found[0]
+
+
+def flow_runs(url: str, name: str) -> list[tuple[str, str]]:
+    """Return id and state of the flow runs of a name, oldest first."""
+    asked = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
+    answer = HTTP.post(f"{url}/flow_runs/filter", json=asked).raise_for_status().json()
+    return [(one["id"], one["state"]["type"]) for one in answer]
+
+
+def await_state(url: str, name: str, *states: str) -> list[str]:
+    """Wait until the flow runs of a name are in these states, and return their ids."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found = flow_runs(url, name)
+        if [state for _, state in found] == list(states):
+            return [id_ for id_, _ in found]
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
 
 
 def await_text(path: Path, text: str, process: subprocess.Popen[bytes]) -> None:
@@ -58,10 +95,10 @@ def await_text(path: Path, text: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def start(command: list[str], log: Path, home: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], log: Path, home: Path, **extra: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment(home), stdout=file, stderr=file, start_new_session=True
+            command, cwd=ROOT, env=environment(home) | extra, stdout=file, stderr=file, start_new_session=True
         )
 
 
@@ -103,22 +140,39 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
     finally:
         process.kill()
         process.wait()
-    assert processes_of(home) == []
+    assert not processes_of(home)
 
 
-def test_a_deployment_run_fills_the_database(served: tuple[Path, Path, str]) -> None:
+def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple[Path, Path, str]) -> None:
     home, workspace, url = served
-    parameters = ["config=tiny", "run=d1", f"overrides={json.dumps(QUICK)}"]
+    parameters = ["config=tiny", f"overrides={json.dumps(QUICK)}"]
     options = [text for parameter in parameters for text in ("--param", parameter)]
-    command = [*PREFECT, "deployment", "run", "sdsearch/train", *options, "--watch"]
-    result = run(command, home, PREFECT_API_URL=url)
+    result = run([*PREFECT, "deployment", "run", "sdsearch/train", *options], home, PREFECT_API_URL=url)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Completed" in result.stdout
-    assert status(workspace, "d1") == "done"
+    # The run was given no name: a retry of its flow run must find the one that it made.
+    name = await_file(workspace, "run=tiny-*/iteration=00001/stage=sample/stage.json").parts[-4].partition("=")[2]
+    kill_the_flow(home)
+    (flow_run,) = await_state(url, name, "CRASHED")
+    result = run([*PREFECT, "flow-run", "retry", flow_run], home, PREFECT_API_URL=url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert await_state(url, name, "COMPLETED") == [flow_run]
+    assert [state for _, state in flow_runs(url, f"{name}-1")] == ["CRASHED", "COMPLETED"]
+    assert status(workspace, name) == "done"
+    assert [path.name for path in (workspace / "artifacts").iterdir()] == [f"run={name}"]
     assert empty_tables(workspace) == []
-    study = httpx.get(f"{url}/deployments/name/sdsearch-study/run", timeout=DEADLINE_S).raise_for_status().json()
+
+
+def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[Path, Path, str]) -> None:
+    _, workspace, url = served
+    study = HTTP.get(f"{url}/deployments/name/sdsearch-study/run").raise_for_status().json()
     assert study["entrypoint"] == "flows.study_flow.study_flow"
     assert study["parameters"] == {"workspace": str(workspace)}
+    recipe = yaml.safe_load((ROOT / "flows" / "automations" / "heartbeat.yaml").read_text(encoding="utf-8"))
+    made = HTTP.post(f"{url}/automations/", json=recipe).raise_for_status().json()
+    assert made["enabled"] is True
+    assert made["trigger"]["match_related"]["prefect.resource.name"] == "sdsearch"
+    (action,) = made["actions"]
+    assert (action["type"], action["state"]) == ("change-flow-run-state", "CRASHED")
 
 
 def test_what_a_person_can_mend_is_one_line_under_prefect_too(served: tuple[Path, Path, str]) -> None:
@@ -144,32 +198,49 @@ def test_the_server_listens_to_this_machine_alone(served: tuple[Path, Path, str]
     assert listening_addresses(port) == {"0100007F"}, "127.0.0.1, and no address that others reach"
 
 
-def test_an_interrupted_run_goes_on_and_no_server_is_left(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_through_death_and_without_a_server(
+    served: tuple[Path, Path, str], tmp_path: Path
+) -> None:
     home, workspace, log = tmp_path / "prefect", tmp_path / "workspace", tmp_path / "log"
     where = ["--workspace", str(workspace)]
-    settings = [text for override in QUICK for text in ("--set", override)]
-    command = [*SDSEARCH, "train", "tiny", "--run", "r1", *settings, *where]
-    process = start(command, log, home)
+    settings = [text for override in [*QUICK, "iterations=3"] for text in ("--set", override)]
+    process = start([*SDSEARCH, "train", "tiny", "--run", "r1", *settings, *where], log, home)
     try:
-        await_text(log, "iteration 1/2", process)
-        assert any("server start" in line for line in processes_of(home))
+        await_text(log, "iteration 1/3", process)
+        assert any("server start" in line for line in processes_of(home).values())
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130, log.read_text(encoding="utf-8")
     finally:
         process.kill()
         process.wait()
-    assert processes_of(home) == []
+    assert not processes_of(home)
     said = log.read_text(encoding="utf-8")
+    assert "(started for this run)" in said
     assert said.rstrip().endswith(f"interrupted; go on with: sdsearch resume r1 --workspace {workspace}")
     assert "Traceback" not in said
     assert status(workspace, "r1") == "interrupted"
+    _die_and_finish_alone(served[2], [*SDSEARCH, "resume", "r1", *where], workspace, tmp_path)
 
-    result = run([*SDSEARCH, "resume", "r1", *where], home)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert "(started for this run)" in result.stdout
-    assert "dev EM, greedy" in result.stdout
-    assert f"database: {workspace / 'sdsearch.duckdb'}" in result.stdout
+
+def _die_and_finish_alone(url: str, resume: list[str], workspace: Path, folder: Path) -> None:
+    """Kill -9 a resumed run that no runner watches; resume it again, and take its server away meanwhile."""
+    log, home = folder / "log", folder / "other"
+    dying = start(resume, log, home, PREFECT_API_URL=url)
+    await_file(workspace, "run=r1/iteration=00002/stage=sample/stage.json")
+    dying.kill()
+    dying.wait()
+    (stuck,) = await_state(url, "r1", "RUNNING")
+    with Proxy(int(url.rsplit(":", 1)[1].removesuffix("/api"))) as proxy:
+        last = start(resume, log, home, PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", **ONE_RETRY)
+        assert await_state(url, "r1", "CRASHED", "RUNNING")[0] == stuck
+        await_text(log, "Prefect server: ", last)
+        proxy.cut()
+        assert last.wait(DEADLINE_S) == 0, log.read_text(encoding="utf-8")
     assert status(workspace, "r1") == "done"
+    said = log.read_text(encoding="utf-8")
+    assert "Prefect's record of it is incomplete" in said
+    assert "iteration 3, the end of the run; the files and the database have everything" in said
+    assert "dev EM, greedy" in said
+    assert f"database: {workspace / 'sdsearch.duckdb'}" in said
     assert empty_tables(workspace) == []
-    assert processes_of(home) == []
+    assert not processes_of(home)

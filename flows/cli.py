@@ -85,11 +85,14 @@ def resume(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
+    from_silent: Annotated[
+        bool, typer.Option("--take-over", help="Take the run from a process on another machine that fell silent.")
+    ] = False,
 ) -> None:
     """Go on with a run at the stage where it stopped, with its stored settings."""
     from flows.launch import continue_run
 
-    continue_run(run, workspace, make_console(), use_prefect=not no_prefect)
+    continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)
 
 
 @app.command()

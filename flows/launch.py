@@ -23,6 +23,7 @@ from flows.terminal import print_line
 from schemas.config import Settings
 from storage.artifacts import ArtifactStore
 from storage.ledger import Ledger
+from storage.runlock import take_over
 from storage.workspace import Workspace, validate_run_name
 
 
@@ -52,10 +53,15 @@ def start_run(
     _Job(workspace, console, name, config, overrides, settings).do(use_prefect)
 
 
-def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool) -> None:
-    """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name."""
+def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool, from_silent: bool = False) -> None:
+    """Go on with a run at the stage where it stopped; RunNotFoundError when there is none of the name.
+
+    from_silent: take it from a process on another machine whose heartbeat stopped; RunLockedError when it lives.
+    """
     workspace = open_existing(folder, needs_database=False)
     record = Ledger(ArtifactStore(workspace)).get_run(run)
+    if from_silent and (holder := take_over(workspace, run)) is not None:
+        print_line(console, f"taken over from process {holder.pid} on {holder.host}")
     if record.replay_of is None:
         _Job(workspace, console, run).do(use_prefect)
         return

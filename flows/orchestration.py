@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -33,7 +32,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.interrupts import resume_command
 from flows.iteration import PLAIN, Stage, Stages, iterate
-from flows.recovery import RUN_FLOW, crash_former_runs, is_of_server, server_error
+from flows.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_server
 from flows.report import Reporter, SilentReporter
 from flows.settings import load_settings, new_run_name
 from flows.stores import Stores
@@ -174,8 +173,7 @@ class _Shown:
     def __init__(self, stores: Stores, run: str, settings: Settings | None, launch: Launch) -> None:
         self._stores = stores
         self._run = run
-        self._launch = launch
-        self._server_is_gone = False
+        self._prefect = WhileItAnswers(launch.unseen)
         self._key = artifact_key(run)
         created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
@@ -214,7 +212,9 @@ class _Shown:
             logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
 
     def _evaluate_start(self, run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
-        return self._seen("the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, policy)
+        return self._prefect.do(
+            "the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, policy
+        )
 
     def _iterate_once(
         self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
@@ -223,26 +223,12 @@ class _Shown:
         arguments = (run, iteration, policy, evaluation_is_due)
         # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            record = self._seen(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
-        if not self._server_is_gone:
+            record = self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
+        if self._prefect.answers:
             numbers = iteration_numbers(self._stores, run, iteration)
             # The artifacts belong to this flow run, which the thread learns from the context.
             self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
         return record
-
-    def _seen(self, what: str, with_prefect: Stage, plainly: Stage, *arguments: Any) -> StageRecord:
-        """Do a part with Prefect, or without when its server is gone: what is done already costs milliseconds then."""
-        self._server_is_gone = self._server_is_gone and server_error() is not None
-        if not self._server_is_gone:
-            try:
-                return with_prefect(*arguments)
-            except Exception as error:
-                if not is_of_server(error):
-                    raise
-                self._server_is_gone = True
-                logger.warning("Prefect's server does not answer (%s); the run goes on without it", error)
-        self._launch.unseen.append(what)
-        return plainly(*arguments)
 
     def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
         table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]

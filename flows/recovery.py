@@ -6,10 +6,11 @@ says so of the process before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -30,6 +31,8 @@ from prefect.states import Crashed
 from storage.runlock import held_runs
 from storage.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
 RUN_FLOW, STUDY_FLOW = "sdsearch", "sdsearch-study"
 _ANSWER_DEADLINE_S = 10.0
 # A process that has just begun loads its libraries before it takes the lock.
@@ -45,6 +48,32 @@ def server_error() -> Exception | None:
 def is_of_server(error: BaseException) -> bool:
     """True when an error comes from a server that is gone, restarting or failing, and not from the work itself."""
     return isinstance(error, httpx.HTTPError) or server_error() is not None
+
+
+class WhileItAnswers:
+    """Does the parts of a run with Prefect while its server answers, and without it else.
+
+    A part that its server's death interrupts is done again without it: what the ledger has costs milliseconds then.
+    The names of parts that Prefect has not seen to their end are added to `unseen`.
+    """
+
+    def __init__(self, unseen: list[str]) -> None:
+        self.answers = True
+        self._unseen = unseen
+
+    def do(self, what: str, with_prefect: Callable[..., R], plainly: Callable[..., R], *arguments: Any) -> R:
+        """Return the part's result; errors of the work itself go on their way."""
+        self.answers = self.answers or server_error() is None
+        if self.answers:
+            try:
+                return with_prefect(*arguments)
+            except Exception as error:
+                if not is_of_server(error):
+                    raise
+                self.answers = False
+                logger.warning("Prefect's server does not answer (%s); the run goes on without it", error)
+        self._unseen.append(what)
+        return plainly(*arguments)
 
 
 def crash_former_runs(workspace: Workspace, run: str, own_id: UUID | None) -> int:

@@ -49,7 +49,7 @@ class Ended:
 
 
 class ForkServer:
-    """A context manager: commands of `sdsearch` in forked processes, one at a time."""
+    """A context manager: commands of `sdsearch` in forked processes."""
 
     def __enter__(self) -> ForkServer:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -75,19 +75,38 @@ class ForkServer:
 
         eager: rows enter the database after each stage instead of every few seconds.
         """
+        request = _request(command, folder, folder / "workspace")
+        return self._ask([request | {"strike": strike and strike.to_json(), "eager": eager}])[0]
+
+    def run_together(self, commands: Sequence[Sequence[str]], folder: Path) -> list[Ended]:
+        """Run several commands at the same time in one workspace."""
+        return self._ask(
+            [_request(command, folder / str(place), folder / "workspace") for place, command in enumerate(commands)]
+        )
+
+    def _ask(self, requests: list[dict[str, Any]]) -> list[Ended]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {
-            "command": list(command),
-            "folder": str(folder),
-            "strike": strike and strike.to_json(),
-            "eager": eager,
-        }
-        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.write(json.dumps(requests) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        output = (folder / "output").read_text(encoding="utf-8", errors="replace")
-        return Ended(int(answer["code"]), output, read_trace(folder / "trace"), answer["cpu_s"])
+        answers = json.loads(self._process.stdout.readline())
+        return [_ended(Path(request["folder"]), answer) for request, answer in zip(requests, answers, strict=True)]
+
+
+def _request(command: Sequence[str], folder: Path, workspace: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    return {
+        "command": [*command, "--workspace", str(workspace)],
+        "folder": str(folder),
+        "workspace": str(workspace),
+        "strike": None,
+        "eager": False,
+    }
+
+
+def _ended(folder: Path, answer: dict[str, float]) -> Ended:
+    output = (folder / "output").read_text(encoding="utf-8", errors="replace")
+    return Ended(int(answer["code"]), output, read_trace(folder / "trace"), answer["cpu_s"])
 
 
 def serve() -> None:
@@ -96,7 +115,8 @@ def serve() -> None:
     os.dup2(2, 1)  # What a library prints is no answer.
     _import_everything()
     for line in sys.stdin:
-        answers.write(json.dumps(_fork(json.loads(line))) + "\n")
+        started = [_fork(request) for request in json.loads(line)]
+        answers.write(json.dumps([_wait(child, reader) for child, reader in started]) + "\n")
         answers.flush()
 
 
@@ -108,13 +128,18 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
-def _fork(request: dict[str, Any]) -> dict[str, float]:
+def _fork(request: dict[str, Any]) -> tuple[int, int]:
+    """Start a child and return its pid and the pipe on which it asks for its own death."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         _be_the_child(request, writer)
     os.close(writer)
+    return child, reader
+
+
+def _wait(child: int, reader: int) -> dict[str, float]:
     _execute_on_time(child, reader)
     os.close(reader)
     _, status, usage = os.wait4(child, 0)
@@ -131,12 +156,12 @@ def _be_the_child(request: dict[str, Any], executioner: int) -> None:
             os.dup2(source, target)
         # A background job of a shell ignores Ctrl-C, and its children with it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        workspace = folder / "workspace"
+        workspace = Path(request["workspace"])
         strike = Strike(**request["strike"]) if request["strike"] else None
         Probe(workspace, folder / "trace", strike, executioner).install(request["eager"])
         import flows.cli
 
-        code = flows.cli.run_command([*request["command"], "--workspace", str(workspace)])
+        code = flows.cli.run_command(request["command"])
     except BaseException:
         sys.excepthook(*sys.exc_info())  # Goes to the output that the answer carries.
     finally:

@@ -19,7 +19,7 @@ from tests.crash.forkserver import Ended, ForkServer
 from tests.crash.points import Kill
 
 RUN = "killed"
-_RESUME = ["resume", RUN, "--no-prefect"]
+RESUME = ["resume", RUN, "--no-prefect"]
 _REBUILD = ["db", "rebuild"]
 _SETTINGS = (
     "model.torch_threads=1",
@@ -81,10 +81,10 @@ class Reference:
     rebuild_trace: list[Event] = field(default_factory=list)
 
 
-def train_command(iterations: int) -> list[str]:
+def train_command(iterations: int, run: str = RUN) -> list[str]:
     """Return the command of a run of seconds with the mini policy that still passes through every stage."""
     settings = [text for value in (*_SETTINGS, f"iterations={iterations}") for text in ("--set", value)]
-    return ["train", "tiny", "--no-prefect", "--run", RUN, *settings]
+    return ["train", "tiny", "--no-prefect", "--run", run, *settings]
 
 
 def play_reference(server: ForkServer, folder: Path, iterations: int) -> Reference:
@@ -123,7 +123,7 @@ def _play_rebuild(outcome: Outcome, server: ForkServer, folder: Path, reference:
     if not _has_struck(kill.strike, server.run(_REBUILD, folder, kill.strike)):
         return
     outcome.struck.append(kill.label)
-    for command in (_RESUME, _REBUILD):
+    for command in (RESUME, _REBUILD):
         outcome.num_resumes += 1
         ended = server.run(command, folder)
         if ended.code:
@@ -160,7 +160,7 @@ def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference
 def next_command(workspace: Path, iterations: int) -> list[str]:
     """Return what a person would type: resume, or train again when the run was not made yet."""
     exists = (workspace / "artifacts" / f"run={RUN}" / "run.json").exists()
-    return _RESUME if exists else train_command(iterations)
+    return RESUME if exists else train_command(iterations)
 
 
 def _has_struck(strike: Strike, ended: Ended) -> bool:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from storage.database import Database
+from storage.runlock import RunLock
 from storage.workspace import Workspace
 from tests.crash.compare import differences, snapshot
 from tests.crash.events import Strike
 from tests.crash.forkserver import ForkServer
-from tests.crash.harness import RUN, Case, Reference, done_again, finished_work, play, play_reference
+from tests.crash.harness import (
+    RESUME,
+    RUN,
+    Case,
+    Reference,
+    done_again,
+    finished_work,
+    play,
+    play_reference,
+    train_command,
+)
 from tests.crash.points import Kill
 
 pytestmark = pytest.mark.timeout(900)
@@ -87,3 +99,37 @@ def test_work_that_is_done_again_is_seen(reference: Reference) -> None:
     assert {name: sum(kind == name for kind, *_ in done) for name in ("sample", "update")} == {"sample": 4, "update": 2}
     assert len(done_again(done, reference.trace)) == 6
     assert done_again(set(), reference.trace) == []
+
+
+def test_two_runs_share_a_workspace_at_the_same_time(server: ForkServer, reference: Reference, tmp_path: Path) -> None:
+    shutil.copytree(reference.workspace / "indexes", tmp_path / "workspace" / "indexes")
+    names = ["left", "right"]
+    both = server.run_together([train_command(1, run=name) for name in names], tmp_path)
+    assert [ended.code for ended in both] == [0, 0], [ended.output for ended in both]
+    database = Database(Workspace(tmp_path / "workspace"))
+    query = "SELECT iteration, stage, output_hash FROM stages WHERE run = $run AND status = 'done' ORDER BY started_at"
+    left, right = (database.query(query, {"run": name}).to_pylist() for name in names)
+    assert left == right
+    assert len(left) == 7
+    overlap = "SELECT max(started_at) < min(finished_at) FROM (SELECT run, min(started_at) AS started_at, "
+    overlap += "max(finished_at) AS finished_at FROM stages GROUP BY run)"
+    (at_the_same_time,) = database.query(overlap).to_pydict().values()
+    assert at_the_same_time == [True]
+
+
+def test_a_run_of_a_machine_that_fell_silent_is_taken_over_by_a_person(
+    server: ForkServer, reference: Reference, tmp_path: Path
+) -> None:
+    shutil.copytree(reference.workspace, tmp_path / "workspace")
+    workspace = Workspace(tmp_path / "workspace")
+    with RunLock(workspace, RUN) as holder:
+        pass
+    gone = {"host": "elsewhere", "pid": 4, "heartbeat_at": holder.heartbeat_at - timedelta(hours=1)}
+    workspace.lock(RUN).write_text(holder.model_copy(update=gone).model_dump_json(), encoding="utf-8")
+    refused = server.run(RESUME, tmp_path)
+    assert refused.code == 2
+    assert "left by process 4 on elsewhere, silent since " in refused.output
+    assert f"sdsearch resume {RUN} --take-over" in refused.output
+    taken = server.run([*RESUME, "--take-over"], tmp_path)
+    assert taken.code == 0, taken.output
+    assert "taken over from process 4 on elsewhere" in taken.output

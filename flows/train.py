@@ -76,7 +76,7 @@ def drive(
     lock = RunLock(stores.workspace, run)
     with lock:
         do.held()
-        record = stores.ledger.get_run(run) if resume else _known_run(stores, run, settings)
+        record = stores.find_run(run) if resume else _known_run(stores, run, settings)
         if record is not None and record.replay_of is not None:
             raise UserError(f"run '{run}' is a replay of '{record.replay_of}' and trains nothing; choose another name")
         settings = stored_settings(record) if record else settings
@@ -189,7 +189,7 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
     """Return the record of a run with these settings, None when the name is free."""
     assert settings is not None, "a new run has settings"
     try:
-        record = stores.ledger.get_run(run)
+        record = stores.find_run(run)
     except RunNotFoundError:
         return None
     if record.settings_hash == settings.content_hash():

@@ -101,6 +101,8 @@ class Database:
                 relation = instance.sql(sql, params=dict(parameters or {}) or None)
                 return pa.table({}) if relation is None else relation.to_arrow_table()
             except duckdb.Error as error:
+                if type(error) is duckdb.Error:
+                    raise DatabaseUnusableError(_describe_failure(self.path, error)) from error
                 raise QueryError(f"the query does not run: {error}") from error
 
     def checkpoint(self, wait_s: float | None = None) -> None:
@@ -140,10 +142,10 @@ class Database:
                 with closing(self._instance.cursor()) as connection:
                     connection.execute("USE sdsearch")
                     yield connection
-            except _BROKEN as error:
-                raise DatabaseUnusableError(
-                    f"{self.path} cannot be used ({_first_line(error)}); {_remedy(self.path, error)}"
-                ) from error
+            except duckdb.Error as error:
+                if not _is_broken(error):
+                    raise
+                raise DatabaseUnusableError(_describe_failure(self.path, error)) from error
             finally:
                 self._detach(self._instance)
 
@@ -171,9 +173,7 @@ class Database:
             except duckdb.Error as error:
                 waited_s = time.monotonic() - started
                 if not _BUSY.search(str(error)):
-                    raise DatabaseUnusableError(
-                        f"{self.path} cannot be opened ({_first_line(error)}); {_remedy(self.path, error)}"
-                    ) from error
+                    raise DatabaseUnusableError(_describe_failure(self.path, error, "opened")) from error
                 if waited_s >= wait_s:
                     raise DatabaseBusyError(_describe_holder(self.path.as_posix(), str(error), waited_s)) from error
             # Waiting processes must not wake in step; seeds of the run have nothing to do with this.
@@ -269,14 +269,16 @@ def _check_version(version: int, path: str) -> None:
         )
 
 
-def _first_line(error: duckdb.Error) -> str:
-    return str(error).splitlines()[0]
+def _is_broken(error: duckdb.Error) -> bool:
+    """True when the file or its disk is at fault; a block whose checksum is wrong is an error without a kind."""
+    return isinstance(error, _BROKEN) or type(error) is duckdb.Error
 
 
-def _remedy(path: Path, error: duckdb.Error) -> str:
+def _describe_failure(path: Path, error: duckdb.Error, verb: str = "used") -> str:
+    remedy = _way_out(path)
     if _REFUSED.search(str(error)):
-        return "free some space there, or make it writable; its rows are in the files, and enter it when that is done"
-    return _way_out(path)
+        remedy = "free some space there, or make it writable; its rows are in the files, and enter it when that is done"
+    return f"{path} cannot be {verb} ({str(error).splitlines()[0]}); {remedy}"
 
 
 def _way_out(path: Path) -> str:

@@ -73,6 +73,15 @@ class Index:
         if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
             self.flush()
 
+    def find_run(self, run: str) -> RunRecord | None:
+        """Return a run's record as the database has it, None when it has none or cannot be had."""
+        try:
+            rows = self._database.query("SELECT * FROM runs WHERE run = $run", {"run": run}).to_pylist()
+        except (DatabaseBusyError, DatabaseUnusableError) as error:
+            logger.warning("%s", error)
+            return None
+        return RunRecord.model_validate(_with_zones(rows[0])) if rows else None
+
     def catch_up(self, run: str) -> bool:
         """Compare the files of a run with the database and write what differs; False when another process keeps it.
 

@@ -70,6 +70,10 @@ class Ledger:
             raise RunNotFoundError(f"no run '{record.run}' in this workspace; start it with train")
         self._write_run(record)
 
+    def put_back_run(self, record: RunRecord) -> None:
+        """Write a run's record where its file is damaged or missing; the stages' own files say what is done."""
+        self._write_run(record)
+
     def histories(self, run: str) -> Iterator[tuple[StageKey, StageHistory]]:
         """Yield each stage of a run that was ever begun, with its attempts, in the order of the iterations."""
         for key in self._workspace.stage_keys(run):
@@ -195,8 +199,8 @@ def _read_run(path: Path) -> RunRecord:
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise DamagedArtifactError(
-            f"{path} is no record of a run ({reason}); put it back from a backup: it holds the run's settings, which "
-            "are also in the table runs of the database"
+            f"{path} is no record of a run ({reason}); resume puts it back when the database has the run, else it "
+            "has to come from a backup: it holds the run's settings"
         ) from error
 
 

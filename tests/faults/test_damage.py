@@ -1,0 +1,107 @@
+"""Files whose bytes went bad while nobody looked: a resumed run ends as if they had not, or says what to do."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.cli import run_command
+from schemas.ledger import StageKey
+from storage.errors import DamagedArtifactError, DatabaseUnusableError, RunNotFoundError
+from tests.crash.compare import Snapshot, differences, snapshot
+from tests.faults.damage import Kind, damage
+from tests.faults.runs import RUN, quick, train
+
+# One of each sort: what was sampled and computed last, the newest weights, indexes, records of stages.
+HIT = (
+    "artifacts/run=run/iteration=00001/stage=update/stage.json",
+    "artifacts/run=run/iteration=00002/stage=sample/groups.parquet",
+    "artifacts/run=run/iteration=00002/stage=persist/stage.json",
+    "artifacts/run=run/iteration=00002/stage=hindsight/blocks.parquet",
+    "artifacts/run=run/iteration=00002/stage=teacher/distributions.safetensors",
+    "checkpoints/run=run/version=00001/model.safetensors",
+    "checkpoints/run=run/version=00001/manifest.json",
+    "indexes/*/vectors.faiss",
+    "indexes/*/passages.arrow",
+)
+RUN_FILE = "artifacts/run=run/run.json"
+DATABASE = "sdsearch.duckdb"
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stop_before_the_second_update(key: StageKey) -> None:
+    if (key.stage, key.iteration) == ("update", 2):
+        raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose run was stopped before its second update."""
+    folder = tmp_path_factory.mktemp("master")
+    with pytest.raises(StoppedError):
+        train(folder, quick(), stop_before_the_second_update)
+    return folder
+
+
+@pytest.fixture
+def stopped(master: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(master, tmp_path / "workspace"))
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("flipped", 1), ("truncated", 2), ("removed", 3)])
+def test_a_run_bears_the_loss_of_any_of_its_files(
+    kind: Kind, seed: int, stopped: Path, expected: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run's own record among them: the database has it too."""
+    draw = random.Random(seed)
+    for pattern in (*HIT, RUN_FILE):
+        (path,) = stopped.glob(pattern)
+        damage(path, kind, draw)
+    train(stopped)
+    assert differences(snapshot(stopped), expected) == []
+    assert "the record of run 'run' is put back from the database" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated"])
+def test_a_damaged_database_is_named_and_made_again(
+    kind: Kind, stopped: Path, expected: Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped / DATABASE
+    if kind == "flipped":
+        flip_in_every_block(path)
+    else:
+        damage(path, kind, random.Random(4))
+    with pytest.raises(DatabaseUnusableError, match=r"make it again from the files with: sdsearch db rebuild"):
+        train(stopped)
+    for command in (["sql", "select * from runs"], ["show", RUN]):
+        assert run_command([*command, "--workspace", str(stopped)]) == 2
+        error = capsys.readouterr().err
+        assert "sdsearch db rebuild" in error
+        assert error.count("\n") == 1
+    assert run_command(["db", "rebuild", "--workspace", str(stopped)]) == 0
+    train(stopped)
+    assert differences(snapshot(stopped), expected) == []
+
+
+def flip_in_every_block(database: Path) -> None:
+    """Flip a bit in the middle of each block after the file's headers: a checksum notices each when it is read."""
+    content, first, size = bytearray(database.read_bytes()), 3 * 4096, 256 * 1024
+    for start in range(first, len(content), size):
+        content[min(start + 2000, len(content) - 1)] ^= 1
+    database.write_bytes(content)
+
+
+def test_a_run_whose_record_is_nowhere_is_named(stopped: Path) -> None:
+    (stopped / RUN_FILE).write_text("{}", encoding="utf-8")
+    (stopped / DATABASE).unlink()
+    with pytest.raises(DamagedArtifactError, match=r"run\.json is no record of a run .* from a backup"):
+        train(stopped)
+    (stopped / RUN_FILE).unlink()
+    with pytest.raises(RunNotFoundError, match="no run 'run' in this workspace"):
+        train(stopped)

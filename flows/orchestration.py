@@ -36,7 +36,7 @@ from flows.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_se
 from flows.report import Reporter, SilentReporter
 from flows.settings import load_settings, new_run_name
 from flows.stores import Stores
-from flows.train import Steps, drive, iterate_plainly, iteration_numbers, open_stores
+from flows.train import Steps, drive, iterate_plainly, open_stores
 from schemas.config import Settings
 from schemas.ledger import StageRecord
 from storage.workspace import validate_run_name
@@ -198,7 +198,7 @@ class _Shown:
     @property
     def steps(self) -> Steps:
         """The run's parts as tasks and sub-flows."""
-        return Steps(self._evaluate_start, self._iterate_once, self._held)
+        return Steps(self._evaluate_start, self._iterate_once, self._held, self._show)
 
     def _held(self) -> None:
         own_id = flow_run.id
@@ -219,16 +219,16 @@ class _Shown:
     def _iterate_once(
         self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
     ) -> StageRecord:
-        """Run the sub-flow, then have its figures published."""
+        """Run the sub-flow."""
         arguments = (run, iteration, policy, evaluation_is_due)
         # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            record = self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
+            return self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
+
+    def _show(self, iteration: int, numbers: dict[str, float]) -> None:
         if self._prefect.answers:
-            numbers = iteration_numbers(self._stores, run, iteration)
             # The artifacts belong to this flow run, which the thread learns from the context.
             self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
-        return record
 
     def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
         table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]

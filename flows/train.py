@@ -31,11 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 class Steps(NamedTuple):
-    """The parts of a run that may be done plainly or by Prefect; `held` is called once the run's lock is held."""
+    """The parts of a run that may be done plainly or by Prefect.
+
+    `held` is called once the run's lock is held, `show` with the figures of each iteration.
+    """
 
     evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
     iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
     held: Callable[[], None] = lambda: None
+    show: Callable[[int, dict[str, float]], None] = lambda iteration, numbers: None
 
 
 def iterate_plainly(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
@@ -96,7 +100,9 @@ def drive(
                     policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
                     retain_checkpoints(stores, settings, run, iteration)
-                    reporter.iteration_done(iteration, iteration_numbers(stores, run, iteration))
+                    numbers = _iteration_numbers(stores, run, iteration)
+                    do.show(iteration, numbers)
+                    reporter.iteration_done(iteration, numbers)
             reporter.run_done(run)
 
 
@@ -105,7 +111,7 @@ def evaluation_is_due(settings: Settings, iteration: int) -> bool:
     return iteration % settings.evaluation.every == 0 or iteration == settings.iterations
 
 
-def iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, float]:
+def _iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, float]:
     """Return an iteration's row of `v_iterations`, its numbers only; none while another process keeps the database."""
     if not stores.index.flush():
         return {}

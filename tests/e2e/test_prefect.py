@@ -160,6 +160,8 @@ def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple
     assert status(workspace, name) == "done"
     assert [path.name for path in (workspace / "artifacts").iterdir()] == [f"run={name}"]
     assert empty_tables(workspace) == []
+    artifacts = HTTP.post(f"{url}/artifacts/latest/filter", json={}).raise_for_status().json()
+    assert {f"{name}-{kind}" for kind in ("metrics", "summary", "progress")} <= {each["key"] for each in artifacts}
 
 
 def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[Path, Path, str]) -> None:

@@ -253,7 +253,7 @@ def test_a_run_ends_while_the_database_is_kept_open_and_its_rows_follow(
     database = Database(Workspace.open(tmp_path))
     assert database.query("SELECT * FROM runs").num_rows == 0
     with held_elsewhere(database.path, "write") as process:
-        train(tmp_path, micro("iterations=1", "storage.database_deadline_s=0.2"))
+        train(tmp_path, micro("iterations=1", 'evaluation.modes=["greedy"]', "storage.database_deadline_s=0.2"))
     assert caplog.text.count(f"kept open by process {process.pid}") == 2
     assert "the database lacks rows of run 'first'" in caplog.text
     assert database.query("SELECT * FROM stages").num_rows == 0
@@ -288,7 +288,7 @@ def test_dropout_is_drawn_alike_whatever_was_drawn_before(tmp_path: Path, monkey
     model = shutil.copytree(model_folder("mini"), tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
-    settings = micro(f"model.path={model}", "iterations=1")
+    settings = micro(f"model.path={model}", "iterations=1", 'evaluation.modes=["greedy"]')
     train(tmp_path / "whole", settings)
     real = flows.stages.update_policy
 

@@ -27,7 +27,7 @@ _GRACE_S = 30.0
 
 def run_until_stopped(deployments: Sequence[RunnerDeployment], workspace: Workspace) -> list[str]:
     """Serve the deployments until Ctrl-C or SIGTERM, and return the names of the runs that this interrupted."""
-    runner = _PatientRunner(workspace)
+    runner = PatientRunner(workspace)
     for deployment in deployments:
         runner.add_deployment(deployment)
     former = signal.signal(signal.SIGINT, runner.handle_sigterm)
@@ -40,7 +40,7 @@ def run_until_stopped(deployments: Sequence[RunnerDeployment], workspace: Worksp
     return runner.interrupted
 
 
-class _PatientRunner(Runner):
+class PatientRunner(Runner):
     """A runner that at Ctrl-C and SIGTERM asks its flow runs to end and waits for them, then stops."""
 
     def __init__(self, workspace: Workspace) -> None:

@@ -14,11 +14,12 @@ VLLM_STAMP := $(VLLM_VENV)/installed
 # Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
 UV_OPTIONS ?=
 
-.PHONY: help install train test test-crash test-vllm vllm-install mutants lint clean
+.PHONY: help install train test test-long test-crash test-vllm vllm-install mutants lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
 	@echo 'make test     install, then run every test'
+	@echo 'make test-long    install, then run the tests that take a minute or more'
 	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
 	@echo 'make test-crash  install, then kill runs at drawn moments and compare how they end (half an hour);'
 	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
@@ -40,6 +41,9 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 mutants: install
 	$(BIN)/python -m tests.mutation.run

@@ -200,6 +200,7 @@ def test_the_server_listens_to_this_machine_alone(served: tuple[Path, Path, str]
     assert listening_addresses(port) == {"0100007F"}, "127.0.0.1, and no address that others reach"
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_through_death_and_without_a_server(
     served: tuple[Path, Path, str], tmp_path: Path
 ) -> None:

@@ -122,7 +122,8 @@ def test_no_study_takes_it(name: str) -> None:
 def test_no_command_takes_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "workspace"
     stores = Stores(Workspace.open(folder))
-    stores.create_run(make_run("first"))
+    settings = load_settings("tiny")
+    stores.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
     assert stores.index.flush()
     before = everything(tmp_path)
     commands = [
@@ -134,6 +135,9 @@ def test_no_command_takes_it(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         ["evaluate", f"--run={name}"],
         ["evaluate", f"--split={name}", "--config=tiny"],
         ["study", "--report-only", "--", name],
+        ["train", "tiny", "--run=first", f"--fork={name}"],
+        ["replay", "first", "--iterations=1", f"--run={name}"],
+        ["replay", "--iterations=1", "--", name],
     ]
     for command in commands:
         at = next((i for i, word in enumerate(command) if word == "--"), len(command))

@@ -121,6 +121,8 @@ def test_tables(form: str, show: Show) -> None:
         ["sql", f"select {EVIL}"],
         ["sql", "select 1", "--param", EVIL],
         ["study", EVIL, "--report-only"],
+        ["replay", EVIL, "--iterations", "1"],
+        ["replay", "first", "--iterations", EVIL],
     ],
 )
 def test_errors(arguments: list[str], show: Show) -> None:

@@ -40,7 +40,11 @@ def make_settings(**sections: Any) -> Settings:
 
 
 def make_blocks(
-    tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], scores: Sequence[Score], settings: Settings
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Group],
+    scores: Sequence[Score],
+    settings: Settings,
+    max_context_tokens: int = 512,
 ) -> list[HindsightBlock]:
     """The hindsight stage's blocks."""
     return [
@@ -52,7 +56,7 @@ def make_blocks(
             settings=settings.hindsight,
             seed=settings.seed,
             tokenizer=tokenizer,
-            max_context_tokens=512,
+            max_context_tokens=max_context_tokens,
         )
     ]
 

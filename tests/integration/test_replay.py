@@ -25,9 +25,9 @@ from schemas.ledger import StageKey, StageRecord
 from schemas.rollout import Group
 from schemas.score import Score
 from schemas.teacher import QueryCredit
-from sdsearch.hindsight import build_blocks
 from sdsearch.policy import load_model, load_tokenizer
 from sdsearch.teacher import compute_targets
+from tests.golden.cases import make_blocks
 
 SOURCE = [
     "iterations=2",
@@ -146,18 +146,7 @@ def test_shuffled_labels_are_what_the_method_makes_of_the_stored_rollouts(worksp
     scores: list[Score] = stored(stores, "first", "persist", "scores", Score)
     tokenizer = load_tokenizer(model_folder("mini"))
     model = load_model(workspace / "checkpoints" / "run=first" / "version=00001", "float32")
-    blocks = [
-        block
-        for group in groups
-        for block in build_blocks(
-            group,
-            [score for score in scores if score.group_id == group.id],
-            settings=settings.hindsight,
-            seed=settings.seed,
-            tokenizer=tokenizer,
-            max_context_tokens=model.config.max_position_embeddings,
-        )
-    ]
+    blocks = make_blocks(tokenizer, groups, scores, settings, model.config.max_position_embeddings)
     _, _, expected = compute_targets(
         model,
         tokenizer,

@@ -1,16 +1,16 @@
-"""`sdsearch doctor`: what is missing on this machine before anything long starts; loads no model."""
+"""`sdsearch doctor`: what is missing on this machine, and what training would refuse, before anything long starts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.doctor_parts import Check, answers, memory_checks, model_checks, unknown_model
 from flows.doctor_retrieval import retrieval_checks
-from flows.errors import UserError
+from flows.errors import PEOPLES_ERRORS, UserError
 from flows.machine import Machine, ModelFiles, hub_data, model_files, this_machine
 from flows.prepare import named_sets
 from flows.questions import Questions
@@ -30,7 +30,9 @@ def doctor(config: str, settings: Settings, folder: Path, console: Console) -> b
     """Print a row a check; True when nothing is missing."""
     machine = this_machine(with_gpus=settings.model.device != "cpu")
     with console.status("looking"):
-        checks = diagnose(config, settings, Workspace(folder.expanduser().resolve()), machine)
+        workspace = Workspace(folder.expanduser().resolve())
+        checks = diagnose(config, settings, workspace, machine)
+        checks += start_checks(settings, workspace, checks)
     rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
     console.print(make_table(("check", "found", "needed", ""), rows))
     missing = [check for check in checks if not check.ok]
@@ -53,6 +55,27 @@ def diagnose(config: str, settings: Settings, workspace: Workspace, machine: Mac
         *_memory(settings, model, machine, workspace),
         *_server_checks(),
     ]
+
+
+def start_checks(settings: Settings, workspace: Workspace, before: Sequence[Check]) -> list[Check]:
+    """Return what training asks before it begins, asked without a trace in the workspace.
+
+    `before` are the checks that need no model: where one of them fails, loading would only fail too, or take long.
+    """
+    if any(not check.ok for check in before):
+        return []
+    from flows.preflight import START_CHECKS, open_trial
+    from flows.report import SilentReporter
+
+    found: list[Check] = []
+    with open_trial(settings, workspace, SilentReporter()) as runtime:
+        for check in START_CHECKS:
+            try:
+                found.append(Check(check.name, check.look(runtime), "-", True))
+            except PEOPLES_ERRORS as error:
+                found.append(Check(check.name, "refused", "-", False, str(error)))
+                break  # Later checks rely on earlier ones.
+    return found
 
 
 def _question_checks(config: str, settings: Settings, workspace: Workspace) -> Iterator[Check]:

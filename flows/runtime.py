@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from flows.policies import LivePolicy, check_device, model_fingerprint, set_threads
+from flows.policies import LivePolicy, model_fingerprint, set_threads
 from flows.questions import Questions
 from flows.report import Reporter
 from flows.retrieval import LiveRetriever
@@ -25,7 +25,6 @@ from schemas.ledger import ArtifactRef, StageKey, StageName, StageRecord
 from schemas.update import UpdateReport
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.seeds import derive_seed
-from sdsearch.teacher import check_support
 from storage.errors import DamagedArtifactError
 from storage.index import count_rows
 from storage.ledger import finish
@@ -73,17 +72,6 @@ class Runtime:
         self.may_write: Callable[[], None] = lambda: None
         self._recent: dict[str, list[Any]] = {}
         self.questions = Questions(settings.data)
-
-    def prepare(self) -> None:
-        """Load what the settings name; UserError or StorageError for what cannot be used, before anything is done."""
-        check_device(self.settings.model.device)
-        if self.source is None:  # A replay samples nothing.
-            _ = self.sampler, self._retriever
-        _ = self.questions.training, self.questions.of(self.evaluated_set)
-        if not self.stores.checkpoints.versions(self.run):
-            self.policy.move_to(0)
-            check_support(self.policy.model, self.settings.distillation)
-        _ = self.policy
 
     @cached_property
     def policy(self) -> LivePolicy:

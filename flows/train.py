@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flows.errors import UserError
 from flows.iteration import PLAIN, iterate
+from flows.preflight import check_start
 from flows.report import Reporter
 from flows.rows import file_of
 from flows.runtime import Runtime, open_runtime
@@ -89,7 +90,7 @@ def drive(
         assert settings is not None, "a new run has settings"
         with open_runtime(settings, run, stores, reporter, lock) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
-            runtime.prepare()
+            check_start(runtime)
             if record is not None:
                 _check_index(stores, record, runtime.index_fingerprint)
                 _keep_settings(stores, record)

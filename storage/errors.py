@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from schemas.errors import ClearError
 
-class StorageError(Exception):
+
+class StorageError(ClearError):
     """The root of storage's errors; its message is one sentence for the person at the keyboard."""
 
 

@@ -155,3 +155,12 @@ class Workspace:
                 f"path {relative!r} leads out of the workspace {self.root}; a reference's path is relative to it"
             )
         return self.root / parts
+
+
+def link_stores(source: Workspace, trial: Workspace) -> None:
+    """Make the corpora, vectors and indexes of `source`, those that are there, readable in `trial`, which is new."""
+    for folder in (source.corpora, source.embeddings, source.indexes):
+        target = trial.root / folder.name
+        make_folder(target)
+        for item in folder.iterdir() if folder.is_dir() else ():
+            (target / item.name).symlink_to(item.resolve(), target_is_directory=item.is_dir())

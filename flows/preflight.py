@@ -1,0 +1,103 @@
+"""What is asked before a run begins: `train` stops at the first refusal, `doctor` prints every answer.
+
+Whatever makes a start impossible is asked here, so that both give the same answer. A check that needs the model, the
+tokenizer, the questions or the retriever takes them from the runtime, which loads each once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from flows.policies import check_device, set_threads
+from flows.report import Reporter
+from flows.runtime import Runtime
+from flows.stores import Stores
+from schemas.config import Settings
+from sdsearch.teacher import check_support
+from storage.workspace import Workspace, link_stores
+
+_TRIAL = "trial"
+
+
+class StartCheck(NamedTuple):
+    """One thing that must hold before a run begins.
+
+    `look` returns in a few words what was found; it raises UserError or StorageError for what the run cannot begin
+    with, and the message says what to do.
+    """
+
+    name: str
+    look: Callable[[Runtime], str]
+
+
+def check_start(runtime: Runtime) -> None:
+    """Load what the settings name and ask everything; the first refusal is raised, before anything is done."""
+    for check in START_CHECKS:
+        check.look(runtime)
+
+
+@contextmanager
+def open_trial(settings: Settings, workspace: Workspace, reporter: Reporter) -> Iterator[Runtime]:
+    """Open live objects as a run of these settings would, to ask whether it can begin; `workspace` stays as it is.
+
+    What is written on the way (an index that is built at a start) goes to a folder that is removed; corpora and
+    indexes that the workspace has are used.
+    """
+    set_threads(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Workspace.open(folder)
+        link_stores(workspace, trial)
+        runtime = Runtime(settings, _TRIAL, Stores(trial), reporter)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+
+
+def _device(runtime: Runtime) -> str:
+    device = runtime.settings.model.device
+    check_device(device)
+    return device
+
+
+def _sampler(runtime: Runtime) -> str:
+    _ = runtime.sampler
+    return runtime.settings.sampling.kind
+
+
+def _retriever(runtime: Runtime) -> str:
+    return f"index {runtime.index_fingerprint[:16]}"
+
+
+def _questions(runtime: Runtime) -> str:
+    questions = runtime.questions
+    return f"{len(questions.training)} to train on, {len(questions.of(runtime.evaluated_set))} to evaluate on"
+
+
+def _policy(runtime: Runtime) -> str:
+    """A run that has checkpoints goes on with them: its starting weights are not read again."""
+    if runtime.stores.checkpoints.versions(runtime.run):
+        return f"checkpoints of run '{runtime.run}'"
+    runtime.policy.move_to(0)
+    return type(runtime.policy.model).__name__
+
+
+def _support(runtime: Runtime) -> str:
+    if runtime.policy.model is None:  # The run goes on from checkpoints, and was asked when it began.
+        return "asked when the run began"
+    check_support(runtime.policy.model, runtime.settings.distillation)
+    return f"{runtime.settings.distillation.support}, fits the vocabulary"
+
+
+START_CHECKS: tuple[StartCheck, ...] = (
+    StartCheck("start: device", _device),
+    StartCheck("start: sampler", _sampler),
+    StartCheck("start: retriever", _retriever),
+    StartCheck("start: questions", _questions),
+    StartCheck("start: policy", _policy),
+    StartCheck("start: support", _support),
+)
+"""In the order in which they are asked; a later one may rely on the earlier ones."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from rich.console import Console
 
 from flows.errors import UserError
 from flows.replay_table import print_comparison
-from flows.settings import parse_value
 from flows.terminal import format_seconds, make_table, print_line, printable
+from schemas.commands import command, parse_value
 from schemas.config import Settings
 from schemas.ledger import RunRecord
 from storage.artifacts import ArtifactStore
@@ -54,12 +53,12 @@ def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
     if not workspace.run_files() and not workspace.questions.is_dir():
         raise UserError(
             f"no database in the workspace {workspace.root}; name another with --workspace or SDSEARCH_HOME, or make "
-            "one with: sdsearch train quickstart"
+            f"one with: {command('train', 'quickstart', workspace=workspace.root)}"
         )
     if needs_database:
         raise UserError(
-            f"{workspace.database} is missing; make it again from the files with: sdsearch db rebuild --workspace "
-            f"{shlex.quote(str(workspace.root))}"
+            f"{workspace.database} is missing; make it again from the files with: "
+            f"{command('db', 'rebuild', workspace=workspace.root)}"
         )
     return workspace
 

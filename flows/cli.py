@@ -169,9 +169,8 @@ def doctor(
 ) -> None:
     """Say what the settings need that is missing on this machine; exit code 1 when something is."""
     from flows.doctor import doctor as examine
-    from flows.settings import load_settings
 
-    if not examine(config, load_settings(config, overrides or []), workspace, make_console()):
+    if not examine(config, overrides or [], workspace, make_console()):
         raise SystemExit(1)
 
 

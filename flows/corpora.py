@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from flows.errors import UserError
+from schemas.commands import command, path_argument
 from schemas.passage import Passage
 from sdsearch.corpus import CorpusReader
 from sdsearch.readers import BadRowError, DataError, file_hash
@@ -30,6 +31,7 @@ from storage.corpora import (
 from storage.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+WORLD: Final = "world"
 _SHORTEST_PREFIX: Final = 6
 
 
@@ -56,9 +58,10 @@ class Imported(NamedTuple):
 class _Import:
     """One reading of a corpus file: its passages for the store, its broken rows counted."""
 
-    def __init__(self, path: Traversable, max_bad_rows: int, report: Report) -> None:
+    def __init__(self, path: Traversable, workspace: Workspace, max_bad_rows: int, report: Report) -> None:
         self._reader = CorpusReader(path)
         self._path = path
+        self._workspace = workspace
         self._max_bad_rows = max_bad_rows
         self._report = report
         self._reasons: Counter[str] = Counter()
@@ -88,7 +91,8 @@ class _Import:
         if self._reasons.total() <= self._max_bad_rows or not bad_rows:
             return
         if not self._max_bad_rows:
-            raise DataError(f"{bad_rows[0]}; or leave such rows out: sdsearch corpus import {self._path}")
+            importing = command("corpus", "import", path_argument(str(self._path)), workspace=self._workspace.root)
+            raise DataError(f"{bad_rows[0]}; or leave such rows out: {importing}")
         raise DataError(
             f"{self._path}: {self._reasons.total()} of the first {self._num_rows} rows are broken, at most "
             f"{self._max_bad_rows} may be (--max-bad-rows), the last because of {bad_rows[-1]}"
@@ -106,7 +110,7 @@ def import_corpus(path: Traversable, workspace: Workspace, max_bad_rows: int, re
 
 def _import(path: Traversable, workspace: Workspace, max_bad_rows: int, report: Report) -> Imported:
     started = time.perf_counter()
-    work = _Import(path, max_bad_rows, report)
+    work = _Import(path, workspace, max_bad_rows, report)
     folder, manifest = save_corpus(workspace.corpora, work.batches(), work.facts)
     if isinstance(path, Path):
         remember_hash(workspace, path, manifest.source_sha256)
@@ -118,9 +122,9 @@ def find_corpus(name: str, workspace: Workspace) -> StoredCorpus:
 
     Raises UserError or CorpusUnusableError when there is none.
     """
-    if name == "world":
+    if name == WORLD:
         return _of_file(corpus_file(), workspace)
-    path = Path(name).expanduser()
+    path = _path_of(name)
     if path.is_file():
         return _of_file(path, workspace)
     if path.is_dir():
@@ -154,14 +158,35 @@ def _stored(path: Traversable, workspace: Workspace) -> StoredCorpus | None:
         return None
 
 
+def name_of_imported(folder: Path, manifest: CorpusManifest, workspace: Workspace) -> str:
+    """Return the shortest text by which retrieval.corpus names an imported corpus, and no other one, from here."""
+    for name in (*_names(manifest), folder.name):
+        is_free = name != WORLD and not _path_of(name).exists()
+        if is_free and [known for known, other in list_corpora(workspace) if is_named(other, name)] == [folder]:
+            return name
+    return str(folder)
+
+
+def is_named(manifest: CorpusManifest, name: str) -> bool:
+    """True when a name is that of an imported corpus: its file's, with or without endings, or the hash's beginning."""
+    is_hash = len(name) >= _SHORTEST_PREFIX and manifest.source_sha256.startswith(name)
+    return is_hash or name in _names(manifest)
+
+
+def _names(manifest: CorpusManifest) -> list[str]:
+    return [name for name in (manifest.source.partition(".")[0], manifest.source) if name]
+
+
+def _path_of(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # '~name' of nobody on this machine.
+        return Path(name)
+
+
 def _imported(name: str, workspace: Workspace) -> Path:
     corpora = list_corpora(workspace)
-    found = [
-        folder
-        for folder, manifest in corpora
-        if name in (manifest.source, manifest.source.partition(".")[0])
-        or (len(name) >= _SHORTEST_PREFIX and manifest.source_sha256.startswith(name))
-    ]
+    found = [folder for folder, manifest in corpora if is_named(manifest, name)]
     if len(found) == 1:
         return found[0]
     known = ", ".join(f"{manifest.source} ({folder.name})" for folder, manifest in corpora) or "none"

@@ -16,11 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flows.corpora import Imported, ImportProgress, import_corpus
+from flows.corpora import Imported, ImportProgress, import_corpus, name_of_imported
 from flows.dense import IndexSource
 from flows.embedding import Embedded, EmbedProgress, embed
 from flows.errors import UserError
 from flows.terminal import format_seconds, make_table, plain, print_line
+from schemas.commands import quoted, set_option
 from schemas.retrieval import DenseRetrievalSettings, HybridRetrievalSettings, RetrievalSettings
 from storage.corpora import list_corpora
 from storage.workspace import Workspace
@@ -40,7 +41,7 @@ def import_in_terminal(file: Path, workspace: Path, max_bad_rows: int, console: 
     with Progress(*columns, console=console, transient=True) as progress:
         shower = _ImportBar(progress, console)
         imported = import_corpus(file, opened, max_bad_rows, shower.show)
-    print_imported(imported, console)
+    print_imported(imported, opened, console)
 
 
 def embed_in_terminal(
@@ -107,7 +108,7 @@ class _ImportBar:
         self._progress.update(self._task, completed=state.bytes_read, total=state.size_bytes, rate=rate)
 
 
-def print_imported(imported: Imported, console: Console) -> None:
+def print_imported(imported: Imported, workspace: Workspace, console: Console) -> None:
     """Print what an import made."""
     manifest = imported.manifest
     if manifest.bad_rows:
@@ -118,8 +119,9 @@ def print_imported(imported: Imported, console: Console) -> None:
         f"{imported.folder}: {manifest.num_passages:,} passages, {manifest.num_bad_rows:,} rows left out, "
         f"{format_seconds(imported.duration_s)} ({rate:,.0f} rows/s)",
     )
-    name = manifest.source.partition(".")[0]
-    print_line(console, f"use it with: --set retrieval.corpus={name} (or {imported.folder.name})")
+    name = name_of_imported(imported.folder, manifest, workspace)
+    where = f"--workspace {quoted(str(workspace.root))}"
+    print_line(console, f"use it with: {set_option('retrieval.corpus', name)} {where}")
 
 
 def print_corpora(workspace: Path, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -14,7 +15,9 @@ from flows.errors import PEOPLES_ERRORS, UserError
 from flows.machine import Machine, ModelFiles, hub_data, model_files, this_machine
 from flows.prepare import named_sets
 from flows.questions import Questions
+from flows.settings import load_settings
 from flows.terminal import make_table, print_line
+from schemas.commands import command, path_argument, quoted
 from schemas.config import Settings
 from schemas.data import HUB, WORLD, PreparedSet, SetName
 from schemas.sampling import VllmSamplerSettings, VllmServerSamplerSettings
@@ -26,12 +29,26 @@ from storage.workspace import Workspace
 _READ_WHOLE_BYTES = 4_000_000
 
 
-def doctor(config: str, settings: Settings, folder: Path, console: Console) -> bool:
-    """Print a row a check; True when nothing is missing."""
+class Asked(NamedTuple):
+    """What a person asked about: settings as named on the command line, and the workspace."""
+
+    config: str
+    overrides: Sequence[str]
+    workspace: Workspace
+
+    def command(self, *words: str) -> str:
+        """Return the command that does something else with the same settings and workspace."""
+        config = path_argument(self.config)
+        return command(*words, config, overrides=self.overrides, workspace=self.workspace.root)
+
+
+def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console) -> bool:
+    """Print a row a check of the settings that `config` and `overrides` name; True when nothing is missing."""
+    settings = load_settings(config, overrides)
     machine = this_machine(with_gpus=settings.model.device != "cpu")
     with console.status("looking"):
         workspace = Workspace(folder.expanduser().resolve())
-        checks = diagnose(config, settings, workspace, machine)
+        checks = diagnose(Asked(config, overrides, workspace), settings, machine)
         checks += start_checks(settings, workspace, checks)
     rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
     console.print(make_table(("check", "found", "needed", ""), rows))
@@ -44,13 +61,14 @@ def doctor(config: str, settings: Settings, folder: Path, console: Console) -> b
     return not missing
 
 
-def diagnose(config: str, settings: Settings, workspace: Workspace, machine: Machine) -> list[Check]:
+def diagnose(asked: Asked, settings: Settings, machine: Machine) -> list[Check]:
     """Return every check of the settings against a machine and a workspace, which need not exist yet."""
     model = model_files(settings.model.path)
+    workspace = asked.workspace
     return [
         *model_checks(settings, model),
-        *_question_checks(config, settings, workspace),
-        *retrieval_checks(config, settings.retrieval, workspace),
+        *_question_checks(asked.command("data", "prepare"), settings, workspace),
+        *retrieval_checks(asked.command("index", "build"), settings.retrieval, workspace),
         *_sampler_checks(settings, machine),
         *_memory(settings, model, machine, workspace),
         *_server_checks(),
@@ -78,7 +96,7 @@ def start_checks(settings: Settings, workspace: Workspace, before: Sequence[Chec
     return found
 
 
-def _question_checks(config: str, settings: Settings, workspace: Workspace) -> Iterator[Check]:
+def _question_checks(preparing: str, settings: Settings, workspace: Workspace) -> Iterator[Check]:
     prepared = {
         SetName(item.report.dataset, item.report.split): item
         for item in QuestionSets(ArtifactStore(workspace)).prepared()
@@ -94,7 +112,7 @@ def _question_checks(config: str, settings: Settings, workspace: Workspace) -> I
             else:
                 found = _found_questions(questions, place, name)
         except UserError as error:
-            remedy = f"{error}; where there is a network this loads and checks it: sdsearch data prepare {config}"
+            remedy = f"{error}; where there is a network this loads and checks it: {preparing}"
             yield Check(f"questions {name}", "not there", place, False, remedy)
         else:
             yield Check(f"questions {name}", found, place, True)
@@ -122,7 +140,7 @@ def _sampler_checks(settings: Settings, machine: Machine) -> Iterator[Check]:
             yield Check("vLLM", machine.vllm or "not installed", "installed", machine.vllm is not None, remedy)
         case VllmServerSamplerSettings(urls=urls, api_key_env=key):
             for url in urls:
-                remedy = f"start it: vllm serve {settings.model.path}, or correct sampling.urls"
+                remedy = f"start it: vllm serve {quoted(settings.model.path)}, or correct sampling.urls"
                 yield answers(f"vLLM server {url}", url, remedy)
             if key:
                 remedy = f"export {key}=…"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from flows.machine import Machine, ModelFiles, free_bytes
+from schemas.commands import quoted
 from schemas.config import Settings
 from schemas.retrieval import HFEncoderSettings
 from schemas.sampling import VllmSamplerSettings
@@ -53,7 +54,7 @@ def answers(name: str, url: str, remedy: str) -> Check:
 def model_checks(settings: Settings, model: ModelFiles) -> Iterator[Check]:
     """Yield whether the model's weights and tokenizer are here."""
     path = settings.model.path
-    remedy = f"hf download {path}, or point model.path at a folder that has {', '.join(model.missing)}"
+    remedy = f"hf download {quoted(path)}, or point model.path at a folder that has {', '.join(model.missing)}"
     weights = [name for name in model.missing if name != "tokenizer"]
     found = f"{_gb(model.weights_bytes)} of weights" if not weights else f"without {', '.join(weights[:3])}"
     yield Check("model", found, path, not weights, remedy)

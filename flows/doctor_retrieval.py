@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.corpora import is_named
 from flows.doctor_parts import Check, answers
 from flows.machine import model_files
+from schemas.commands import command, quoted
 from schemas.retrieval import (
     BM25RetrievalSettings,
     DenseRetrievalSettings,
@@ -28,11 +30,11 @@ _BUILT_AT_START = 200_000
 """Passages of which words are indexed while a run starts; an index of more, or by a model, is built on its own."""
 
 
-def retrieval_checks(config: str, retrieval: RetrievalSettings, workspace: Workspace) -> Iterator[Check]:
-    """Yield what searching needs."""
+def retrieval_checks(building: str, retrieval: RetrievalSettings, workspace: Workspace) -> Iterator[Check]:
+    """Yield what searching needs; `building` is the command that builds the settings' indexes."""
     if isinstance(retrieval, HttpRetrievalSettings):
         for url in retrieval.urls:
-            remedy = "start it, for example with sdsearch retriever serve, or correct retrieval.urls"
+            remedy = "start it, for example with: sdsearch retriever serve; or correct retrieval.urls"
             yield answers(f"retriever {url}", url, remedy)
         return
     parts: list[DenseRetrievalSettings | BM25RetrievalSettings] = (
@@ -41,16 +43,16 @@ def retrieval_checks(config: str, retrieval: RetrievalSettings, workspace: Works
     encoder = getattr(parts[0], "encoder", None)
     if isinstance(encoder, HFEncoderSettings):
         files = model_files(encoder.path)
-        remedy = f"hf download {encoder.path}, or point retrieval.encoder.path at a folder"
+        remedy = f"hf download {quoted(encoder.path)}, or point retrieval.encoder.path at a folder"
         yield Check("encoder", "there" if not files.missing else "not there", encoder.path, not files.missing, remedy)
     manifest, corpus = _corpus(retrieval.corpus, workspace)
     yield corpus
     for part in parts:
         name = f"index, {part.kind}"
         if corpus.ok:
-            yield _index(name, config, part, manifest, workspace)
+            yield _index(name, building, part, manifest, workspace)
         else:
-            remedy = f"the corpus first, then: sdsearch index build {config}"
+            remedy = f"the corpus first, then: {building}"
             yield Check(name, "not built", f"an index of {retrieval.corpus}", False, remedy)
 
 
@@ -63,11 +65,11 @@ def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Che
         return next(known, None), Check("corpus", f"embedded, {size / 1e6:.1f} MB", name, True)
     sha256 = remembered_hash(workspace, path) if path.is_file() else None
     for manifest in imported:
-        if manifest.source_sha256 == sha256 or name in (manifest.source, manifest.source.partition(".")[0]):
+        if manifest.source_sha256 == sha256 or is_named(manifest, name):
             return manifest, Check("corpus", f"{manifest.num_passages} passages, imported", name, True)
     remedy = (
         "get it (Search-R1's wiki-18.jsonl.gz: hf download PeterJinGo/wiki-18-corpus --repo-type dataset), then: "
-        "sdsearch corpus import FILE"
+        f"{command('corpus', 'import', 'FILE', workspace=workspace.root)}"
     )
     if path.is_file() or path.is_dir():
         size_gb = path.stat().st_size / 1e9
@@ -77,7 +79,7 @@ def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Che
 
 def _index(
     name: str,
-    config: str,
+    building: str,
     settings: DenseRetrievalSettings | BM25RetrievalSettings,
     manifest: CorpusManifest | None,
     workspace: Workspace,
@@ -92,7 +94,7 @@ def _index(
     is_quick = path is None and getattr(settings, "index", FlatIndexSettings()).kind == "flat"
     if is_quick and _num_passages(settings.corpus, manifest) <= _BUILT_AT_START:
         return Check(name, "built when a run starts, in seconds", needed, True)
-    return Check(name, "not built", needed, False, f"sdsearch index build {config}")
+    return Check(name, "not built", needed, False, building)
 
 
 def _built(

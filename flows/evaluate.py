@@ -23,6 +23,7 @@ from flows.settings import setting_changes
 from flows.standing import standing
 from flows.stores import Stores
 from flows.terminal import format_seconds, make_table, print_line
+from schemas.commands import command
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.ledger import RunRecord, StageKey
 from sdsearch.comparison import Interval, bootstrap_mean
@@ -82,6 +83,8 @@ def evaluate_and_print(plan: EvaluationPlan, stores: Stores, console: Console) -
     finally:
         reporter.close()
     print_results(plan, results, console)
+    query = f"SELECT * FROM evaluation_answers WHERE run = '{plan.run}'"
+    print_line(console, f"answers: {command('sql', query, workspace=stores.workspace.root)}")
 
 
 def evaluate(plan: EvaluationPlan, stores: Stores, reporter: Reporter) -> list[SetResult]:
@@ -114,7 +117,6 @@ def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: C
         interval = _interval([answers for _, answers in results], plan)
         rows.append((f"mean of {len(results)}", "", num_questions, *_figures([r for r, _ in results], interval)))
     console.print(make_table(_COLUMNS, rows))
-    print_line(console, f"answers: sdsearch sql \"SELECT * FROM evaluation_answers WHERE run = '{plan.run}'\"")
 
 
 def _figures(reports: Sequence[EvaluationReport], interval: Interval) -> tuple[object, ...]:

@@ -79,7 +79,9 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
             f"run '{source.run}' is a replay and trains nothing; name the run that sampled: {source.replay_of}"
         )
     if source.evaluation_of is not None:
-        raise UserError(f"run '{source.run}' is an evaluation itself; sdsearch resume {source.run} shows it again")
+        raise UserError(
+            f"run '{source.run}' is an evaluation itself; it is shown again with: sdsearch resume {source.run}"
+        )
     settings = stored_settings(source)
     if overrides:
         settings = change_settings(json.loads(source.settings_json), overrides, f"run '{source.run}'")

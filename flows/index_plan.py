@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Console
 
 from flows.terminal import format_seconds, make_table, print_line
+from schemas.commands import set_option
 from sdsearch.retrieval.plan import Cost, measure_speeds, plan
 
 # Recall@3 of exact search on a million 768-dimensional vectors made from text, one list of 32 looked through:
@@ -65,5 +66,5 @@ def _advice(costs: list[Cost], ram_gb: float) -> str:
         for name, value in best.settings.model_dump().items()
         if name == "kind" or value != type(best.settings).model_fields[name].default
     }
-    options = " ".join(f"--set retrieval.index.{name}={value}" for name, value in sorted(changed.items()))
+    options = " ".join(set_option(f"retrieval.index.{name}", value) for name, value in sorted(changed.items()))
     return f"for {ram_gb:g} GB: {best.kind} ({best.memory_gb:.1f} GB): {options}"

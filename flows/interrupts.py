@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from types import FrameType
 from rich.console import Console
 
 from flows.terminal import print_line
+from schemas.commands import command
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,7 +21,12 @@ class Terminated(KeyboardInterrupt):
 
 def resume_command(run: str, workspace: Path) -> str:
     """Return what a person types to go on with a run."""
-    return f"sdsearch resume {run} --workspace {shlex.quote(str(workspace))}"
+    return command("resume", run, workspace=workspace)
+
+
+def fork_command(run: str, workspace: Path) -> str:
+    """Return what a person types to go on from where a run stands, with other inputs: CONFIG and NEW are theirs."""
+    return command("train", "CONFIG", "--run", run, "--fork", "NEW", workspace=workspace)
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def resumable(console: Console, command: str) -> Iterator[None]:
+def resumable(console: Console, continuing: str) -> Iterator[None]:
     """End the program when a signal interrupts the block, and say which command goes on.
 
     The exit code is what a shell expects: 130 after Ctrl-C, 143 after SIGTERM.
@@ -51,6 +56,6 @@ def resumable(console: Console, command: str) -> Iterator[None]:
         with terminable():
             yield
     except KeyboardInterrupt as error:
-        print_line(console, f"interrupted; go on with: {command}")
+        print_line(console, f"interrupted; go on with: {continuing}")
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flows.errors import UserError
 from flows.policies import model_folder
 from flows.terminal import format_seconds, make_table, print_line
+from schemas.commands import command
 from sdsearch.policy import load_model, load_tokenizer
 from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
 from sdsearch.world.probe import Estimate
@@ -45,7 +45,7 @@ def build(folder: Path, seed: int, console: Console) -> None:
     write_folder_atomic(target, save, target.parent)
     print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
     print_figures(figures, console)
-    print_line(console, f"try it: sdsearch evaluate --policy {shlex.quote(str(target))}")
+    print_line(console, f"try it: {command('evaluate', '--policy', str(target))}")
 
 
 def measure(folder: str, seed: int, console: Console) -> None:

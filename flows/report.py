@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from flows.terminal import format_seconds, make_table, print_line
+from schemas.commands import command
 from schemas.config import Settings
 from schemas.evaluation import EvaluationReport
 from schemas.ledger import StageKey, StageRecord
@@ -163,9 +163,8 @@ class RichReporter:
         if self._database is None:
             return
         print_line(self._console, f"database: {self._database}\nnext:")
-        workspace = f"--workspace {shlex.quote(str(self._database.parent))}"
-        for command in (f"show {run}", "sql --name best_queries", "sql --name mixed_groups"):
-            print_line(self._console, f"  sdsearch {command} {workspace}")
+        for words in (("show", run), ("sql", "--name", "best_queries"), ("sql", "--name", "mixed_groups")):
+            print_line(self._console, f"  {command(*words, workspace=self._database.parent)}")
 
     def _open_bars(self, completed: int) -> None:
         self._bars = Progress(

@@ -17,6 +17,7 @@ from flows.errors import UserError
 from flows.interrupts import terminable
 from flows.settings import load_settings
 from flows.terminal import print_line
+from schemas.commands import command, quoted, set_option
 from schemas.retrieval import HttpRetrievalSettings
 from storage.workspace import Workspace
 
@@ -67,8 +68,8 @@ def _announce(url: str, served: str, num_passages: int, console: Console) -> Non
     body = json.dumps({"queries": ["capital of Peru"], "topk": num_passages, "return_scores": True})
     for line in (
         f"{url} serves {served}; in another terminal:",
-        f"  curl {url}/retrieve -H 'content-type: application/json' -d '{body}'",
-        f"  sdsearch train tiny --set retrieval.kind=http --set 'retrieval.urls=[\"{url}\"]'",
+        f"  curl {quoted(f'{url}/retrieve')} -H 'content-type: application/json' -d {quoted(body)}",
+        f"  {command('train', 'tiny')} {set_option('retrieval.kind', 'http')} {set_option('retrieval.urls', [url])}",
         "/health and /metrics say how it is; Ctrl-C stops it",
     ):
         print_line(console, line)

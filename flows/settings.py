@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from flows.errors import UserError
 from schemas.base import nearest_name
+from schemas.commands import parse_value
 from schemas.config import STORED, Settings
 from schemas.explain import explain
 from schemas.ledger import RunRecord
@@ -146,14 +147,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 "name a setting that exists"
             )
     table[parts[-1]] = parse_value(text.strip(), f"--set {override}")
-
-
-def parse_value(text: str, where: str) -> Any:
-    """Return what TOML makes of the text; the text itself when it is a bare word. UserError for half a value."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
-        if text[:1] in ("[", "{", '"', "'"):
-            raise UserError(f"{where}: the value is not TOML: {error}; quote it for the shell") from error
-        return text
-    return parsed["value"] if len(parsed) == 1 else text

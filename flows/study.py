@@ -5,7 +5,6 @@ The runs' own ledger says what is done: a study that was stopped goes on where i
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from flows.study_plot import draw_curves
 from flows.study_results import find_outcomes, summarise
 from flows.study_table import curves_csv, print_results, table_markdown
 from flows.terminal import print_line
+from schemas.commands import command, path_argument
 from schemas.ledger import RunRecord
 from schemas.study import Study, StudyResults
 from storage.artifacts import ArtifactStore
@@ -60,7 +60,7 @@ def report(study: Study, workspace: Workspace) -> StudyResults:
     if not any(outcome.finished for outcome in outcomes):
         raise UserError(
             f"study {study.name}: none of its {len(planned)} runs is finished in the workspace {workspace.root}; train "
-            f"them with: sdsearch study {study.name}"
+            f"them with: {command('study', study.name, workspace=workspace.root)}"
         )
     results = summarise(study, outcomes, Database(workspace))
     write_study_files(workspace, study.name, _files(results))
@@ -76,8 +76,7 @@ def study_in_terminal(name: str, folder: Path, console: Console, *, report_only:
     else:
         workspace = Workspace.open(folder)
         study = load_study(name, workspace)
-        where = f"--workspace {shlex.quote(str(workspace.root))}"
-        with resumable(console, f"sdsearch study {shlex.quote(name)} {where}"):
+        with resumable(console, command("study", path_argument(name), workspace=workspace.root)):
             results = carry_out(study, workspace, *_in_terminal(study, workspace, console))
     print_results(results, console)
     print_line(console, f"table and curves: {workspace.study_folder(study.name)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.errors import UserError
+from flows.interrupts import fork_command, resume_command
 from flows.iteration import PLAIN, iterate
 from flows.preflight import check_start
 from flows.report import Reporter
@@ -216,7 +217,7 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
     changes = setting_changes(record.settings_json, settings)
     raise UserError(
         f"run '{run}' exists with other settings ({changes}); choose another name with --run, go on with them from "
-        f"where it stands with: --fork NEW, or continue it as it is with: sdsearch resume {run}"
+        f"where it stands with: --fork NEW, or continue it as it is with: {resume_command(run, stores.workspace.root)}"
     )
 
 
@@ -237,7 +238,7 @@ def _check_index(stores: Stores, record: RunRecord, fingerprint: str) -> None:
         raise UserError(
             f"run '{record.run}' has searched index {searched[:16]}, what [retrieval] names is index "
             f"{fingerprint[:16]} now; put corpus, encoder or server back, or go on with the new one as a fork: "
-            f"sdsearch train CONFIG --run {record.run} --fork NEW"
+            f"{fork_command(record.run, stores.workspace.root)}"
         )
 
 

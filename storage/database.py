@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import re
-import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from schemas.commands import command
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
 from storage.shield import finishing
 from storage.workspace import Workspace
@@ -282,7 +282,7 @@ def _describe_failure(path: Path, error: duckdb.Error, verb: str = "used") -> st
 
 
 def _way_out(path: Path) -> str:
-    return f"make it again from the files with: sdsearch db rebuild --workspace {shlex.quote(path.parent.as_posix())}"
+    return f"make it again from the files with: {command('db', 'rebuild', workspace=path.parent)}"
 
 
 def _describe_holder(path: str, message: str, waited_s: float) -> str:

@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from schemas.base import Record
+from schemas.commands import command
 from schemas.ledger import RunRecord, StageKey, StageRecord
 from storage.database import Database, insert, insert_new, table_schemas
 from storage.errors import (
@@ -103,7 +104,8 @@ class Index:
         self._unchecked[run] = None
         self._is_behind = False
         if not self.flush(self._database.deadline_s):
-            logger.warning("the database lacks rows of run '%s'; they enter it with: sdsearch db rebuild", run)
+            rebuilding = command("db", "rebuild", workspace=self._database.path.parent)
+            logger.warning("the database lacks rows of run '%s'; they enter it with: %s", run, rebuilding)
             return False
         with suppress(DatabaseBusyError, DatabaseUnusableError):  # The log is read with the file, wherever it lies.
             self._database.checkpoint(WAIT_S)

@@ -12,7 +12,7 @@ import pytest
 from flows.bm25 import BM25Source
 from flows.cli import run_command
 from flows.corpora import import_corpus
-from flows.doctor import diagnose
+from flows.doctor import Asked, diagnose
 from flows.doctor_parts import Check
 from flows.machine import Gpu, Machine, hub_data, model_files
 from flows.settings import load_settings
@@ -36,7 +36,7 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def checks(tmp_path: Path, config: str, machine: Machine = BARE, *overrides: str) -> dict[str, Check]:
     settings = load_settings(config, overrides)
-    found = diagnose(config, settings, Workspace(tmp_path / "workspace"), machine)
+    found = diagnose(Asked(config, overrides, Workspace(tmp_path / "workspace")), settings, machine)
     return {check.name: check for check in found}
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from flows.errors import UserError
 from flows.schema import settings_reference
-from flows.settings import load_settings, new_run_name, parse_value, shipped_configs, stored_settings
+from flows.settings import load_settings, new_run_name, shipped_configs, stored_settings
+from schemas.commands import parse_value
 from schemas.config import Settings
 from schemas.method import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings, UpdateSettings
 from schemas.retrieval import HFEncoderSettings

@@ -13,6 +13,7 @@ from flows.doctor_parts import Check, answers, memory_checks, model_checks, unkn
 from flows.doctor_retrieval import retrieval_checks
 from flows.errors import PEOPLES_ERRORS, UserError
 from flows.machine import Machine, ModelFiles, hub_data, model_files, this_machine
+from flows.model_settings import brought_lines, model_notes
 from flows.prepare import named_sets
 from flows.questions import Questions
 from flows.settings import load_settings
@@ -20,6 +21,7 @@ from flows.terminal import make_table, print_line
 from schemas.commands import command, path_argument, quoted
 from schemas.config import Settings
 from schemas.data import HUB, WORLD, PreparedSet, SetName
+from schemas.rules import notes
 from schemas.sampling import VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.questions import glance, rows_at
 from storage.artifacts import ArtifactStore
@@ -52,6 +54,8 @@ def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console
         checks += start_checks(settings, workspace, checks)
     rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
     console.print(make_table(("check", "found", "needed", ""), rows))
+    for line in [*brought_lines(settings), *(f"note: {note}" for note in [*notes(settings), *model_notes(settings)])]:
+        print_line(console, line)
     missing = [check for check in checks if not check.ok]
     for remedy in dict.fromkeys(check.remedy for check in missing):
         names = ", ".join(check.name for check in missing if check.remedy == remedy)

@@ -96,9 +96,8 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
 
 def plan_model(policy: str | None, config: str, overrides: Sequence[str], request: Request) -> EvaluationPlan:
     """Return the evaluation of a model folder or hub name with the settings of `config`; UserError as of `plan_run`."""
-    settings = load_settings(config, overrides)
-    if policy is not None:
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": policy})})
+    named = [] if policy is None else [f"model.path={json.dumps(policy, ensure_ascii=False)}"]
+    settings = load_settings(config, [*overrides, *named])
     return _plan(None, 0, settings, request)
 
 

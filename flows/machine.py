@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+
+from flows.model_settings import local_folder
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -56,7 +57,7 @@ class ModelFiles(NamedTuple):
 
 def model_files(path: str) -> ModelFiles:
     """Look for a model's configuration, tokenizer and safetensors in its folder or in the hub's cache."""
-    folder = Path(str(files("sdsearch.world") / "mini") if path == "mini" else path).expanduser()
+    folder = local_folder(path)
     found = _in_folder(folder) if folder.is_dir() else _in_hub_cache(path)
     config, index = found.get("config.json"), found.get(_INDEX)
     shards = sorted(set(_json(index).get("weight_map", {}).values())) if index else [_WEIGHTS]

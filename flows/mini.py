@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.errors import UserError
+from flows.model_settings import MODEL_SETTINGS, local_folder
 from flows.policies import model_folder
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
 from sdsearch.policy import load_model, load_tokenizer
 from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
 from sdsearch.world.probe import Estimate
+from storage.files import write_bytes_atomic
 from storage.manifest import MANIFEST, write_folder_atomic
 
 _STEPS_PER_LINE = 500
@@ -41,6 +43,7 @@ def build(folder: Path, seed: int, console: Console) -> None:
     def save(path: Path) -> None:
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
+        write_bytes_atomic(path / MODEL_SETTINGS, (local_folder("mini") / MODEL_SETTINGS).read_bytes(), path)
 
     write_folder_atomic(target, save, target.parent)
     print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flows.model_settings import MODEL_SETTINGS, exported
 from schemas.config import Settings
 from schemas.errors import UserError
 from schemas.ledger import ArtifactRef
@@ -18,6 +19,7 @@ from sdsearch.policy import load_model, load_tokenizer, set_adapters, trainable_
 from sdsearch.sampling.vllm_weights import PolicyWeights
 from sdsearch.seeds import derive_seed
 from storage.checkpoints import CheckpointStore
+from storage.files import write_bytes_atomic
 from storage.tensors import load_tensors, save_tensors, tensors_sha256
 
 _ADAPTER_FILE = "adapter_model.safetensors"
@@ -125,6 +127,8 @@ class LivePolicy:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             save_tensors(folder / _OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
+            if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
+                write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 
         reference = self._checkpoints.write(self._run, version, save)
         self.version = version

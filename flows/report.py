@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.model_settings import model_notes
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
 from schemas.config import Settings
@@ -110,7 +111,7 @@ class RichReporter:
         self._started = self._iteration_started = time.monotonic()
         begin = f", from iteration {first_iteration}" if first_iteration > 1 else ""
         print_line(self._console, f"run {run}: {self._total} iterations{begin}, model {settings.model.path}")
-        for note in notes(settings):
+        for note in [*notes(settings), *model_notes(settings)]:
             print_line(self._console, f"note: {note}")
         if self._console.is_terminal:
             self._open_bars(first_iteration - 1)

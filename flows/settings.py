@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.errors import UserError
-from schemas.base import nearest_name
+from flows.model_settings import fill_in, model_settings
+from flows.toml_files import SUFFIX, read_toml
 from schemas.commands import parse_value
 from schemas.config import STORED, Settings
 from schemas.explain import explain
 from schemas.ledger import RunRecord
 
-_SUFFIX = ".toml"
 _STUDY_PREFIX = "study_"
 
 
@@ -36,7 +36,7 @@ def shipped_studies() -> list[str]:
 
 def _shipped() -> list[str]:
     names = (item.name for item in (files("flows") / "configs").iterdir())
-    return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+    return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
 
 
 def new_run_name(config: str, made_at: datetime | None = None) -> str:
@@ -48,17 +48,28 @@ def new_run_name(config: str, made_at: datetime | None = None) -> str:
 def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
     """Return the settings of `config`, a shipped name or the path of a TOML file, with `overrides` applied.
 
-    An override is `a.b=c`; `c` is a TOML value, and a bare word is a string. Raises UserError, one line a problem,
-    for a file that is not there or no TOML, unknown keys, wrong types and impossible combinations.
+    An override is `a.b=c`; `c` is a TOML value, and a bare word is a string. Settings that neither names are those
+    that the model folder brings, where it brings any. Raises UserError, one line a problem, for a file that is not
+    there or no TOML, unknown keys, wrong types and impossible combinations.
     """
-    return change_settings(read_toml(config, shipped_configs(), "settings"), overrides, config)
+    values = read_toml(config, shipped_configs(), "settings")
+    for override in overrides:
+        _apply(values, override)
+    model = values.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    if isinstance(path, str):
+        fill_in(values, model_settings(path))
+    return _validated(values, f"{config} with --set" if overrides else config)
 
 
 def change_settings(values: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
-    """Return settings from a tree of values with `overrides` applied; UserError, as above, names the `source`."""
+    """Return settings from a complete tree of values with `overrides` applied; UserError, as above, names `source`."""
     for override in overrides:
         _apply(values, override)
-    source = f"{source} with --set" if overrides else source
+    return _validated(values, f"{source} with --set" if overrides else source)
+
+
+def _validated(values: dict[str, Any], source: str) -> Settings:
     try:
         # As JSON, since strict validation (no '5' for 5) takes arrays for tuples there alone.
         return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -95,41 +106,6 @@ def _differences(stored: Any, wanted: Any, path: str = "") -> list[tuple[str, An
         parts = [_differences(stored.get(n), wanted.get(n), f"{path}.{n}".lstrip(".")) for n in names]
         return [change for part in parts for change in part]
     return [] if stored == wanted else [(path, stored, wanted)]
-
-
-def read_toml(name: str, shipped: Sequence[str], kind: str) -> dict[str, Any]:
-    """Return the content of a TOML file: a shipped one's name, or a path. `kind` is what an error calls it.
-
-    Raises UserError for a file that is not there, cannot be read or is no TOML.
-    """
-    return _parse(_read(name, shipped, kind), name)
-
-
-def _read(name: str, shipped: Sequence[str], kind: str) -> bytes:
-    if name in shipped:
-        return (files("flows") / "configs" / f"{name}{_SUFFIX}").read_bytes()
-    path = Path(name).expanduser()
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(_not_found(name, shipped, kind)) from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character.
-        raise UserError(f"{name}: cannot be read ({error}); name a readable TOML file") from error
-
-
-def _not_found(name: str, shipped: Sequence[str], kind: str) -> str:
-    near = nearest_name(Path(name).name.removesuffix(_SUFFIX), list(shipped))
-    hint = f"did you mean '{near}'? " if near else ""
-    return f"no {kind} file '{name}': {hint}give the path of a TOML file or one of {', '.join(shipped)}"
-
-
-def _parse(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name}: not TOML: {error}; mend that line") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

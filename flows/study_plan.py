@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flows.errors import UserError
-from flows.settings import load_settings, read_toml, shipped_configs, shipped_studies
+from flows.settings import load_settings, shipped_configs, shipped_studies
+from flows.toml_files import read_toml
 from schemas.base import Record
 from schemas.config import Settings
 from schemas.explain import explain

@@ -64,6 +64,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_checkpoint_brings_the_settings_that_belong_to_it(workspace: Path, tmp_path: Path) -> None:
+    checkpoint = open_stores(workspace).checkpoints.path("first", 3)
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"[model]\npath = '{checkpoint}'\n", encoding="utf-8")
+    again, before = load_settings(str(mine)), quick()
+    assert (again.rollout.template, again.rollout.max_new_tokens) == ("compact", 40)
+    assert again.update.learning_rate == before.update.learning_rate
+    assert again.data.questions_per_iteration == 3
+
+
 def test_a_run_fills_every_table(workspace: Path) -> None:
     counts = {table: len(rows(workspace, table, "first")) for table in TABLES}
     assert all(counts.values()), counts

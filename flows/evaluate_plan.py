@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from flows.errors import UserError
 from flows.settings import change_settings, changed_settings, load_settings, stored_settings
 from schemas.base import hash_json, nearest_name
+from schemas.commands import value_text
 from schemas.config import EvaluationSettings, Settings
 from schemas.data import SetName, is_set_text, set_name
 from schemas.evaluation import EvaluationMode
@@ -96,7 +97,7 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
 
 def plan_model(policy: str | None, config: str, overrides: Sequence[str], request: Request) -> EvaluationPlan:
     """Return the evaluation of a model folder or hub name with the settings of `config`; UserError as of `plan_run`."""
-    named = [] if policy is None else [f"model.path={json.dumps(policy, ensure_ascii=False)}"]
+    named = [] if policy is None else [f"model.path={value_text(policy)}"]
     settings = load_settings(config, [*overrides, *named])
     return _plan(None, 0, settings, request)
 

@@ -115,18 +115,9 @@ class IndexSource:
 
     @cached_property
     def neural_encoder(self) -> HFEncoder:
-        from sdsearch.retrieval.hf import HFEncoder, HFSettings  # torch, which a lexical index does without
-
         settings = self.settings.encoder
         assert isinstance(settings, HFEncoderSettings), "a lexical encoder is fitted, not loaded"
-        options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype", "trust_remote_code"}))
-        return HFEncoder.from_pretrained(
-            settings.path,
-            options,
-            device=settings.device,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        return load_encoder(settings)
 
     def _hash(self, left_out: set[str]) -> str:
         of_both = [self.corpus_hash, self.encoder_hash]
@@ -134,6 +125,20 @@ class IndexSource:
 
     def _index_settings(self, left_out: set[str]) -> dict[str, Any]:
         return {**self.settings.index.model_dump(exclude=left_out), "vector_dtype": self.settings.vector_dtype}
+
+
+def load_encoder(settings: HFEncoderSettings) -> HFEncoder:
+    """Return the encoder of a model folder or hub name; UserError where it cannot encode."""
+    from sdsearch.retrieval.hf import HFEncoder, HFSettings  # torch, which a lexical index does without
+
+    options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype", "trust_remote_code"}))
+    return HFEncoder.from_pretrained(
+        settings.path,
+        options,
+        device=settings.device,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def open_dense(settings: DenseRetrievalSettings, workspace: Workspace) -> tuple[DenseRetriever, str]:
@@ -204,7 +209,7 @@ def _build(source: IndexSource) -> IndexReport:
 def _encode(source: IndexSource) -> tuple[VectorBlocks, EncoderState]:
     passages = source.corpus.passages
     encoder, state = source.fit_encoder()
-    blocks = encode_blocks(encoder, passages.contents(0, len(passages)))
+    blocks = encode_blocks(encoder, passages.contents(0, len(passages)), encoder.num_dimensions)
     return VectorBlocks(len(passages), encoder.num_dimensions, blocks), state
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.corpora import is_named
 from flows.doctor_parts import Check, answers
+from flows.errors import PEOPLES_ERRORS
 from flows.machine import model_files
 from schemas.commands import command, quoted
 from schemas.retrieval import (
@@ -42,9 +43,7 @@ def retrieval_checks(building: str, retrieval: RetrievalSettings, workspace: Wor
     )
     encoder = getattr(parts[0], "encoder", None)
     if isinstance(encoder, HFEncoderSettings):
-        files = model_files(encoder.path)
-        remedy = f"hf download {quoted(encoder.path)}, or point retrieval.encoder.path at a folder"
-        yield Check("encoder", "there" if not files.missing else "not there", encoder.path, not files.missing, remedy)
+        yield _encoder(encoder)
     manifest, corpus = _corpus(retrieval.corpus, workspace)
     yield corpus
     for part in parts:
@@ -54,6 +53,20 @@ def retrieval_checks(building: str, retrieval: RetrievalSettings, workspace: Wor
         else:
             remedy = f"the corpus first, then: {building}"
             yield Check(name, "not built", f"an index of {retrieval.corpus}", False, remedy)
+
+
+def _encoder(settings: HFEncoderSettings) -> Check:
+    """Return whether the encoder encodes: an index of a large corpus is built long after this was asked."""
+    if model_files(settings.path).missing:
+        remedy = f"hf download {quoted(settings.path)}, or point retrieval.encoder.path at a folder"
+        return Check("encoder", "not there", settings.path, False, remedy)
+    from flows.dense import load_encoder
+
+    try:
+        width = load_encoder(settings).num_dimensions
+    except PEOPLES_ERRORS as error:
+        return Check("encoder", "refused", settings.path, False, str(error))
+    return Check("encoder", f"gives vectors of {width} dimensions", settings.path, True)
 
 
 def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Check]:

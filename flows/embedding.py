@@ -112,12 +112,7 @@ class _Work:
         left = sum(len(self._embeddings.rows_of(missing)) for missing in self._missing())
         wanted = self.num_done + left
         texts = self._passages.contents(rows.start, rows.stop)
-        for block_ND in encode_blocks(self._encoder, texts, _BLOCK_PASSAGES):
-            if not np.isfinite(block_ND).all():
-                raise UserError(
-                    f"the encoder gives vectors that are not finite for passages of shard {shard}; with float16 "
-                    "weights choose retrieval.encoder.dtype = float32 or bfloat16"
-                )
+        for block_ND in encode_blocks(self._encoder, texts, self._embeddings.num_dimensions, _BLOCK_PASSAGES):
             yield block_ND
             self.num_done += len(block_ND)
             self._report(EmbedProgress(self.num_done, wanted, shard))

@@ -29,6 +29,7 @@ from schemas.retrieval import (
 )
 from sdsearch.retrieval.kinds import compares_shards
 from sdsearch.retrieval.recall import RANKS, Exact, evaluate_index, search_exactly
+from sdsearch.retrieval.vectors import encode_texts
 from storage.embeddings import Embeddings
 from storage.files import write_json_atomic
 from storage.workspace import Workspace
@@ -118,7 +119,7 @@ def _queries(queries: str, settings: Settings) -> list[str]:
 
 def _encode(source: IndexSource, embeddings: Embeddings, texts: Sequence[str]) -> NDArray[np.float32]:
     """Return the queries' vectors; those without a known word find nothing anywhere and are left out."""
-    vectors_QD: NDArray[np.float32] = source.open_encoder(embeddings.encoder).encode(texts, "query")
+    vectors_QD = encode_texts(source.open_encoder(embeddings.encoder), texts, "query", embeddings.num_dimensions)
     known_QD: NDArray[np.float32] = vectors_QD[np.linalg.norm(vectors_QD, axis=1) > 0]
     if not len(known_QD):
         raise UserError("none of the queries has a word that the corpus has; give others with --queries")

@@ -69,7 +69,9 @@ def _sampler(runtime: Runtime) -> str:
 
 
 def _retriever(runtime: Runtime) -> str:
-    return f"index {runtime.index_fingerprint[:16]}"
+    fingerprint = runtime.index_fingerprint
+    runtime.try_search()
+    return f"index {fingerprint[:16]}, answers"
 
 
 def _questions(runtime: Runtime) -> str:

@@ -8,9 +8,11 @@ from flows.index import open_retriever
 from schemas.retrieval import RetrievalReport, RetrievalSettings
 from sdsearch.retrieval.cached import CachedRetriever, SearchCounts
 from sdsearch.retrieval.http import HttpRetriever
-from sdsearch.retrieval.ports import Retriever
+from sdsearch.retrieval.ports import Retriever, search_all
 from storage.hit_cache import HitCache
 from storage.workspace import Workspace
+
+_TRIAL = "capital of Peru"
 
 
 class LiveRetriever:
@@ -34,6 +36,11 @@ class LiveRetriever:
     def retriever(self) -> Retriever:
         """What rollouts search with."""
         return self._cached
+
+    def try_search(self, num_passages: int) -> None:
+        """Search once, uncounted and past the cache; RetrieverDownError where the answer is none."""
+        search_all(self._inner, [_TRIAL], num_passages)
+        self._retries_told = self._num_retries
 
     def rest(self) -> RetrievalReport:
         """Return what was done since the last rest."""

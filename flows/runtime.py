@@ -93,6 +93,10 @@ class Runtime:
     def index_fingerprint(self) -> str:
         return self._retriever.fingerprint
 
+    def try_search(self) -> None:
+        """Ask the retriever once; RetrieverDownError where it cannot answer."""
+        self._retriever.try_search(self.settings.retrieval.num_passages)
+
     @property
     def evaluated_set(self) -> SetName:
         """What the run itself is evaluated on."""

@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag
 
 from schemas.base import Fraction, Positive, Record, Section, Url
 
+Saturation = Annotated[float, Field(ge=0, le=1000)]  # Far beyond use; what is larger leaves float32.
+
 
 class LexicalEncoderSettings(Section):
     """BM25's TF-IDF weights as vectors; the embedded default."""
@@ -16,9 +18,9 @@ class LexicalEncoderSettings(Section):
     num_dimensions: int = Field(
         default=2048, ge=0, description="Width the words are folded to; 0 keeps one dimension a word."
     )
-    k1: float = Field(default=0.9, ge=0, description="Saturation of repeated words (BM25).")
+    k1: Saturation = Field(default=0.9, description="Saturation of repeated words (BM25).")
     b: Fraction = Field(default=0.4, description="How much long passages are discounted (BM25).")
-    seed: int = Field(default=0, description="Seed of the folding.")
+    seed: int = Field(default=0, ge=0, description="Seed of the folding.")
 
 
 class HFEncoderSettings(Section):
@@ -50,7 +52,7 @@ class HnswIndexSettings(Section):
     """A graph of neighbours over the vectors as they are: fast, and larger than the vectors."""
 
     kind: Literal["hnsw"] = Field(default="hnsw", description="This index.")
-    num_neighbours: Annotated[int, Field(ge=4)] = Field(default=32, description="Links a vector, M.")
+    num_neighbours: Annotated[int, Field(ge=4, le=1024)] = Field(default=32, description="Links a vector, M.")
     ef_construction: Positive = Field(default=200, description="Candidates while the graph is built.")
     ef_search: Positive = Field(default=128, description="Candidates of a search.")
 
@@ -123,7 +125,7 @@ class BM25RetrievalSettings(_Searched):
 
     kind: Literal["bm25"] = Field(default="bm25", description="This retriever.")
     corpus: str = Field(default="world", description="As for kind = 'dense'.")
-    k1: float = Field(default=0.9, ge=0, description="Saturation of repeated words (Anserini's default).")
+    k1: Saturation = Field(default=0.9, description="Saturation of repeated words (Anserini's default).")
     b: Fraction = Field(default=0.4, description="How much long passages are discounted (Anserini's default).")
 
 
@@ -135,7 +137,7 @@ class HybridRetrievalSettings(_Searched):
     encoder: EncoderSettings = Field(default=LexicalEncoderSettings(), description="As for kind = 'dense'.")
     vector_dtype: Literal["float32", "float16"] = Field(default="float32", description="As for kind = 'dense'.")
     index: IndexSettings = Field(default=FlatIndexSettings(), description="As for kind = 'dense'.")
-    k1: float = Field(default=0.9, ge=0, description="As for kind = 'bm25'.")
+    k1: Saturation = Field(default=0.9, description="As for kind = 'bm25'.")
     b: Fraction = Field(default=0.4, description="As for kind = 'bm25'.")
     rrf_k: Positive = Field(default=60, description="A hit of rank r counts 1 / (rrf_k + r) (Cormack et al., 2009).")
     depth: Positive = Field(default=50, description="Hits of each side that are fused.")

@@ -190,10 +190,20 @@ class Embeddings:
             header = {"descr": dtype.str, "fortran_order": False, "shape": (num_rows, self.num_dimensions)}
             np.lib.format.write_array_header_1_0(file, header)
             for block_ND in blocks:
-                file.write(np.ascontiguousarray(block_ND, dtype=dtype).data)
+                file.write(self._stored(block_ND, dtype).data)
                 num_written += len(block_ND)
         if num_written != num_rows:
             raise ValueError(f"{num_written} vectors for a shard of {num_rows} rows; give one a row")
+
+    def _stored(self, block_ND: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # It is found below.
+            stored_ND = np.ascontiguousarray(block_ND, dtype=dtype)
+        if not np.isfinite(stored_ND).all():
+            raise EmbeddingsUnusableError(
+                f"{self.folder}: vectors are not finite as {dtype}; set retrieval.vector_dtype = float32, or choose an "
+                "encoder of unit vectors"
+            )
+        return stored_ND
 
     def _name(self, shard: int) -> str:
         return f"shard-{shard:05d}-of-{self.manifest.num_shards:05d}"

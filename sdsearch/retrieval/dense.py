@@ -16,6 +16,7 @@ from schemas.errors import UserError
 from schemas.passage import Passage, SearchHit
 from sdsearch.retrieval.kinds import VectorIndex
 from sdsearch.retrieval.ports import Encoder, RetrieverDownError
+from sdsearch.retrieval.vectors import encode_texts
 
 _BATCH = 8192
 
@@ -45,14 +46,19 @@ class DenseRetriever:
         if not queries:
             return []
         try:
-            vectors_ND = self.encoder.encode(queries, "query")
-            if not np.isfinite(vectors_ND).all():
-                raise RuntimeError("the encoder's vectors are not finite")
-            scores_NK, rows_NK = self.index.search(vectors_ND, top_k)
-        except (RuntimeError, OSError) as error:
+            vectors_ND = encode_texts(self.encoder, queries, "query", self.index.d)
+            scores_NK, rows_NK = self.index.search(vectors_ND, min(top_k, self.index.ntotal))
+            self._check(scores_NK, rows_NK)
+        except (UserError, RuntimeError, OSError) as error:
             raise RetrieverDownError(f"searching {len(queries)} queries failed: {error}") from error
         pairs = zip(scores_NK.tolist(), rows_NK.tolist(), strict=True)
         return [self._hits(scores, rows) for scores, rows in pairs]
+
+    def _check(self, scores_NK: NDArray[np.float32], rows_NK: NDArray[np.int64]) -> None:
+        """Refuse what only vectors that are not finite give: no score, or too few hits of an exhaustive search."""
+        is_exhaustive = isinstance(self.index, faiss.IndexFlat)
+        if not np.isfinite(scores_NK[rows_NK >= 0]).all() or (is_exhaustive and (rows_NK < 0).any()):
+            raise RuntimeError("the index holds vectors that are not finite: build it again (sdsearch index build)")
 
     def _hits(self, scores: list[float], rows: list[int]) -> tuple[SearchHit, ...]:
         # FAISS fills up with row -1 when it has fewer vectors than were asked for.
@@ -60,11 +66,13 @@ class DenseRetriever:
         return tuple(SearchHit(passage=self.passages[row], score=score) for score, row in found)
 
 
-def encode_blocks(encoder: Encoder, texts: Iterable[str], size: int = _BATCH) -> Iterator[NDArray[np.float32]]:
-    """Yield (N, D) vectors of passages' texts, in their order, `size` at a time."""
+def encode_blocks(
+    encoder: Encoder, texts: Iterable[str], num_dimensions: int | None = None, size: int = _BATCH
+) -> Iterator[NDArray[np.float32]]:
+    """Yield (N, D) vectors of passages' texts, in their order, `size` at a time; errors are those of `encode_texts`."""
     remaining = iter(texts)
     while block := list(islice(remaining, size)):
-        yield encoder.encode(block, "passage")
+        yield encode_texts(encoder, block, "passage", num_dimensions)
 
 
 def build_index(passages: Sequence[Passage], encoder: Encoder) -> faiss.Index:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import UserError
+from schemas.errors import UserError, library_errors
 from schemas.retrieval import (
     FlatIndexSettings,
     HnswIndexSettings,
@@ -121,9 +122,11 @@ def factory_name(settings: IndexSettings, num_vectors: int, num_dimensions: int)
         case HnswIndexSettings():
             return f"HNSW{settings.num_neighbours}"
         case IvfSqIndexSettings():
+            _check_training(settings, num_vectors)
             return f"IVF{num_lists(settings, num_vectors)},SQ{settings.bits}"
         case IvfPqIndexSettings():
             _check_product(settings, num_vectors, num_dimensions)
+            _check_training(settings, num_vectors)
             num_bytes = bytes_of_codes(settings, num_dimensions)
             rotation = f"OPQ{num_bytes}," if settings.rotate else ""
             refine = f",Refine(SQ{settings.refine.removeprefix('sq')})" if settings.refine.startswith("sq") else ""
@@ -136,30 +139,39 @@ def build_vector_index(settings: IndexSettings, vectors: VectorSource, seed: int
     Memory: the index and the sample. Raises UserError where such an index cannot be made of these vectors.
     """
     name = factory_name(settings, vectors.num_vectors, vectors.num_dimensions)
-    index = faiss.index_factory(vectors.num_dimensions, name, faiss.METRIC_INNER_PRODUCT)
-    if isinstance(settings, HnswIndexSettings):
-        faiss.downcast_index(index).hnsw.efConstruction = settings.ef_construction
+    with _of_faiss(settings):
+        index = faiss.index_factory(vectors.num_dimensions, name, faiss.METRIC_INNER_PRODUCT)
+        if isinstance(settings, HnswIndexSettings):
+            faiss.downcast_index(index).hnsw.efConstruction = settings.ef_construction
     if isinstance(settings, ListsSettings):
-        kept = without_warnings(index, vectors.num_dimensions)
-        index.train(
-            vectors.rows(_sample(vectors.num_vectors, num_training_vectors(settings, vectors.num_vectors), seed))
-        )
-        del kept
+        sample = _sample(vectors.num_vectors, num_training_vectors(settings, vectors.num_vectors), seed)
+        sample_ND = vectors.rows(sample)
+        with _of_faiss(settings):
+            kept = without_warnings(index, vectors.num_dimensions)
+            index.train(sample_ND)
+            del kept
     for block_ND in vectors.blocks():
-        index.add(block_ND)
+        with _of_faiss(settings):
+            index.add(block_ND)
     return index
+
+
+def _of_faiss(settings: IndexSettings) -> AbstractContextManager[None]:
+    return library_errors(
+        f"retrieval.index of kind '{settings.kind}' cannot be made", "change its settings, or choose kind 'flat'"
+    )
 
 
 def set_search(index: faiss.Index, settings: IndexSettings, vectors: VectorSource | None = None) -> VectorIndex:
     """Return the index, set to search as the settings say; `vectors` are those of `refine = "disk"`."""
     parameters = faiss.ParameterSpace()
     if isinstance(settings, HnswIndexSettings):
-        parameters.set_index_parameter(index, "efSearch", settings.ef_search)
+        parameters.set_index_parameter(index, "efSearch", min(settings.ef_search, max(index.ntotal, 1)))
     if isinstance(settings, ListsSettings):
         lists = faiss.extract_index_ivf(index).nlist
         parameters.set_index_parameter(index, "nprobe", num_probes(settings, lists))
     if isinstance(settings, IvfPqIndexSettings) and settings.refine.startswith("sq"):
-        parameters.set_index_parameter(index, "k_factor_rf", settings.candidates)
+        parameters.set_index_parameter(index, "k_factor_rf", min(settings.candidates, max(index.ntotal, 1)))
     if compares_shards(settings):
         assert vectors is not None, "the settings compare candidates by the shards"
         return Refined(index, vectors, getattr(settings, "candidates", 1))
@@ -169,6 +181,16 @@ def set_search(index: faiss.Index, settings: IndexSettings, vectors: VectorSourc
 def _sample(num_vectors: int, num_drawn: int, seed: int) -> NDArray[np.int64]:
     drawn = np.random.default_rng(seed).choice(num_vectors, num_drawn, replace=False)
     return np.sort(drawn).astype(np.int64)
+
+
+def _check_training(settings: IvfSqIndexSettings | IvfPqIndexSettings, num_vectors: int) -> None:
+    lists = num_lists(settings, num_vectors)
+    fewest = max(lists, _CODES_A_BYTE) if isinstance(settings, IvfPqIndexSettings) else lists
+    if num_training_vectors(settings, num_vectors) < fewest:
+        raise UserError(
+            f"retrieval.index.num_training_vectors is {settings.num_training_vectors}, {lists} lists of kind "
+            f"'{settings.kind}' need {fewest} or more; raise it, or leave it at 0"
+        )
 
 
 def _check_product(settings: IvfPqIndexSettings, num_vectors: int, num_dimensions: int) -> None:

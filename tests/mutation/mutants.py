@@ -47,6 +47,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/parsing.py": ("tests/unit/test_parsing.py", "tests/property/test_query_tokens.py"),
     "sdsearch/advantage.py": ("tests/property/test_advantages.py",),
     "sdsearch/scoring.py": ("tests/unit/test_scoring.py", "tests/unit/test_hindsight.py"),
+    "sdsearch/retrieval/vectors.py": ("tests/unit/test_vectors.py",),
+    "sdsearch/retrieval/dense.py": ("tests/unit/test_vectors.py", "tests/unit/test_retrieval.py"),
     "schemas/hindsight.py": _TEXT_TESTS,
     "schemas/rollout.py": ("tests/unit/test_rollouts.py", *_LOSS_TESTS),
 }

@@ -168,7 +168,7 @@ def test_what_an_index_fills_up_with_is_no_passage() -> None:
     class Filling:
         """An approximate index that finds one passage and fills up with FAISS's -1, whatever the score says."""
 
-        ntotal = 2
+        ntotal, d = 2, 1
 
         def search(self, vectors_ND: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             return np.full((1, top_k), 0.5, np.float32), np.array([[0, *[-1] * (top_k - 1)]])
@@ -278,11 +278,12 @@ def test_hf_encoders_load_from_a_folder(tmp_path: Path) -> None:
     model, tokenizer = make_bert_parts()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded = HFEncoder.from_pretrained(str(tmp_path))
+    settings = HFSettings(max_length=64)
+    loaded = HFEncoder.from_pretrained(str(tmp_path), settings)
     np.testing.assert_allclose(
-        loaded.encode(TEXTS, "query"), HFEncoder(model, tokenizer).encode(TEXTS, "query"), atol=1e-6
+        loaded.encode(TEXTS, "query"), HFEncoder(model, tokenizer, settings).encode(TEXTS, "query"), atol=1e-6
     )
-    half = HFEncoder.from_pretrained(str(tmp_path), dtype="bfloat16")
+    half = HFEncoder.from_pretrained(str(tmp_path), settings, dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     np.testing.assert_allclose(np.linalg.norm(half.encode(TEXTS, "query"), axis=1), 1.0, atol=1e-5)
 

@@ -128,11 +128,16 @@ class RolloutLoop:
 
     def _request(self, conversation: _Conversation, tokens: tuple[int, ...], temperature: float) -> TurnRequest:
         room = self.limits.max_context_tokens - conversation.num_tokens
+        if room < 1:
+            raise UserError(
+                f"'{conversation.id}' begins with {conversation.num_tokens} tokens, its block included, the model can "
+                f"attend to {self.limits.max_context_tokens}; give it a shorter block"
+            )
         return TurnRequest(
             key=conversation.id,
             token_ids=tokens,
             seed=derive_seed(*conversation.seed_parts, len(conversation.turns)),
-            max_new_tokens=max(1, min(self.limits.max_new_tokens, room)),
+            max_new_tokens=min(self.limits.max_new_tokens, room),
             temperature=temperature,
         )
 

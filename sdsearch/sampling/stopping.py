@@ -12,7 +12,6 @@ from sdsearch.parsing import ANSWER_CLOSE, SEARCH_CLOSE
 from sdsearch.tokens import decode
 
 CLOSING_TAGS: dict[str, StopReason] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
-_TAIL_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,11 @@ class TurnEnds:
         if token_ids[-1] in self.end_ids:
             return "end_of_turn"
         if token_ids[-1] in self.may_close:
-            tail = decode(self.tokenizer, token_ids[-_TAIL_TOKENS:])
-            for tag, reason in CLOSING_TAGS.items():
-                if tag in tail:
-                    return reason
+            # The whole turn, as its action is read: a tag may be any number of tokens, some of them without a text.
+            text = decode(self.tokenizer, token_ids)
+            closed = {text.find(tag): reason for tag, reason in CLOSING_TAGS.items() if tag in text}
+            if closed:
+                return closed[min(closed)]
         return "length" if len(token_ids) >= max_new_tokens else None
 
     def first_end(self, token_ids: Sequence[int], max_new_tokens: int) -> tuple[int, StopReason] | None:

@@ -63,12 +63,14 @@ class TransformersSampler:
         logits_NV = self._prefill_openings(cache, rows)
         num_active = len(rows)
         self._append_tokens(rows, logits_NV)
+        # A pass appends tokens once, and the next one begins with moving back the rows whose turn ended with them:
+        # a turn may end with its first token, after an opening and after a reply.
         while rows:
             num_active = _move_ended_back(cache, rows, num_active)
-            waiting = rows[num_active:]
-            if waiting and len(waiting) >= max(1, num_active // 4):
+            num_waiting = len(rows) - num_active
+            if num_waiting and num_waiting >= num_active // 4:
                 num_active = self._continue(cache, rows, num_active, respond)
-            if num_active:
+            else:
                 self._decode_step(cache, rows[:num_active])
 
     def _continue(self, cache: SlotCache, rows: list[_Row], num_active: int, respond: Respond) -> int:
@@ -128,6 +130,7 @@ class TransformersSampler:
         self._append_tokens(rows, logits_NV)
 
     def _append_tokens(self, rows: Sequence[_Row], logits_NV: Tensor) -> None:
+        assert all(row.stop_reason is None for row in rows), "the turn goes on"
         temperature_N = torch.tensor([row.request.temperature for row in rows], dtype=torch.float32)
         uniform_N = torch.stack([row.uniforms_W[len(row.token_ids)] for row in rows])
         token_N, logprob_N = sample_tokens(logits_NV.cpu(), temperature_N, uniform_N)

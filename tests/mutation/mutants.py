@@ -20,6 +20,12 @@ _TEACHER_TESTS = (
     "tests/golden/test_objective_against_naive.py",
     "tests/golden/test_random_groups.py",
 )
+_TURN_TESTS = (
+    "tests/unit/test_stopping.py",
+    "tests/property/test_rollout_limits.py",
+    "tests/property/test_turn_ends.py",
+    "tests/unit/test_rollouts.py",
+)
 _TEXT_TESTS = ("tests/unit/test_hindsight.py", "tests/property/test_foreign_text.py")
 # Source file -> the tests that look at it, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
@@ -50,6 +56,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/retrieval/vectors.py": ("tests/unit/test_vectors.py",),
     "sdsearch/retrieval/dense.py": ("tests/unit/test_vectors.py", "tests/unit/test_retrieval.py"),
     "schemas/hindsight.py": _TEXT_TESTS,
+    "sdsearch/sampling/transformers_sampler.py": (*_TURN_TESTS, "tests/integration/test_sampler.py"),
+    "sdsearch/sampling/stopping.py": _TURN_TESTS,
+    "sdsearch/sampling/rollouts.py": _TURN_TESTS,
+    "sdsearch/sampling/vllm_turns.py": (*_TURN_TESTS, "tests/unit/test_overlapping_sampler.py"),
     "schemas/rollout.py": ("tests/unit/test_rollouts.py", *_LOSS_TESTS),
 }
 

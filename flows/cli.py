@@ -201,20 +201,26 @@ def sql(
     parameters: Annotated[
         list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Value of $NAME in the query.")
     ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run that a query with $run is asked of, a shipped one always.")
+    ] = None,
     form: Annotated[
         Literal["table", "csv", "json"], typer.Option("--format", help="json: one object a line.")
     ] = "table",
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Query the database of a workspace."""
-    from flows.browse import open_existing, print_canned, print_rows, run_query
+    """Query the database of a workspace; $run in the query is the latest run when --run names none."""
+    from flows.browse import open_existing
+    from flows.sql import print_canned, print_rows, run_query
 
     if list_queries:
         print_canned(make_console())
         return
     if (query is None) == (name is None):
         raise UserError("sql takes a query or the --name of a shipped one; see: sdsearch sql --list")
-    print_rows(run_query(open_existing(workspace), query, name, parameters or []), form, make_console())
+    notes = Console(stderr=True)
+    answer = run_query(open_existing(workspace), query, name, parameters or [], run, form, notes)
+    print_rows(answer, form, make_console())
 
 
 @app.command()

@@ -164,7 +164,8 @@ class RichReporter:
         if self._database is None:
             return
         print_line(self._console, f"database: {self._database}\nnext:")
-        for words in (("show", run), ("sql", "--name", "best_queries"), ("sql", "--name", "mixed_groups")):
+        queries = (("sql", "--name", name, "--run", run) for name in ("best_queries", "mixed_groups"))
+        for words in (("show", run), *queries):
             print_line(self._console, f"  {command(*words, workspace=self._database.parent)}")
 
     def _open_bars(self, completed: int) -> None:

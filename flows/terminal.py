@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -65,6 +66,21 @@ def format_seconds(seconds: float) -> str:
 def print_line(console: Console, text: str) -> None:
     """Print one line of text that may hold data."""
     console.print(plain(text), soft_wrap=True)
+
+
+def takes_any_text(stream: TextIO) -> bool:
+    """True for a file or pipe whose encoding has every character: data can be printed to it as they are."""
+    return not stream.isatty() and (stream.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def ascii_json(text: str) -> str:
+    """Return JSON with every character that is not printable ASCII as an escape, which means the same."""
+    return "".join(c if c.isascii() and c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def _visible(character: str) -> str:

@@ -15,12 +15,20 @@ _PARAMETER = re.compile(r"\$([a-z_]+)")
 
 @dataclass(frozen=True)
 class CannedQuery:
-    """One shipped query; `parameters` are the names that its SQL holds as `$name`."""
+    """One shipped query; `parameters` are the names that its SQL holds as `$name`.
+
+    Every one is asked of one run, $run: ids of rollouts and groups are equal in all runs.
+    """
 
     name: str
     description: str
     sql: str
     parameters: tuple[str, ...]
+
+    @property
+    def of_replays(self) -> bool:
+        """True when $run is a replay, of which only the view `v_replays` has rows."""
+        return "v_replays" in self.sql
 
 
 @cache

@@ -23,11 +23,12 @@ import duckdb
 import pyarrow as pa
 
 from schemas.commands import command
-from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
+from storage.answers import Answer, Form, answer_of, check_parameters, parameters_of, query_error
+from storage.errors import DatabaseBusyError, DatabaseUnusableError
 from storage.shield import finishing
 from storage.workspace import Workspace
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 STORAGE_VERSION = "v1.5.0"  # What the current `duckdb` command-line client can open.
 LOG_SIZE = "128KB"  # Beyond it a commit writes the log into the file; every opening reads what is left of it.
 _BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")
@@ -86,24 +87,31 @@ class Database:
         with self.read(wait_s) as connection:
             return connection.sql(sql, params=dict(parameters or {}) or None).to_arrow_table()
 
-    def read_only_user_query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+    def answer(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Answer:
+        """Return a query's rows for people; `parameters` as in `query`."""
+        with self.read() as connection:
+            return answer_of(connection.sql(sql, params=dict(parameters or {}) or None), "values")
+
+    def read_only_user_query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, form: Form = "values"
+    ) -> Answer:
         """Return the rows of a query that a person wrote: it can neither write nor reach files or the network.
 
-        Raises QueryError with DuckDB's message when it does not run. A statement without rows gives an empty table.
+        Raises QueryError when it does not run, is more than one statement, or its parameters are not those given. A
+        statement without rows gives none.
         """
+        check_parameters(parameters_of(sql), parameters or {})
         self._ensure(None)
         # An instance of its own: a locked configuration stays locked.
         with self._taking_turns(), closing(_new_instance()) as instance:
             self._attach(instance, True, self.deadline_s)
-            for statement in ("USE sdsearch", "SET enable_external_access = false", "SET lock_configuration = true"):
-                instance.execute(statement)
+            instance.execute("USE sdsearch; SET enable_external_access = false; SET lock_configuration = true")
             try:
-                relation = instance.sql(sql, params=dict(parameters or {}) or None)
-                return pa.table({}) if relation is None else relation.to_arrow_table()
-            except duckdb.Error as error:
-                if _is_broken(error):
+                return answer_of(instance.sql(sql, params=dict(parameters or {}) or None), form)
+            except Exception as error:  # Odd values of parameters are refused by other means than DuckDB's own errors.
+                if _is_broken(error) and not isinstance(error, duckdb.TransactionException):
                     raise DatabaseUnusableError(_describe_failure(self.path, error)) from error
-                raise QueryError(f"the query does not run: {error}") from error
+                raise query_error(error) from error
 
     def checkpoint(self, wait_s: float | None = None) -> None:
         """Write what still lies in the log beside the file into the file, so that it can be copied on its own."""
@@ -269,12 +277,12 @@ def _check_version(version: int, path: str) -> None:
         )
 
 
-def _is_broken(error: duckdb.Error) -> bool:
+def _is_broken(error: Exception) -> bool:
     """True when the file or its disk is at fault; a block whose checksum is wrong is an error without a kind."""
     return isinstance(error, _BROKEN) or type(error) is duckdb.Error
 
 
-def _describe_failure(path: Path, error: duckdb.Error, verb: str = "used") -> str:
+def _describe_failure(path: Path, error: Exception, verb: str = "used") -> str:
     remedy = _way_out(path)
     if _REFUSED.search(str(error)):
         remedy = "free some space there, or make it writable; its rows are in the files, and enter it when that is done"

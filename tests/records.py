@@ -265,12 +265,13 @@ def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> Row
     }
 
 
-def fill(database: Database, rows: Rows) -> None:
-    """Insert rows, and two done stages of two seconds each in the ledger."""
+def fill(database: Database, rows: Rows, run: str = "first") -> None:
+    """Insert rows, and two done stages of the run, of two seconds each, in the ledger."""
     with database.transaction() as connection:
         for table_name, table in rows.items():
             insert(connection, table_name, table)
         connection.execute(
-            "INSERT INTO stages SELECT 'first', 3, stage, 1, 'done', '', '', [], 0, 1, 'host', 1, now()::TIMESTAMP, "
-            "now()::TIMESTAMP, 2.0, '', NULL, NULL, NULL FROM (VALUES ('sample'), ('update')) AS stages (stage)"
+            "INSERT INTO stages SELECT ?, 3, stage, 1, 'done', '', '', [], 0, 1, 'host', 1, now()::TIMESTAMP, "
+            "now()::TIMESTAMP, 2.0, '', NULL, NULL, NULL FROM (VALUES ('sample'), ('update')) AS stages (stage)",
+            [run],
         )

@@ -28,7 +28,7 @@ SELECT
     avg(sampler_kl) AS sampler_kl,
     min_by(sampler_max_difference, step) AS sampler_max_difference,
     min_by(sampler_kl, step) AS sampler_kl_first_step,
-    sum(num_missing_logprobs) AS num_missing_logprobs,
+    CAST(sum(num_missing_logprobs) AS BIGINT) AS num_missing_logprobs,
     max_by(learning_rate, step) AS learning_rate,
     any_value(update_num_tokens) AS update_num_tokens
 FROM update_metrics
@@ -67,7 +67,7 @@ SELECT
     run,
     iteration,
     count(*) AS num_blocks,
-    sum(num_dropped_attempts) AS num_dropped_attempts,
+    CAST(sum(num_dropped_attempts) AS BIGINT) AS num_dropped_attempts,
     avg(len(token_ids)) AS block_tokens_mean
 FROM hindsight_blocks
 GROUP BY run, iteration;

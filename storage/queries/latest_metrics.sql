@@ -1,6 +1,6 @@
--- Everything about the latest iteration of each run.
+-- Everything about the latest iteration.
 SELECT *
 FROM v_iterations
-WHERE reward_mean IS NOT NULL
-QUALIFY row_number() OVER (PARTITION BY run ORDER BY iteration DESC) = 1
-ORDER BY run
+WHERE run = $run AND reward_mean IS NOT NULL
+ORDER BY iteration DESC
+LIMIT 1

@@ -12,4 +12,5 @@ SELECT
     round(greedy_search_quality, 3) AS search_quality,
     round(greedy_searches_per_rollout, 2) AS searches
 FROM v_learning_curve
-ORDER BY run, dataset, split, updates_done
+WHERE run = $run
+ORDER BY dataset, split, updates_done

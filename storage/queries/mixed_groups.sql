@@ -10,6 +10,6 @@ SELECT
     queries_by_rollout,
     group_id
 FROM v_groups
-WHERE num_correct > 0 AND num_incorrect > 0
-ORDER BY iteration DESC, run, group_id
+WHERE run = $run AND num_correct > 0 AND num_incorrect > 0
+ORDER BY iteration DESC, group_id
 LIMIT 20

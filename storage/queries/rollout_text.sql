@@ -13,5 +13,5 @@ WITH pieces AS (
 
 SELECT run, iteration, nullif(turn, -1) AS turn, author, text
 FROM pieces
-WHERE rollout_id = $rollout
-ORDER BY run, iteration, pieces.turn, place
+WHERE run = $run AND rollout_id = $rollout
+ORDER BY iteration, pieces.turn, place

@@ -10,4 +10,5 @@ SELECT
     round(evaluate_s, 3) AS evaluate_s,
     round(total_s, 3) AS total_s
 FROM v_stage_seconds
-ORDER BY run, iteration
+WHERE run = $run
+ORDER BY iteration

@@ -10,6 +10,6 @@ SELECT
     round(mean_jsd, 4) AS mean_jsd,
     rollout_id
 FROM v_queries
-WHERE mean_log_ratio IS NOT NULL
+WHERE run = $run AND mean_log_ratio IS NOT NULL
 ORDER BY v_queries.mean_log_ratio, rollout_id, turn
 LIMIT 20

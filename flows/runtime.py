@@ -48,7 +48,7 @@ _SETTINGS_READ: dict[StageName, Any] = {
     "persist": {"reward", "grpo", "hindsight"},
     "hindsight": {"seed": True, "hindsight": True, "distillation": {"enabled"}},
     "teacher": {
-        "hindsight": {"homogeneous"},
+        "hindsight": {"homogeneous", "unsent_queries"},
         "distillation": {"positions", "divergence", "support", "tail", "top_k"},
         "rollout": {"temperature"},
         "update": {"max_tokens_per_microbatch", "head_chunk"},

@@ -68,6 +68,11 @@ class HindsightSettings(Section):
         description="Which siblings a block shows: all (paper); all but the focal one, the focal one alone, or those "
         "whose outcome is CORRECT (its ablations).",
     )
+    unsent_queries: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="Queries that brought no documents into their rollout (on its last turn, which is not sent): left "
+        "out of the blocks and of L_SD's query tokens, or kept in both (ours).",
+    )
     homogeneous: Literal["keep", "skip"] = Field(
         default="keep", description="Whether groups whose outcomes are all equal are distilled (ours)."
     )

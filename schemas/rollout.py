@@ -83,6 +83,19 @@ class Turn(Record):
     action: Action
     observation: Observation | None
 
+    @property
+    def searched_query(self) -> str | None:
+        """What the turn searched for: the query of a search whose documents entered the rollout, else None.
+
+        A query on the last permitted turn is never sent, and documents that do not fit the context are not shown.
+        """
+        return self.action.query if isinstance(self.action, Search) and self.observation is not None else None
+
+    @property
+    def hits(self) -> tuple[SearchHit, ...]:
+        """What its search returned, best first; empty where it did not search."""
+        return self.observation.hits if self.observation else ()
+
 
 class Rollout(Record):
     """One whole attempt at a question."""
@@ -94,6 +107,12 @@ class Rollout(Record):
 
     @property
     def queries(self) -> tuple[str, ...]:
+        """What was searched for, in order."""
+        return tuple(query for turn in self.turns if (query := turn.searched_query) is not None)
+
+    @property
+    def written_queries(self) -> tuple[str, ...]:
+        """What was searched for, and the query of a last turn that searched for nothing (see Turn.searched_query)."""
         return tuple(turn.action.query for turn in self.turns if isinstance(turn.action, Search))
 
     @property
@@ -132,11 +151,20 @@ class Rollout(Record):
 
     @property
     def query_positions(self) -> tuple[int, ...]:
-        """Offsets into token_ids of the query tokens."""
+        """Offsets into token_ids of the tokens of `queries`."""
+        return self._query_positions(unsent=False)
+
+    @property
+    def written_query_positions(self) -> tuple[int, ...]:
+        """Offsets into token_ids of the tokens of `written_queries`."""
+        return self._query_positions(unsent=True)
+
+    def _query_positions(self, unsent: bool) -> tuple[int, ...]:
         positions: list[int] = []
         start = 0
         for turn in self.turns:
-            positions.extend(start + offset for offset in turn.generation.query_positions)
+            if unsent or turn.searched_query is not None:
+                positions.extend(start + offset for offset in turn.generation.query_positions)
             start += len(turn.generation.token_ids)
             start += len(turn.observation.token_ids) if turn.observation else 0
         return tuple(positions)

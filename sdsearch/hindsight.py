@@ -75,7 +75,7 @@ def build_blocks(
     for focal_rollout, focal_turn, members in _views(group, scores, settings):
         attempts = [
             HindsightAttempt(
-                rollout_index=rollout.index, label=labels[rollout.index], contents=_contents(rollout, settings.masking)
+                rollout_index=rollout.index, label=labels[rollout.index], contents=_contents(rollout, settings)
             )
             for rollout in members
         ]
@@ -139,10 +139,11 @@ def _views(
             return [(focal.index, None, (focal,)) for focal in rollouts]
 
 
-def _contents(rollout: Rollout, masking: str) -> tuple[str, ...]:
+def _contents(rollout: Rollout, settings: HindsightSettings) -> tuple[str, ...]:
     """Future masking keeps the queries alone; without it the whole trajectory is shown (paper's ablation)."""
-    if masking == "queries":
-        return tuple(neutralise(query) for query in rollout.queries)
+    if settings.masking == "queries":
+        queries = rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
+        return tuple(neutralise(query) for query in queries)
     texts = [[turn.generation.text, turn.observation.text if turn.observation else ""] for turn in rollout.turns]
     return tuple(neutralise(text) for pair in texts for text in pair if text)
 

@@ -55,7 +55,7 @@ def contains_answer(passage: Passage, golden_answers: Sequence[str]) -> bool:
 
 def count_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[int, int]:
     """Return (passages retrieved, those that contain a golden answer) over all of a rollout's searches."""
-    hits = [hit for turn in rollout.turns if turn.observation for hit in turn.observation.hits]
+    hits = [hit for turn in rollout.turns for hit in turn.hits]
     return len(hits), sum(contains_answer(hit.passage, golden_answers) for hit in hits)
 
 

@@ -62,9 +62,11 @@ class _Readings:
     credit_Q6: Tensor
 
 
-def distilled_positions(rollout: Rollout, positions: str) -> tuple[int, ...]:
+def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
     """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
-    return rollout.query_positions if positions == "query" else rollout.completion_positions
+    if positions == "completion":
+        return rollout.completion_positions
+    return rollout.query_positions if unsent_queries == "drop" else rollout.written_query_positions
 
 
 def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
@@ -133,11 +135,8 @@ def _views(
             for block in by_group.get(group.id, []):
                 if block.focal_rollout not in (None, rollout.index):
                     continue
-                positions = tuple(
-                    position
-                    for position in distilled_positions(rollout, distillation.positions)
-                    if block.focal_turn in (None, turn_of[position])
-                )
+                read = distilled_positions(rollout, distillation.positions, hindsight.unsent_queries)
+                positions = tuple(position for position in read if block.focal_turn in (None, turn_of[position]))
                 if positions:
                     yield _View(group, rollout, positions, block)
 

@@ -107,7 +107,7 @@ def _rollouts(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "num_tokens": [sum(map(_num_turn_tokens, rollout.turns)) for rollout in rollouts],
         "num_completion_tokens": [_num_completion_tokens(rollout) for rollout in rollouts],
         "outcome": [item.outcome for item in flat],
-        "num_query_tokens": [sum(len(turn.generation.query_positions) for turn in item.turns) for item in rollouts],
+        "num_query_tokens": [len(rollout.query_positions) for rollout in rollouts],
     }
     return build_from_records("rollouts", run, iteration, [item.score for item in flat], columns)
 
@@ -139,10 +139,10 @@ def _turns(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
 
 def _searches(run: str, iteration: int, flat: Sequence[_Scored], contains_answer: ContainsAnswer) -> pa.Table:
     searches = [
-        (item, index, turn.action.query, turn.observation.hits if turn.observation else ())
+        (item, index, query, turn.hits)
         for item in flat
         for index, turn in enumerate(item.rollout.turns)
-        if isinstance(turn.action, Search)
+        if (query := turn.searched_query) is not None
     ]
     golden = [
         [contains_answer(hit.passage, item.group.question.golden_answers) for hit in hits]

@@ -81,13 +81,13 @@ COMMENT ON COLUMN rollouts.group_id IS 'Its group.';
 COMMENT ON COLUMN rollouts.question_key IS 'Its question.';
 COMMENT ON COLUMN rollouts.rollout_index IS 'Place among its siblings, in sampling order, from 0.';
 COMMENT ON COLUMN rollouts.answer IS 'Final answer; empty when it ended without one.';
-COMMENT ON COLUMN rollouts.queries IS 'Its search queries, in order.';
+COMMENT ON COLUMN rollouts.queries IS 'What it searched for, in order.';
 COMMENT ON COLUMN rollouts.num_turns IS 'Generations.';
 COMMENT ON COLUMN rollouts.num_malformed IS 'Turns that were neither a search nor an answer.';
 COMMENT ON COLUMN rollouts.stop_reason IS 'Why its last generation stopped.';
 COMMENT ON COLUMN rollouts.num_tokens IS 'Tokens after the prompt, documents included.';
 COMMENT ON COLUMN rollouts.num_completion_tokens IS 'Tokens that the policy sampled.';
-COMMENT ON COLUMN rollouts.num_query_tokens IS 'Sampled tokens that lie inside search queries.';
+COMMENT ON COLUMN rollouts.num_query_tokens IS 'Sampled tokens that lie inside these queries.';
 COMMENT ON COLUMN rollouts.em IS 'Exact match, 0 or 1, best over the golden answers.';
 COMMENT ON COLUMN rollouts.f1 IS 'Token F1 in [0, 1], best over the golden answers.';
 COMMENT ON COLUMN rollouts.valid_format IS 'True when no turn was malformed and it ended with an answer.';
@@ -124,7 +124,7 @@ COMMENT ON COLUMN turns.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN turns.rollout_id IS 'Its rollout.';
 COMMENT ON COLUMN turns.turn IS 'Place in the rollout, from 0.';
 COMMENT ON COLUMN turns.action IS 'search, answer or malformed.';
-COMMENT ON COLUMN turns.query IS 'The query of a search.';
+COMMENT ON COLUMN turns.query IS 'The query of a search; one without an observation was not sent, or found what did not fit the context.';
 COMMENT ON COLUMN turns.answer IS 'The answer that ends the rollout.';
 COMMENT ON COLUMN turns.malformed_reason IS 'What was ill-formed.';
 COMMENT ON COLUMN turns.stop_reason IS 'search_closed, answer_closed, end_of_turn or length.';
@@ -153,7 +153,7 @@ CREATE TABLE searches (
     golden BOOLEAN[] NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id, turn)
 );
-COMMENT ON TABLE searches IS 'One row a search query with what it found, best first.';
+COMMENT ON TABLE searches IS 'One row a search with what it found, best first; queries that were not sent have none.';
 COMMENT ON COLUMN searches.run IS 'Name of the run.';
 COMMENT ON COLUMN searches.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN searches.rollout_id IS 'Its rollout.';
@@ -204,7 +204,7 @@ COMMENT ON COLUMN iteration_metrics.malformed_share IS 'Share of turns that were
 COMMENT ON COLUMN iteration_metrics.zero_advantage_share IS 'Share of groups in which every advantage is 0.';
 COMMENT ON COLUMN iteration_metrics.all_correct_share IS 'Share of groups whose rollouts are all CORRECT.';
 COMMENT ON COLUMN iteration_metrics.all_incorrect_share IS 'Share of groups whose rollouts are all INCORRECT.';
-COMMENT ON COLUMN iteration_metrics.searches_per_rollout IS 'Mean number of search queries of a rollout.';
+COMMENT ON COLUMN iteration_metrics.searches_per_rollout IS 'Mean number of searches of a rollout.';
 COMMENT ON COLUMN iteration_metrics.distinct_queries_per_group IS 'Mean number of different query texts of a group.';
 COMMENT ON COLUMN iteration_metrics.search_quality IS 'Share of retrieved passages that contain a golden answer; 0 when none was retrieved.';
 COMMENT ON COLUMN iteration_metrics.completion_tokens_mean IS 'Mean sampled tokens of a rollout (response length).';

@@ -27,7 +27,7 @@ COMMENT ON COLUMN evaluations.num_questions IS 'Questions.';
 COMMENT ON COLUMN evaluations.em IS 'Mean exact match.';
 COMMENT ON COLUMN evaluations.f1 IS 'Mean token F1.';
 COMMENT ON COLUMN evaluations.search_quality IS 'Share of retrieved passages that contain a golden answer.';
-COMMENT ON COLUMN evaluations.searches_per_rollout IS 'Mean number of search queries.';
+COMMENT ON COLUMN evaluations.searches_per_rollout IS 'Mean number of searches.';
 COMMENT ON COLUMN evaluations.valid_share IS 'Share of rollouts with a valid format.';
 COMMENT ON COLUMN evaluations.completion_tokens_mean IS 'Mean sampled tokens of a rollout (response length).';
 
@@ -62,7 +62,7 @@ COMMENT ON COLUMN evaluation_answers.question IS 'The question''s text.';
 COMMENT ON COLUMN evaluation_answers.golden_answers IS 'Accepted answers.';
 COMMENT ON COLUMN evaluation_answers.category IS 'The data set''s own type of question.';
 COMMENT ON COLUMN evaluation_answers.answer IS 'The policy''s answer; empty when it gave none.';
-COMMENT ON COLUMN evaluation_answers.queries IS 'Its search queries, in order.';
+COMMENT ON COLUMN evaluation_answers.queries IS 'What it searched for, in order.';
 COMMENT ON COLUMN evaluation_answers.em IS 'Exact match, 0 or 1.';
 COMMENT ON COLUMN evaluation_answers.f1 IS 'Token F1 in [0, 1].';
 COMMENT ON COLUMN evaluation_answers.valid_format IS 'True when no turn was malformed and it ended with an answer.';

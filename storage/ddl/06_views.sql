@@ -82,7 +82,7 @@ COMMENT ON COLUMN v_learning_curve.sampled_em IS 'Mean exact match, sampled deco
 COMMENT ON COLUMN v_learning_curve.greedy_f1 IS 'Mean token F1, greedy decoding.';
 COMMENT ON COLUMN v_learning_curve.sampled_f1 IS 'Mean token F1, sampled decoding.';
 COMMENT ON COLUMN v_learning_curve.greedy_search_quality IS 'Share of passages that contain a golden answer, greedy.';
-COMMENT ON COLUMN v_learning_curve.greedy_searches_per_rollout IS 'Mean number of search queries, greedy.';
+COMMENT ON COLUMN v_learning_curve.greedy_searches_per_rollout IS 'Mean number of searches, greedy.';
 COMMENT ON COLUMN v_learning_curve.greedy_valid_share IS 'Share of rollouts with a valid format, greedy.';
 
 CREATE VIEW v_labels AS

@@ -33,7 +33,7 @@ COMMENT ON COLUMN v_iterations.malformed_share IS 'Share of turns that were empt
 COMMENT ON COLUMN v_iterations.zero_advantage_share IS 'Share of groups in which every advantage is 0.';
 COMMENT ON COLUMN v_iterations.all_correct_share IS 'Share of groups whose rollouts are all CORRECT.';
 COMMENT ON COLUMN v_iterations.all_incorrect_share IS 'Share of groups whose rollouts are all INCORRECT.';
-COMMENT ON COLUMN v_iterations.searches_per_rollout IS 'Mean number of search queries of a rollout.';
+COMMENT ON COLUMN v_iterations.searches_per_rollout IS 'Mean number of searches of a rollout.';
 COMMENT ON COLUMN v_iterations.distinct_queries_per_group IS 'Mean number of different query texts of a group.';
 COMMENT ON COLUMN v_iterations.search_quality IS 'Share of retrieved passages that contain a golden answer; 0 when none was retrieved.';
 COMMENT ON COLUMN v_iterations.completion_tokens_mean IS 'Mean sampled tokens of a rollout (response length).';
@@ -105,7 +105,7 @@ COMMENT ON COLUMN v_rollouts.rollout_index IS 'Place among its siblings, in samp
 COMMENT ON COLUMN v_rollouts.question IS 'The question''s text.';
 COMMENT ON COLUMN v_rollouts.answer IS 'Final answer; empty when it ended without one.';
 COMMENT ON COLUMN v_rollouts.golden_answers IS 'Accepted answers.';
-COMMENT ON COLUMN v_rollouts.queries IS 'Its search queries, in order.';
+COMMENT ON COLUMN v_rollouts.queries IS 'What it searched for, in order.';
 COMMENT ON COLUMN v_rollouts.em IS 'Exact match, 0 or 1, best over the golden answers.';
 COMMENT ON COLUMN v_rollouts.f1 IS 'Token F1 in [0, 1], best over the golden answers.';
 COMMENT ON COLUMN v_rollouts.reward IS 'Raw reward.';

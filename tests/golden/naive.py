@@ -144,7 +144,7 @@ class Naive:
 
     def _divergences(self, group: Group, rollout: Rollout, policy: Tensor) -> list[Tensor]:
         distillation = self.settings.distillation
-        wanted = rollout.query_positions if distillation.positions == "query" else rollout.completion_positions
+        wanted = self._query_tokens(rollout) if distillation.positions == "query" else rollout.completion_positions
         terms = []
         for block, position in self._lessons(group, rollout, wanted):
             offset = group.block_offset
@@ -157,6 +157,16 @@ class Naive:
                 divergence_from_formula(p, policy[position].exp(), ids, distillation.divergence, distillation.tail)
             )
         return terms
+
+    def _query_tokens(self, rollout: Rollout) -> list[int]:
+        """Places of the tokens inside queries: of those that got documents, or of all that were written."""
+        places, start = [], 0
+        for turn in rollout.turns:
+            documents = turn.observation is not None and turn.observation.kind == "documents"
+            if documents or self.settings.hindsight.unsent_queries == "keep":
+                places += [start + offset for offset in turn.generation.query_positions]
+            start += len(turn.generation.token_ids) + (len(turn.observation.token_ids) if turn.observation else 0)
+        return places
 
     def _lessons(self, group: Group, rollout: Rollout, positions: Sequence[int]) -> list[tuple[HindsightBlock, int]]:
         """Each wanted position with the block that teaches it, where there is one."""

@@ -70,6 +70,7 @@ SECTIONS = {
         labels=["outcome", "none", "shuffled"],
         members=["group", "leave_one_out", "focal_only", "correct_only"],
         homogeneous=["keep", "skip"],
+        unsent_queries=["drop", "keep"],
         rho=[0.0, 0.6],
         label_metric=["f1", "em"],
         max_block_tokens=[40, 150],

@@ -78,6 +78,7 @@ RUNS = {
         "hindsight.labels=shuffled",
         "hindsight.members=focal_only",
         "hindsight.homogeneous=skip",
+        "hindsight.unsent_queries=keep",
         "hindsight.label_metric=em",
         "distillation.divergence=reverse_kl",
         "distillation.tail=renormalise",
@@ -307,6 +308,23 @@ def test_groups_with_one_outcome_are_skipped_where_the_settings_say_so(trained: 
     distilled = {row["group_id"] for row in trained.rows("shuffled", "teacher_targets")}
     assert distilled == {group for group, homogeneous in same.items() if not homogeneous}
     assert len({row["group_id"] for row in trained.rows("plain", "teacher_targets")}) == 3, "kept by default"
+
+
+def test_queries_that_were_never_sent(trained: Trained) -> None:
+    """They are written on a last turn, count as no search, and are shown where the settings ask for it."""
+    for run, shown in {"plain": False, "shuffled": True}.items():
+        unsent = trained.rows(run, "turns", "query IS NOT NULL AND observation_kind IS NULL")
+        attempts = {(row["group_id"], row["rollout_index"]): row for row in trained.rows(run, "hindsight_attempts")}
+        assert unsent, run
+        for turn in unsent:
+            assert turn["turn"] == 2, "after two searches"
+            group, _, index = turn["rollout_id"].rpartition("/")
+            contents = attempts[group, int(index)]["contents"]
+            assert len(contents) == (3 if shown else 2)
+            row = trained.rollouts(run, "true")[turn["rollout_id"]]
+            assert (len(row["queries"]), turn["query"] in row["queries"][2:]) == (2, False)
+        searches = {(row["rollout_id"], row["turn"]) for row in trained.rows(run, "searches")}
+        assert not searches & {(turn["rollout_id"], turn["turn"]) for turn in unsent}
 
 
 def test_attempts_that_are_dropped_are_counted(trained: Trained) -> None:

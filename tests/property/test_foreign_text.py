@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
 from schemas.hindsight import HindsightAttempt, HindsightBlock
-from schemas.rollout import Group, Search
+from schemas.rollout import Group, Observation, Search
 from sdsearch.hindsight import HEADER, build_blocks, neutralise, render_block
 from sdsearch.scoring import score_groups
 from sdsearch.tokens import TAGS, neutralise_tags
@@ -51,7 +51,8 @@ def group_saying(queries: list[list[str]]) -> Group:
         if rollout.index % 2:
             right = answer.action.model_copy(update={"answer": "Andorra la Vella"})
             answer = answer.model_copy(update={"action": right})
-        searches = [answer.model_copy(update={"action": Search(query=query)}) for query in own]
+        found = Observation(kind="documents", token_ids=(), text="", hits=(), num_tokens_cut=0)
+        searches = [answer.model_copy(update={"action": Search(query=query), "observation": found}) for query in own]
         rollouts.append(rollout.model_copy(update={"turns": (*searches, answer)}))
     return group.model_copy(update={"rollouts": tuple(rollouts)})
 

@@ -70,6 +70,7 @@ def test_a_rollout_keeps_every_cap_and_ends_at_the_first_that_it_meets(salt: int
             assert (turn.observation is not None) == goes_on
             assert (place + 1 < len(rollout.turns)) == goes_on
             num_tokens += len(turn.observation.token_ids) if turn.observation else 0
+        assert len(rollout.queries) <= caps.max_searches
         assert num_tokens == len(group.prompt_token_ids) + len(rollout.token_ids) <= caps.max_context_tokens
 
 

@@ -33,12 +33,21 @@ def test_default_block_word_for_word() -> None:
         "Attempt 1 (CORRECT): capital of Andorra\n"
         "Attempt 2 (INCORRECT): river | tree / capital\n"
         "Attempt 3 (CORRECT): no search\n"
-        "Attempt 4 (INCORRECT): late\n"
+        "Attempt 4 (INCORRECT): no search\n"
         "Attempt 5 (CORRECT): nothing\n"
         "\n"
     )
     assert (block.focal_rollout, block.focal_turn, block.homogeneous) == (None, None, False)
     assert TOKENIZER.decode(list(block.token_ids)) == block.text
+
+
+def test_a_query_that_was_never_sent_is_shown_where_the_setting_asks_for_it() -> None:
+    (dropped,), (kept,) = blocks_of(), blocks_of(unsent_queries="keep")
+    assert "Attempt 4 (INCORRECT): late\n" in kept.text
+    assert kept.text.replace("(INCORRECT): late", "(INCORRECT): no search") == dropped.text
+    whole = [blocks_of(masking="none", unsent_queries=choice)[0].text for choice in ("drop", "keep")]
+    assert "late" in whole[0], "the whole trajectory holds what was written"
+    assert whole[0] == whole[1]
 
 
 def test_labels_come_from_the_answer_not_from_the_shaped_reward() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.rollout import Answer, Malformed, Search
+from sdsearch.evaluation import evaluate
 from sdsearch.prompting import render_prompt
 from sdsearch.retrieval.ports import RetrieverDownError
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -70,6 +71,33 @@ def test_after_the_last_search_one_turn_may_answer() -> None:
     assert rollout.turns[-1].observation is None
     assert rollout.answer is None
     assert retriever.batches == [("river", "river")] * 2, "the queries of a step are searched as one batch"
+    assert rollout.queries == ("river", "river"), "what was never sent is no search"
+    assert rollout.written_queries == ("river",) * 3
+    unsent = set(rollout.written_query_positions) - set(rollout.query_positions)
+    assert TOKENIZER.decode([rollout.token_ids[p] for p in sorted(unsent)]).strip() == "river"
+
+
+def test_documents_that_do_not_fit_the_context_are_no_search() -> None:
+    prompt = len(render_prompt(TOKENIZER, make_question(0).question, "compact").token_ids)
+    loop, _ = loop_of(["<search> a </search>"] * 9, max_context_tokens=prompt + 20)
+    (group,) = roll_out(loop)
+    assert [(rollout.queries, rollout.written_queries) for rollout in group.rollouts] == [((), ("a",))] * 2
+    assert all(rollout.query_positions == () for rollout in group.rollouts)
+
+
+def test_an_evaluation_counts_the_searches_that_were_sent() -> None:
+    loop, _ = loop_of(["<search> river </search>"] * 9, max_searches=1)
+    report, (answer,) = evaluate(
+        loop,
+        [make_question(0)],
+        mode="greedy",
+        temperature=1.0,
+        seed=0,
+        iteration=0,
+        policy_version=0,
+        questions_per_batch=1,
+    )
+    assert (report.searches_per_rollout, answer.queries) == (1.0, ("river",))
 
 
 def test_long_documents_are_cut_and_keep_their_closing_tag() -> None:

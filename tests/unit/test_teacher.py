@@ -105,15 +105,30 @@ def test_positions_and_homogeneous_groups() -> None:
     _, queries, _ = targets_for(GROUPS, blocks)
     _, everything, _ = targets_for(GROUPS, blocks, positions="completion")
     assert len(everything) == 10
-    assert len(queries) == 8, "a rollout without a query token is not distilled"
+    assert len(queries) == 6, "a rollout without a query token is not distilled"
     for pointer in everything:
         group = next(group for group in GROUPS if group.id == pointer.group_id)
         rollout = group.rollouts[int(pointer.rollout_id[-1])]
-        assert pointer.positions == distilled_positions(rollout, "completion")
+        assert pointer.positions == distilled_positions(rollout, "completion", "drop")
     alike = [block.model_copy(update={"homogeneous": True}) for block in blocks]
     skip = HindsightSettings(homogeneous="skip")
     assert targets_for(GROUPS, alike, hindsight=skip)[1] == []
-    assert len(targets_for(GROUPS, alike)[1]) == 8
+    assert len(targets_for(GROUPS, alike)[1]) == 6
+
+
+@pytest.mark.parametrize("masking", ["queries", "none"])
+def test_a_query_that_was_never_sent_is_distilled_where_the_setting_asks_for_it(masking: str) -> None:
+    drop, keep = (HindsightSettings(masking=masking, unsent_queries=choice) for choice in ("drop", "keep"))
+    blocks = blocks_for(GROUPS, drop)
+    _, _, dropped = targets_for(GROUPS, blocks, hindsight=drop)
+    _, _, kept = targets_for(GROUPS, blocks, hindsight=keep)
+    # The fourth rollout's fourth turn searches, when it may search no more.
+    late = [item for item in kept if (item.rollout_id[-1], item.turn) == ("3", 3)]
+    assert "".join(item.token for item in late).split() == ["late"] * len(GROUPS)
+    assert [item for item in kept if item not in late] == dropped
+    # All sampled tokens are distilled, whatever became of the query.
+    pairs = [targets_for(GROUPS, blocks, hindsight=choice, positions="completion")[1] for choice in (drop, keep)]
+    assert pairs[0] == pairs[1]
 
 
 def test_a_reply_belongs_to_the_turn_that_asked_for_it() -> None:

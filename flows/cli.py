@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ app.add_typer(db_app, name="db")
 
 def main() -> None:
     """Run the command line with the process's arguments, and end the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name of someone's is no reason to stop where the locale is C.
+        sys.stdout.reconfigure(errors="backslashreplace")
     _leave(run_command(sys.argv[1:]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -130,3 +131,19 @@ def test_errors(arguments: list[str], show: Show) -> None:
     assert code == 2, text
     assert "error: " in text
     assert_tame(text)
+
+
+def test_an_encoding_without_a_name_s_letters_stops_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "réglages.toml"
+    config.write_text('[model]\npath = "modèle"\n', encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "doctor", str(config), "--workspace", str(tmp_path / "workspace")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "mod\\xe8le" in ended.stdout
+    assert ended.stderr == ""

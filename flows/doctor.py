@@ -158,9 +158,12 @@ def _memory(settings: Settings, model: ModelFiles, machine: Machine, workspace: 
 
 
 def _server_checks() -> Iterator[Check]:
-    url = os.environ.get("PREFECT_API_URL")
-    if url:
-        remedy = "start that Prefect server, unset PREFECT_API_URL to have one started, or train with --no-prefect"
-        yield answers("Prefect server", url, remedy)
+    from flows.server import check_named_server, set_environment
+
+    try:
+        set_environment()
+        url = check_named_server()
+    except UserError as error:
+        yield Check("Prefect server", "refused", "-", False, str(error))
     else:
-        yield Check("Prefect server", "started by train", "-", True)
+        yield Check("Prefect server", "answers" if url else "started by train", url or "-", True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from typing import NamedTuple
-from urllib.parse import urlsplit
+
+import httpx
 
 from flows.machine import Machine, ModelFiles, free_bytes
 from schemas.commands import quoted
 from schemas.config import Settings
+from schemas.errors import UserError, reason_of
 from schemas.retrieval import HFEncoderSettings
 from schemas.sampling import VllmSamplerSettings
+from sdsearch.connections import client_options
 from sdsearch.footprint import (
     ModelShape,
     TrainingNeeds,
@@ -24,6 +26,7 @@ from sdsearch.footprint import (
 from storage.workspace import Workspace
 
 _CONNECT_S = 1.0
+_GATEWAY_ERRORS = {502, 503, 504}  # What a proxy says of a server that it cannot reach.
 _PROGRAM = 1.2e9  # Python with torch, transformers and Prefect's client.
 _ENCODER = 0.6e9
 _ROLLOUT = 30e3  # What a rollout's records and rows take, mean; a distilled query token takes top_k * 8 bytes more.
@@ -41,14 +44,18 @@ class Check(NamedTuple):
 
 
 def answers(name: str, url: str, remedy: str) -> Check:
-    """Return whether something listens at a URL."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    """Return whether something answers at a URL, reached as a run reaches it: through a proxy where there is one."""
     try:
-        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S):
-            return Check(name, "answers", url, True)
-    except OSError as error:
-        return Check(name, f"no answer ({error.strerror or error})", url, False, remedy)
+        with httpx.Client(timeout=_CONNECT_S, **client_options([url], name)) as client:
+            status = client.get(url).status_code
+    except (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError):
+        status = 200  # What listens may be busy, or speak to those it knows alone.
+    except httpx.HTTPError as error:
+        return Check(name, f"no answer ({reason_of(error)})", url, False, remedy)
+    except UserError as error:
+        return Check(name, "not asked", url, False, str(error))
+    reached = status not in _GATEWAY_ERRORS
+    return Check(name, "answers" if reached else f"no answer (status {status})", url, reached, remedy)
 
 
 def model_checks(settings: Settings, model: ModelFiles) -> Iterator[Check]:

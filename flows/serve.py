@@ -59,7 +59,7 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
 
 
 def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:
-    named = named_url()
+    named = None if port else named_url()
     wanted = port or (local_port(named) if named else DEFAULT_PORT)
     if wanted is None:
         return prefect_api(workspace)

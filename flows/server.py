@@ -16,6 +16,10 @@ from urllib.parse import urlsplit
 
 from flows.errors import UserError
 from flows.interrupts import terminable
+from flows.proxies import spare_loopback
+from schemas.base import check_url
+from schemas.errors import library_errors
+from sdsearch.connections import check_proxies
 from storage.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -54,9 +58,8 @@ def prefect_api(workspace: Workspace, meanwhile: Callable[[], None] = lambda: No
     does not start.
     """
     set_environment()
-    url = named_url()
+    url = check_named_server()
     if url is not None:
-        _check_answers(url)
         meanwhile()
         yield PrefectServer(url, started=False)
         return
@@ -86,7 +89,12 @@ def own_server(
 
 
 def set_environment() -> None:
-    """Set what Prefect reads from the environment; call it before prefect is imported."""
+    """Set what Prefect reads from the environment; call it before prefect is imported.
+
+    Raises UserError for a proxy of the environment that Prefect's client cannot be made with.
+    """
+    spare_loopback()
+    check_proxies()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
@@ -95,10 +103,38 @@ def set_environment() -> None:
 
 
 def named_url() -> str | None:
-    """Return the API that PREFECT_API_URL or the active Prefect profile names, None when there is none."""
-    from prefect.settings import get_current_settings
+    """Return the API that PREFECT_API_URL or the active Prefect profile names, None when there is none or a blank.
 
-    return get_current_settings().api.url
+    Raises UserError for what can be no address of an API, and for other settings of Prefect that it cannot read.
+    """
+    with library_errors("Prefect's settings", "correct PREFECT_… of the environment, or the profile"):
+        from prefect.settings import get_current_settings
+
+        url = (get_current_settings().api.url or "").strip()
+    if not url:
+        return None
+    return api_address(url)
+
+
+def api_address(url: str) -> str:
+    """Return the address of a Prefect API without a slash at its end; UserError for what can be none."""
+    setting = "PREFECT_API_URL (or the profile's setting)"
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise UserError(f"{setting}: {error}; write one such as {local_url(DEFAULT_PORT)}") from error
+    if "api" not in urlsplit(url).path.split("/"):
+        raise UserError(f"{setting}: {url!r} is a server, not its API; write {url.rstrip('/')}/api")
+    return url.rstrip("/")
+
+
+def check_named_server() -> str | None:
+    """Return the address of the server that is named, None where none is; UserError when it does not answer."""
+    url = named_url()
+    if url is not None:
+        use_api(url)  # As it was read: without blanks, and without a slash at its end.
+        _check_answers(url)
+    return url
 
 
 def use_api(url: str) -> None:
@@ -136,15 +172,18 @@ def local_port(url: str) -> int | None:
 
 
 def _check_answers(url: str) -> None:
-    from prefect import get_client
+    remedy = (
+        "start it with 'sdsearch up', unset PREFECT_API_URL (or the profile's setting) to have one started, or train "
+        "with --no-prefect"
+    )
+    with library_errors(f"the Prefect server {url} does not answer", remedy):
+        from prefect import get_client
 
-    with get_client(httpx_settings={"timeout": _ANSWER_DEADLINE_S}, sync_client=True) as client:
-        error = client.api_healthcheck()
-    if error is not None:
-        raise UserError(
-            f"the Prefect server {url} does not answer ({type(error).__name__}: {error}); start it with 'sdsearch up', "
-            "unset PREFECT_API_URL (or the profile's setting) to have one started, or train with --no-prefect"
-        )
+        with get_client(httpx_settings={"timeout": _ANSWER_DEADLINE_S}, sync_client=True) as client:
+            problem = client.api_healthcheck()
+            if problem is not None:
+                raise problem
+            client.raise_for_api_version_mismatch()  # Another program may answer as well.
 
 
 def _start(workspace: Workspace, port: int) -> subprocess.Popen[bytes]:

@@ -6,12 +6,29 @@ import difflib
 import hashlib
 import json
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+[^\s]*$")]
+
+
+def check_url(url: str) -> str:
+    """Return the URL of a server as it is; ValueError for what no client can use: no host, no such port, a query."""
+    parts = urlsplit(url)  # ValueError for half an IPv6 address.
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} has no port from 1 to 65535") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in url or not url.isprintable():
+        raise ValueError(f"{url!r} is no http://host:port")
+    if "?" in url or "#" in url:
+        raise ValueError(f"{url!r} has a query or a fragment; leave what begins at '?' or '#' out")
+    return url
+
+
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+[^\s]*$"), AfterValidator(check_url)]
 
 
 class Record(BaseModel):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 _LONGEST_REASON = 300
 
 
@@ -40,6 +42,9 @@ def reason_of(error: BaseException) -> str:
     """Return an exception's first line of text, the name of its type where it has none; at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, ValidationError):  # Its first line only counts the problems.
+        problem = error.errors()[0]
+        reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
     if isinstance(error, KeyError | RecursionError | AssertionError):
         reason = f"{type(error).__name__}: {reason}"  # Their text alone says nothing.
     return reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1] + "…"

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from schemas.base import hash_json
 from schemas.errors import UserError
 from schemas.passage import Passage, SearchHit
+from sdsearch.connections import client_options
 from sdsearch.readers import split_contents
 from sdsearch.retrieval.ports import RetrieverDownError
 
@@ -78,17 +79,13 @@ class HttpRetriever:
         """
         if not urls:
             raise ValueError("an HTTP retriever needs one URL or more")
-        for url in urls:
-            try:
-                httpx.URL(url)
-            except httpx.InvalidURL as error:
-                raise UserError(f"retrieval.urls: {url!r} is no URL ({error}); write http://host:port") from error
+        options = client_options(urls, "retrieval.urls")
         self._urls = list(dict.fromkeys(url.rstrip("/").removesuffix("/retrieve") for url in urls))
         self._limits = limits
         self._sleep = sleep
         # Reading the certificate authorities takes longer than many searches; plain HTTP needs none of them.
         needs_certificates = any(url.startswith("https:") for url in urls)
-        self._client = httpx.Client(timeout=limits.timeout_s, verify=needs_certificates)
+        self._client = httpx.Client(timeout=limits.timeout_s, verify=needs_certificates, **options)
         self._index: str | None = None
         self._turn = 0
         self.num_retries = 0

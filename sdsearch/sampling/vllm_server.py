@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import httpx
 
+from sdsearch.connections import client_options
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import CLOSING_TAGS
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
@@ -79,7 +80,13 @@ class VllmServers:
         self._servers = [
             _Server(
                 url.rstrip("/"),
-                httpx.AsyncClient(timeout=timeout, headers=headers, limits=limits, transport=transport),
+                httpx.AsyncClient(
+                    timeout=timeout,
+                    headers=headers,
+                    limits=limits,
+                    transport=transport,
+                    **client_options([url], "sampling.urls"),
+                ),
                 asyncio.Semaphore(options.max_num_seqs),
             )
             for url in options.urls

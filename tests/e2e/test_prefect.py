@@ -21,6 +21,7 @@ from storage.database import Database, table_schemas
 from storage.ledger import Ledger
 from storage.workspace import Workspace
 from tests.e2e.proxy import Proxy
+from tests.proxying import RecordingProxy, recording_proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -125,14 +126,23 @@ def status(workspace: Path, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, str]]:
-    """`sdsearch up` on a free port; gives PREFECT_HOME, the workspace and the API's address, then Ctrl-C."""
+def proxy() -> Iterator[RecordingProxy]:
+    """A proxy that reaches nobody, as it is where a company's network begins elsewhere."""
+    with recording_proxy() as running:
+        yield running
+        assert running.asked == [], "the server is this machine's own"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, proxy: RecordingProxy) -> Iterator[tuple[Path, Path, str]]:
+    """`sdsearch up` on a free port, behind a proxy; gives PREFECT_HOME, workspace and API's address, then Ctrl-C."""
     folder = tmp_path_factory.mktemp("served")
     home, workspace, log = folder / "prefect", folder / "workspace", folder / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = start([*SDSEARCH, "up", "--port", str(port), "--workspace", str(workspace)], log, home)
+    command = [*SDSEARCH, "up", "--port", str(port), "--workspace", str(workspace)]
+    process = start(command, log, home, HTTP_PROXY=proxy.url, all_proxy=proxy.url)
     try:
         await_text(log, "Ctrl-C stops", process)
         yield home, workspace, f"http://127.0.0.1:{port}/api"
@@ -178,10 +188,14 @@ def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[
     assert (action["type"], action["state"]) == ("change-flow-run-state", "CRASHED")
 
 
-def test_what_a_person_can_mend_is_one_line_under_prefect_too(served: tuple[Path, Path, str]) -> None:
+def test_what_a_person_can_mend_is_one_line_under_prefect_too(
+    served: tuple[Path, Path, str], proxy: RecordingProxy
+) -> None:
     home, workspace, url = served
     command = [*SDSEARCH, "train", "tiny", "--run", "bad", "--set", "data.train_split=trian"]
-    result = run([*command, "--workspace", str(workspace)], home, PREFECT_API_URL=url)
+    proxies = {"ALL_PROXY": proxy.url, "http_proxy": proxy.url}
+    # A slash at the end of the address is nothing that a person should have to know of.
+    result = run([*command, "--workspace", str(workspace)], home, PREFECT_API_URL=f"{url}/", **proxies)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: the embedded world has no split 'trian'")
     assert result.stderr.count("\n") == 1

@@ -238,6 +238,23 @@ def test_no_prefect_server_where_one_was_named(workspace: Path, tmp_path: Path) 
     assert runs_in(workspace) == []
 
 
+def test_no_address_of_a_prefect_server(workspace: Path, tmp_path: Path) -> None:
+    where = ["--workspace", str(workspace)]
+    said = "PREFECT_API_URL (or the profile's setting): 'http://h:abc/api' has no port from 1 to 65535; write one"
+    for command in ("train", "doctor"):
+        result = sdsearch(tmp_path, [command, "tiny", *where], PREFECT_API_URL="http://h:abc/api", COLUMNS="400")
+        assert result.returncode == (2 if command == "train" else 1), result.stderr
+        assert said in result.stdout + result.stderr
+        assert result.stderr.count("\n") == (command == "train")
+    assert runs_in(workspace) == []
+
+
+def test_no_proxy_that_can_be_used(workspace: Path, tmp_path: Path) -> None:
+    result = sdsearch(tmp_path, ["train", "tiny", "--workspace", str(workspace)], http_proxy="http://proxy:abc")
+    assert_refused(result, "http_proxy of the environment cannot be used: Invalid port: 'abc'; correct it, or unset it")
+    assert runs_in(workspace) == []
+
+
 def test_port_that_another_program_uses(workspace: Path, tmp_path: Path, foreign_port: int) -> None:
     result = sdsearch(tmp_path, ["up", "--port", str(foreign_port), "--workspace", str(workspace)])
     assert_refused(result, f"port {foreign_port} on 127.0.0.1 is used by a program that is no Prefect server", "--port")

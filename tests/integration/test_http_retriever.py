@@ -270,7 +270,7 @@ def test_an_answer_that_trickles_runs_into_the_time_limit() -> None:
 
 @pytest.mark.parametrize("url", ["http://\u2603.example:1", "http://a\x00b"])
 def test_what_is_no_url_is_named(url: str) -> None:
-    with pytest.raises(UserError, match=r"retrieval\.urls: 'http.* is no URL .*write http://host:port"):
+    with pytest.raises(UserError, match=r"retrieval\.urls: 'http.* is no URL: .*write http://host:port"):
         HttpRetriever([url])
 
 

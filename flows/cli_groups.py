@@ -68,13 +68,19 @@ def retriever_serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    max_queries: Annotated[
+        int, typer.Option("--max-queries", min=1, help="Queries of one request; more are searched in pieces anyway.")
+    ] = 16_384,
+    max_top_k: Annotated[int, typer.Option("--max-topk", min=1, help="Passages a query that may be asked for.")] = 100,
+    max_request_mb: Annotated[int, typer.Option("--max-request-mb", min=1, help="Size of one request.")] = 64,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Serve the settings' retriever over HTTP (Search-R1's /retrieve) until Ctrl-C."""
     from flows.retriever_server import serve_retriever
 
-    serve_retriever(config, overrides or [], workspace, host, port, make_console())
+    limits = {"max_queries": max_queries, "max_top_k": max_top_k, "max_request_bytes": max_request_mb << 20}
+    serve_retriever(config, overrides or [], workspace, host, port, make_console(), limits)
 
 
 @db_app.command("rebuild")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -28,9 +29,17 @@ _SHUTDOWN_S = 10
 
 
 def serve_retriever(
-    config: str, overrides: Sequence[str], folder: Path, host: str, port: int, console: Console
+    config: str,
+    overrides: Sequence[str],
+    folder: Path,
+    host: str,
+    port: int,
+    console: Console,
+    limits: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Serve what [retrieval] of the settings names until Ctrl-C or SIGTERM; port 0 takes a free one.
+
+    `limits` are those of `ServerLimits` that differ from its own.
 
     Raises UserError for kind 'http' and for an address that cannot be used, before an index is loaded.
     """
@@ -48,10 +57,12 @@ def serve_retriever(
 
             retriever, index = open_local(settings, workspace)
         num_passages = len(retriever.passages)
-        limits = replace(ServerLimits(), default_top_k=settings.num_passages)
+        chosen = replace(ServerLimits(), **limits)
+        most = max(chosen.max_top_k, settings.num_passages)
+        chosen = replace(chosen, default_top_k=settings.num_passages, max_top_k=most)
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(retriever, index, num_passages, limits),
+                make_app(retriever, index, num_passages, chosen),
                 log_level="warning",
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_SHUTDOWN_S,

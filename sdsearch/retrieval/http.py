@@ -1,8 +1,8 @@
 """A retriever behind HTTP: the client's side of Search-R1's `/retrieve` protocol.
 
 POST `/retrieve` `{"queries": [...], "topk": 3, "return_scores": true}` answers `{"result": [[{"document": {"id",
-"contents"}, "score"}, ...], ...]}`, one list a query. Our own server also says what it
-serves, in the header `X-Index`.
+"contents"}, "score"}, ...], ...]}`, one list a query. Servers without scores may leave `score` out, or answer documents
+alone, as objects or as their contents. Our own server also says what it serves, in the header `X-Index`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from schemas.base import hash_json
 from schemas.errors import UserError
@@ -41,11 +41,24 @@ class _Document(_Answered):
 
 class _Hit(_Answered):
     document: _Document
-    score: Annotated[float, Field(allow_inf_nan=False)]
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+def _shape(found: Any) -> str:
+    if isinstance(found, str):
+        return "text"
+    return "hit" if isinstance(found, dict) and "document" in found else "document"
+
+
+# A document alone, as an object or as its contents, is what servers answer that have no scores or leave them out.
+_Found = Annotated[
+    Annotated[_Hit, Tag("hit")] | Annotated[_Document, Tag("document")] | Annotated[str, Tag("text")],
+    Discriminator(_shape),
+]
 
 
 class _Answer(_Answered):
-    result: list[list[_Hit]]
+    result: list[list[_Found]]
 
 
 @dataclass(frozen=True)
@@ -189,7 +202,7 @@ class HttpRetriever:
         lists = _Answer.model_validate_json(content).result
         if len(lists) != len(queries):
             raise ValueError(f"it answered {len(lists)} lists of passages for {len(queries)} queries")
-        return [tuple(_hit(hit) for hit in hits[:top_k]) for hits in lists]
+        return [_hits(found[:top_k]) for found in lists]
 
     def _send(self, method: str, url: str, **options: Any) -> tuple[int, httpx.Headers, bytes]:
         """Return status, headers and body; httpx's own limits are of each read, these are of the whole answer."""
@@ -209,11 +222,26 @@ class _Health(BaseModel):
     index: str | None = None
 
 
-def _hit(hit: _Hit) -> SearchHit:
-    title, text = split_contents(hit.document.contents)
-    identity = hit.document.id
-    known = hash_json(hit.document.contents)[:16] if identity in (None, "") else str(identity)
-    return SearchHit(passage=Passage(id=known, title=title, text=text), score=hit.score)
+def _hits(found: Sequence[_Hit | _Document | str]) -> tuple[SearchHit, ...]:
+    """Return a query's hits; where a server gives none of them a score, 1 / rank stands for it."""
+    hits = [one if isinstance(one, _Hit) else _Hit(document=_document(one)) for one in found]
+    has_scores = {hit.score is not None for hit in hits}
+    if len(has_scores) > 1:
+        raise ValueError("its answer has a score for some of a query's passages and none for others")
+    return tuple(
+        SearchHit(passage=_passage(hit.document), score=1 / rank if hit.score is None else hit.score)
+        for rank, hit in enumerate(hits, 1)
+    )
+
+
+def _document(found: _Document | str) -> _Document:
+    return _Document(contents=found) if isinstance(found, str) else found
+
+
+def _passage(document: _Document) -> Passage:
+    title, text = split_contents(document.contents)
+    has_id = document.id not in (None, "")
+    return Passage(id=str(document.id) if has_id else hash_json(document.contents)[:16], title=title, text=text)
 
 
 def _reason(error: Exception) -> str:

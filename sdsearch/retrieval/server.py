@@ -1,22 +1,23 @@
 """A retriever over HTTP: Search-R1's `/retrieve` protocol, with limits, batching, health and metrics.
 
-Requests that arrive while a search runs are searched together in the next one.
+Requests that arrive while a search runs are searched together in the next one, large ones in pieces.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, Strict, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,12 +28,16 @@ from sdsearch.retrieval.ports import Retriever, RetrieverDownError, search_all
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one request may ask; sizes in bytes and characters."""
+    """What one request may ask; sizes in bytes and characters.
 
-    max_request_bytes: int = 16 << 20
-    max_queries: int = 1024
-    max_query_characters: int = 8192
+    Trainers send the queries of a whole batch at once: 512 questions with 5 rollouts are 2,560.
+    """
+
+    max_request_bytes: int = 64 << 20
+    max_queries: int = 16_384
+    max_query_characters: int = 65_536
     max_top_k: int = 100
+    max_passages: int = 500_000  # queries times topk, which is what the answer takes in memory
     default_top_k: int = 3
     max_queries_together: int = 512
 
@@ -40,19 +45,67 @@ class ServerLimits:
 _LIMITS = ServerLimits()
 
 
-class _Request(BaseModel):
-    """The protocol's request; as Search-R1's own server does, fields that are not of it are passed over."""
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a whole number")
+    return value
 
-    model_config = ConfigDict(strict=True)
+
+class _Request(BaseModel):
+    """The protocol's request, read as Search-R1's own server reads it, or SkyRL's with one `query`.
+
+    A number may be written "3" or 3.0, yes and no as 1 and 0; fields that are not of the protocol are passed over.
+    """
+
+    queries: list[Annotated[str, Strict()]] | None = None
+    query: Annotated[str, Strict()] | None = None
+    # None, null and 0: the server's own.
+    topk: Annotated[int | None, BeforeValidator(_no_bool)] = Field(
+        default=None, ge=0, validation_alias=AliasChoices("topk", "top_k")
+    )
+    return_scores: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> _Request:
+        if (self.queries is None) == (self.query is None):
+            raise ValueError("expected queries, a list of texts, or query, one text")
+        return self
+
+    @property
+    def asked(self) -> list[str]:
+        """The queries, however they were sent."""
+        return self.queries if self.queries is not None else [self.query or ""]
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request's queries, of which the first were searched."""
+
     queries: list[str]
-    topk: int | None = Field(default=None, ge=0)  # none, null and 0: the server's own
-    return_scores: bool = False
+    top_k: int
+    hits: asyncio.Future[list[tuple[SearchHit, ...]]]
+    found: list[tuple[SearchHit, ...]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Queries that are still to be searched; none for a client that has gone or was told of an error."""
+        return 0 if self.hits.done() else len(self.queries) - len(self.found)
+
+    def take(self, number: int) -> list[str]:
+        return self.queries[len(self.found) : len(self.found) + number]
+
+    def put(self, found: list[tuple[SearchHit, ...]]) -> None:
+        self.found += found
+        if not self.left and not self.hits.done():
+            self.hits.set_result(self.found)
 
 
 class _Batcher:
     """Collects the queries of waiting requests and searches those that want as many passages in one call.
 
     An approximate index may find other passages when more are asked for, so that no request sees another's `topk`.
+    A call searches at most `max_queries`, of each request a fair share: a large request is answered in pieces, and a
+    small one that arrives meanwhile waits for the piece that is under way alone.
     """
 
     def __init__(self, retriever: Retriever, max_queries: int, metrics: _Metrics) -> None:
@@ -62,25 +115,33 @@ class _Batcher:
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
 
     async def search(self, queries: list[str], top_k: int) -> list[tuple[SearchHit, ...]]:
+        if not queries:
+            return []
         job = _Job(queries, top_k, asyncio.get_running_loop().create_future())
         await self._waiting.put(job)
         return await job.hits
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
+        jobs: deque[_Job] = deque()
         while True:
-            jobs = [await self._waiting.get()]
-            while not self._waiting.empty() and sum(len(job.queries) for job in jobs) < self._max_queries:
+            if not jobs:
+                jobs.append(await self._waiting.get())
+            while not self._waiting.empty():
                 jobs.append(self._waiting.get_nowait())
-            for top_k in sorted({job.top_k for job in jobs}):
-                await self._answer([job for job in jobs if job.top_k == top_k], top_k)
+            top_k = jobs[0].top_k
+            chosen = [job for job in jobs if job.top_k == top_k][: self._max_queries]
+            await self._answer(fair_shares([job.left for job in chosen], self._max_queries), chosen, top_k)
+            others = [job for job in jobs if job not in chosen]
+            jobs = deque(job for job in [*others, *chosen] if job.left)
 
-    async def _answer(self, jobs: list[_Job], top_k: int) -> None:
-        """Search off the event loop; what the jobs get is hits or the error."""
-        queries = [query for job in jobs for query in job.queries]
+    async def _answer(self, shares: list[int], jobs: list[_Job], top_k: int) -> None:
+        """Search each job's next queries off the event loop; what the jobs get is hits or the error."""
+        pieces = [job.take(share) for job, share in zip(jobs, shares, strict=True)]
+        queries = [query for piece in pieces for query in piece]
         started = time.perf_counter()
         try:
-            found = await run_in_threadpool(search_all, self._retriever, queries, top_k)
+            found = iter(await run_in_threadpool(search_all, self._retriever, queries, top_k))
         except Exception as error:  # A server answers 503 and lives on; the waiting requests get the reason.
             self._metrics.failures.inc()
             for job in jobs:
@@ -89,18 +150,16 @@ class _Batcher:
             return
         self._metrics.seconds.observe(time.perf_counter() - started)
         self._metrics.together.observe(len(queries))
-        hits = iter(found)
-        for job in jobs:
-            own = [next(hits) for _ in job.queries]
-            if not job.hits.done():  # The client may have gone.
-                job.hits.set_result(own)
+        for job, piece in zip(jobs, pieces, strict=True):
+            job.put([next(found) for _ in piece])
 
 
-@dataclass(frozen=True)
-class _Job:
-    queries: list[str]
-    top_k: int
-    hits: asyncio.Future[list[tuple[SearchHit, ...]]]
+def fair_shares(wanted: Sequence[int], most: int) -> list[int]:
+    """Return how much each gets of `most`: what it wants, or as much as any other that wants more."""
+    shares = [0] * len(wanted)
+    for number, place in enumerate(sorted(range(len(wanted)), key=lambda place: wanted[place])):
+        shares[place] = min(wanted[place], (most - sum(shares)) // (len(wanted) - number))
+    return shares
 
 
 class _Metrics:
@@ -146,14 +205,14 @@ def make_app(retriever: Retriever, index: str, num_passages: int, limits: Server
     @app.post("/retrieve")
     async def retrieve(request: _Request) -> Response:
         top_k = request.topk or limits.default_top_k
-        _check(request, top_k, limits)
-        metrics.queries.inc(len(request.queries))
+        _check(request.asked, top_k, limits)
+        metrics.queries.inc(len(request.asked))
         try:
-            found = await batcher.search(request.queries, top_k)
+            found = await batcher.search(request.asked, top_k)
         except RetrieverDownError as error:
             raise HTTPException(503, str(error)) from error
-        rows = [[_row(hit, request.return_scores) for hit in hits] for hits in found]
-        return JSONResponse({"result": rows}, headers={INDEX_HEADER: index})
+        # Off the event loop: thousands of passages take a while to be written down.
+        return await run_in_threadpool(_answer, found, bool(request.return_scores), index)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -166,15 +225,21 @@ def make_app(retriever: Retriever, index: str, num_passages: int, limits: Server
     return app
 
 
-def _check(request: _Request, top_k: int, limits: ServerLimits) -> None:
-    longest = max((len(query) for query in request.queries), default=0)
+def _check(queries: Sequence[str], top_k: int, limits: ServerLimits) -> None:
+    longest = max((len(query) for query in queries), default=0)
     for name, got, most in (
-        ("queries", len(request.queries), limits.max_queries),
+        ("queries", len(queries), limits.max_queries),
         ("characters of a query", longest, limits.max_query_characters),
         ("topk", top_k, limits.max_top_k),
+        ("queries x topk", len(queries) * top_k, limits.max_passages),
     ):
         if got > most:
             raise HTTPException(422, f"{name}: {got}, at most {most} are answered; ask for less")
+
+
+def _answer(found: Sequence[tuple[SearchHit, ...]], with_scores: bool, index: str) -> Response:
+    rows = [[_row(hit, with_scores) for hit in hits] for hits in found]
+    return JSONResponse({"result": rows}, headers={INDEX_HEADER: index})
 
 
 class _Guard:

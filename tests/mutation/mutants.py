@@ -54,6 +54,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/advantage.py": ("tests/property/test_advantages.py",),
     "sdsearch/scoring.py": ("tests/unit/test_scoring.py", "tests/unit/test_hindsight.py"),
     "sdsearch/retrieval/vectors.py": ("tests/unit/test_vectors.py",),
+    "sdsearch/retrieval/server.py": ("tests/integration/test_retriever_clients.py",),
+    "sdsearch/retrieval/http.py": ("tests/integration/test_http_retriever.py",),
     "sdsearch/retrieval/dense.py": ("tests/unit/test_vectors.py", "tests/unit/test_retrieval.py"),
     "storage/answers.py": ("tests/integration/test_sql_rows.py",),
     "storage/ddl/06_views.sql": ("tests/integration/test_two_runs.py",),

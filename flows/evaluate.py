@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows.answers import evaluate_sets
 from flows.errors import UserError
 from flows.evaluate_plan import EvaluationPlan
+from flows.inputs import check_inputs, check_source_model, keep_inputs
 from flows.policies import check_device
 from flows.report import Reporter, SilentReporter
 from flows.rows import answers_file
@@ -100,6 +101,9 @@ def evaluate(plan: EvaluationPlan, stores: Stores, reporter: Reporter) -> list[S
             _prepare(runtime, plan)
             if known is None:
                 stores.create_run(_new_evaluation(plan))
+            else:
+                check_inputs(runtime, known, plan.sets)
+            keep_inputs(runtime, plan.sets)
             with standing(stores, plan.run):
                 return _evaluate(runtime, plan)
 
@@ -135,8 +139,15 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
     """Load what the settings name, so that what cannot be used leaves no run behind."""
     check_device(plan.settings.model.device)
     for name in plan.sets:
-        runtime.questions.of(name)
-    _ = runtime.sampler, runtime.policy, runtime.index_fingerprint
+        runtime.questions.read(name)
+    _ = runtime.sampler, runtime.policy, runtime.index_fingerprint, runtime.prompts.frame
+    if plan.source is not None:
+        is_in_folder = plan.settings.model.tuning == "lora" or not plan.version
+        check_source_model(runtime, with_weights=is_in_folder)
+    if not runtime.prompts.are_kept:
+        runtime.policy.move_to(plan.version)
+    for name in plan.sets:
+        runtime.questions.load(name)
 
 
 def _evaluate(runtime: Runtime, plan: EvaluationPlan) -> list[SetResult]:

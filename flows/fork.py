@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 from flows.errors import UserError
+from flows.model_files import model_changes, model_hashes
 from flows.settings import setting_changes, stored_settings
 from flows.stores import Stores
 from schemas.config import Settings
 from schemas.ledger import RunRecord, StageKey, StageRecord
 from storage.errors import RunNotFoundError
 from storage.forks import share_stage
+from storage.hashes import hash_of
+from storage.run_inputs import read_run_inputs
 from storage.runlock import RunLock
 
 # Weights and optimiser of one model are no start for another.
@@ -61,6 +65,7 @@ def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> St
             f"a fork of run '{record.run}' begins with iteration {done + 1}, but iterations is {settings.iterations}; "
             "set more iterations"
         )
+    _check_folder(stores, record, settings)
     former = stored_settings(record).model
     changed = [name for name in _KEPT if getattr(former, name) != getattr(settings.model, name)]
     if changed:
@@ -72,6 +77,23 @@ def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> St
             "change them back, or start a new run with: --run NEW"
         )
     return update
+
+
+def _check_folder(stores: Stores, record: RunRecord, settings: Settings) -> None:
+    """Refuse a model folder that has changed, but for the weights of full tuning, which are in the checkpoint.
+
+    There the folder's weights are the reference of the KL from now on, as a fork is asked to go on with what changed.
+    """
+    kept = read_run_inputs(stores.workspace, record.run)
+    if kept is None or settings.model.path != stored_settings(record).model.path:
+        return
+    now = model_hashes(settings.model.path, partial(hash_of, stores.workspace))
+    is_lora = settings.model.tuning == "lora"
+    if changes := model_changes(kept.model_files, now, with_weights=is_lora):
+        raise UserError(
+            f"model.path '{settings.model.path}' has changed since run '{record.run}' was begun ({changes}), and a "
+            "fork goes on with its policy; put the files back, or start a new run with: --run NEW"
+        )
 
 
 def _new_fork(source: RunRecord, run: str, settings: Settings) -> RunRecord:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.errors import UserError
+from flows.model_files import model_folder
 from flows.model_settings import MODEL_SETTINGS, local_folder
-from flows.policies import model_folder
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
 from sdsearch.policy import load_model, load_tokenizer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flows.model_files import model_folder
 from flows.model_settings import MODEL_SETTINGS, exported
 from schemas.config import Settings
 from schemas.errors import UserError
@@ -25,24 +24,6 @@ from storage.tensors import load_tensors, save_tensors, tensors_sha256
 _ADAPTER_FILE = "adapter_model.safetensors"
 # In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
 _OPTIMISER_FILE = "optimiser/state.safetensors"
-_READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
-_MINI_FOLDER = Path(str(files("sdsearch.world") / "mini"))
-
-
-def model_folder(path: str) -> str:
-    """Return the folder or hub name of `model.path`; 'mini' is the shipped mini policy."""
-    return str(_MINI_FOLDER) if path == "mini" else path
-
-
-def model_fingerprint(path: str) -> str:
-    """Return what identifies the starting weights: a hash of a local folder's files, or the hub name."""
-    folder = Path(model_folder(path))
-    if not folder.is_dir():
-        return f"hub:{path}"
-    digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in _READ_SUFFIXES):
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def check_device(device: str) -> None:

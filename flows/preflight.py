@@ -6,6 +6,7 @@ tokenizer, the questions or the retriever takes them from the runtime, which loa
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sdsearch.teacher import check_support
 from storage.workspace import Workspace, link_stores
 
 _TRIAL = "trial"
+logger = logging.getLogger(__name__)
 
 
 class StartCheck(NamedTuple):
@@ -75,8 +77,13 @@ def _retriever(runtime: Runtime) -> str:
 
 
 def _questions(runtime: Runtime) -> str:
-    questions = runtime.questions
-    return f"{len(questions.training)} to train on, {len(questions.of(runtime.evaluated_set))} to evaluate on"
+    num_training, num_evaluated = runtime.questions.read_all(runtime.evaluated_set)
+    return f"{num_training} to train on, {num_evaluated} to evaluate on"
+
+
+def _frame(runtime: Runtime) -> str:
+    kind = "the tokenizer's chat template" if runtime.prompts.frame.head else "plain text"
+    return f"{kind}, {runtime.prompts.frame.num_tokens} tokens around a question"
 
 
 def _policy(runtime: Runtime) -> str:
@@ -94,12 +101,43 @@ def _support(runtime: Runtime) -> str:
     return f"{runtime.settings.distillation.support}, fits the vocabulary"
 
 
+def _prompts(runtime: Runtime) -> str:
+    """Every question is measured: none ends the run in a later iteration."""
+    questions = runtime.questions
+    _ = questions.curriculum
+    asked = [*questions.training, *questions.of(runtime.evaluated_set)]
+    longest = max(runtime.prompts.measure.lengths(asked))
+    return f"{len(asked)} prompts of at most {longest} tokens{_room(runtime, longest)}"
+
+
+def _room(runtime: Runtime, longest: int) -> str:
+    """Return how many searches the context holds at the settings' caps; a warning where not one is sure to fit."""
+    context, rollout = runtime.prompts.context_tokens, runtime.settings.rollout
+    if context is None:
+        return ""
+    each = rollout.max_new_tokens + rollout.max_observation_tokens
+    num_searches = max(0, min(rollout.max_searches, (context - longest - rollout.max_new_tokens) // each))
+    if not num_searches:
+        logger.warning(
+            "the context of %d tokens does not hold the longest prompt (%d tokens) with one search at the settings' "
+            "caps (rollout.max_new_tokens = %d, rollout.max_observation_tokens = %d): rollouts may end before they "
+            "can answer; lower these, or choose a model with a longer context",
+            context,
+            longest,
+            rollout.max_new_tokens,
+            rollout.max_observation_tokens,
+        )
+    return f"; the context holds {num_searches} of {rollout.max_searches} searches at their longest"
+
+
 START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: device", _device),
     StartCheck("start: sampler", _sampler),
     StartCheck("start: retriever", _retriever),
     StartCheck("start: questions", _questions),
+    StartCheck("start: template", _frame),
     StartCheck("start: policy", _policy),
     StartCheck("start: support", _support),
+    StartCheck("start: prompts", _prompts),
 )
 """In the order in which they are asked; a later one may rely on the earlier ones."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from flows.errors import UserError
+from flows.machine import model_files
 from flows.questions import Questions
 from flows.stores import Stores
 from flows.terminal import make_table, print_line
 from schemas.config import Settings
 from schemas.data import QuestionSet, SetName
 from sdsearch.questions import HubUnreachableError, LoadedSet
+
+if TYPE_CHECKING:
+    from flows.prompts import PromptMeasure  # torch, which is loaded where there is a tokenizer
 
 _HASH_CHARS = 12
 
@@ -23,7 +28,8 @@ def prepare(settings: Settings, stores: Stores, console: Console) -> None:
     Raises UserError, one line a data set, when one cannot be used; nothing is written then.
     """
     with console.status("reading the questions"):
-        loaded = load_all(settings)
+        measure, unmeasured = _prompt_measure(settings)
+        loaded = load_all(settings, measure)
     with console.status("writing the questions"):
         for questions, report in loaded:
             prepared = stores.question_sets.write(report, questions)
@@ -33,6 +39,7 @@ def prepare(settings: Settings, stores: Stores, console: Console) -> None:
     for report in reports:
         for group in report.dropped:
             print_line(console, f"dropped from {report.dataset}:{report.split}, {group.reason}: {group.example}")
+    print_line(console, unmeasured or _longest(loaded, measure))
     kept = sum(report.num_kept for report in reports)
     print_line(console, f"{kept} questions in {stores.workspace.questions}; tables question_sets, prepared_questions")
 
@@ -43,9 +50,12 @@ def named_sets(settings: Settings) -> list[SetName]:
     return list(dict.fromkeys([*data.training_sets, SetName(data.dataset, split), *data.test_sets(split)]))
 
 
-def load_all(settings: Settings) -> list[LoadedSet]:
-    """Return every data set that the settings name; UserError, one line each, for those that cannot be used."""
-    questions = Questions(settings.data)
+def load_all(settings: Settings, measure: PromptMeasure | None = None) -> list[LoadedSet]:
+    """Return every data set that the settings name; UserError, one line each, for those that cannot be used.
+
+    Without a measure of their prompts no question is too long.
+    """
+    questions = Questions(settings.data, measure.find_unfit if measure else None)
     loaded: list[LoadedSet] = []
     problems: list[str] = []
     unreachable: set[str] = set()
@@ -63,6 +73,26 @@ def load_all(settings: Settings) -> list[LoadedSet]:
         raise UserError("\n".join(problems))
     _ = questions.curriculum
     return loaded
+
+
+def _prompt_measure(settings: Settings) -> tuple[PromptMeasure | None, str]:
+    """Return what measures prompts, or why there is nothing: data sets are prepared also where no model is."""
+    path = settings.model.path
+    files = model_files(path)
+    if "tokenizer" in files.missing:
+        return None, f"prompts were not measured: the tokenizer of '{path}' is not here; sdsearch doctor measures them"
+    from flows.prompts import measure_without_policy
+
+    try:
+        return measure_without_policy(settings, files.config or {}), ""
+    except UserError as error:
+        return None, f"prompts were not measured: {error}"
+
+
+def _longest(loaded: Sequence[LoadedSet], measure: PromptMeasure | None) -> str:
+    assert measure is not None, "prompts were measured"
+    longest = max(max(measure.lengths(questions)) for questions, _ in loaded)
+    return f"the longest prompt has {longest} tokens; at most {measure.max_tokens} may be"
 
 
 def _rows(reports: Sequence[QuestionSet]) -> list[tuple[object, ...]]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from rich.console import Console
 
 from flows.errors import UserError
+from flows.inputs import check_source_model
 from flows.replay_plan import ReplayPlan, check_replayable, plan_of
 from flows.replay_table import ReplayReporter, print_comparison
 from flows.report import Reporter
@@ -43,6 +44,8 @@ def replay(plan: ReplayPlan, stores: Stores, reporter: Reporter) -> None:
         if known is None or known.status != "done":
             check_replayable(stores, plan)
         with open_runtime(plan.settings, plan.run, stores, reporter, lock, plan.source) as runtime:
+            is_in_folder = plan.settings.model.tuning == "lora" or plan.first == 1
+            check_source_model(runtime, with_weights=is_in_folder)
             if known is None:
                 stores.create_run(_new_replay(plan))
             # The comparison needs the source's rows, which a database that was made again may lack.

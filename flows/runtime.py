@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
-from importlib.metadata import version
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from flows.policies import LivePolicy, model_fingerprint, set_threads
+from flows.model_files import model_fingerprint, model_hashes
+from flows.policies import LivePolicy, set_threads
+from flows.prompts import LivePrompts, former_frame
 from flows.questions import Questions
 from flows.report import Reporter
 from flows.retrieval import LiveRetriever
 from flows.rows import file_of, rows_of
 from flows.samplers import PolicySampler, open_sampler
 from flows.settings import stored_settings
+from flows.stage_inputs import input_hash
 from flows.stores import Stores
-from schemas.base import Record, hash_json
+from schemas.base import Record
 from schemas.config import HindsightSettings, Settings
 from schemas.data import SetName
 from schemas.ledger import ArtifactRef, StageKey, StageName, StageRecord
@@ -26,9 +28,11 @@ from schemas.update import UpdateReport
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.seeds import derive_seed
 from storage.errors import DamagedArtifactError
+from storage.hashes import hash_of
 from storage.index import count_rows
 from storage.ledger import finish
 from storage.pieces import Pieces
+from storage.run_inputs import read_run_inputs
 from storage.runlock import RunLock
 from storage.shield import finishing
 
@@ -40,22 +44,6 @@ Work = Callable[[StageRecord], Sequence[ArtifactRef]]
 """A stage's own work: takes the attempt that it runs as, leaves durable files."""
 
 _SEARCHING = ("sample", "evaluate")
-# What is found follows from the index's fingerprint, which is an input of its own; not from how it is reached.
-_FOUND = {"retrieval": {"num_passages"}}
-# The settings that each stage reads: a change of any other leaves its work valid.
-_SETTINGS_READ: dict[StageName, Any] = {
-    "sample": dict.fromkeys(("seed", "model", "data", "rollout", "sampling"), True) | _FOUND,
-    "persist": {"reward", "grpo", "hindsight"},
-    "hindsight": {"seed": True, "hindsight": True, "distillation": {"enabled"}},
-    "teacher": {
-        "hindsight": {"homogeneous", "unsent_queries"},
-        "distillation": {"positions", "divergence", "support", "tail", "top_k"},
-        "rollout": {"temperature"},
-        "update": {"max_tokens_per_microbatch", "head_chunk"},
-    },
-    "update": {"seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"},
-    "evaluate": dict.fromkeys(("seed", "model", "data", "rollout", "sampling", "evaluation"), True) | _FOUND,
-}
 
 
 class Runtime:
@@ -71,7 +59,7 @@ class Runtime:
         self.reporter = reporter
         self.may_write: Callable[[], None] = lambda: None
         self._recent: dict[str, list[Any]] = {}
-        self.questions = Questions(settings.data)
+        self.questions = Questions(settings.data, lambda questions: self.prompts.find_unfit(questions))
 
     @cached_property
     def policy(self) -> LivePolicy:
@@ -83,11 +71,23 @@ class Runtime:
 
     @cached_property
     def base_fingerprint(self) -> str:
-        return model_fingerprint(self.settings.model.path)
+        return model_fingerprint(self.settings.model.path, self.base_hashes)
+
+    @cached_property
+    def base_hashes(self) -> dict[str, str]:
+        """The hash of each file that the starting weights and their tokenizer are read from."""
+        return model_hashes(self.settings.model.path, partial(hash_of, self.stores.workspace))
 
     @cached_property
     def _retriever(self) -> LiveRetriever:
         return LiveRetriever(self.settings.retrieval, self.stores.workspace)
+
+    @cached_property
+    def prompts(self) -> LivePrompts:
+        """The prompts as the run was begun with them, or the run whose policy it goes on with; else as made now."""
+        kept = read_run_inputs(self.stores.workspace, self.run)
+        former = former_frame(self.stores, self.run, self.source) if kept is None else None
+        return LivePrompts(self.settings.rollout, kept, former, self.policy, self.sampler)
 
     @property
     def index_fingerprint(self) -> str:
@@ -115,7 +115,7 @@ class Runtime:
             num_passages=self.settings.retrieval.num_passages,
         )
         sampler = self.sampler.at(self.policy)
-        return RolloutLoop(self.policy.tokenizer, sampler, self._retriever.retriever, limits, settings.template)
+        return RolloutLoop(self.policy.tokenizer, sampler, self._retriever.retriever, limits, self.prompts.frame)
 
     def perform(
         self,
@@ -126,7 +126,7 @@ class Runtime:
     ) -> StageRecord:
         """Do a stage's work and commit it, or return the record of the attempt that did it with the same inputs."""
         key = StageKey(run=self.run, iteration=iteration, stage=stage)
-        return self._do(key, self._input_hash(stage, upstream), work)
+        return self._do(key, input_hash(self.settings, stage, upstream), work)
 
     def adopt(self, stage: StageName, iteration: int) -> StageRecord:
         """Make a done stage of the source this run's own: its files are referred to, its rows are written again.
@@ -200,11 +200,6 @@ class Runtime:
             self.sampler.close()
         if "_retriever" in vars(self):
             self._retriever.close()
-
-    def _input_hash(self, stage: StageName, upstream: Sequence[StageRecord | str]) -> str:
-        settings = self.settings.model_dump(mode="json", include=_SETTINGS_READ[stage])
-        inputs = [item if isinstance(item, str) else item.output_hash for item in upstream]
-        return hash_json({"settings": settings, "inputs": inputs, "code": version("sdsearch")})
 
     def _record_failure(self, record: StageRecord, error: BaseException, interrupted: bool) -> None:
         self.policy.abandon()

@@ -18,6 +18,7 @@ from schemas.config import Settings
 from schemas.data import PreparedSet, QuestionSet
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.hindsight import HindsightBlock
+from schemas.inputs import RunInputs
 from schemas.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.passage import Passage
 from schemas.question import Question
@@ -43,6 +44,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     QuestionSet,
     RefusedStep,
     Rollout,
+    RunInputs,
     RunRecord,
     Score,
     Settings,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.errors import UserError
+from flows.inputs import check_inputs, keep_inputs
 from flows.interrupts import fork_command, resume_command
 from flows.iteration import PLAIN, iterate
 from flows.preflight import check_start
@@ -92,10 +93,13 @@ def drive(
         with open_runtime(settings, run, stores, reporter, lock) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
             check_start(runtime)
+            sets = list(dict.fromkeys([*settings.data.training_sets, runtime.evaluated_set]))
             if record is not None:
                 _check_index(stores, record, runtime.index_fingerprint)
+                check_inputs(runtime, record, sets)
                 _keep_settings(stores, record)
             record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
+            keep_inputs(runtime, sets)
             _remove_leftovers(stores, run)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = first_iteration(stores, record)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from schemas.errors import UserError
+from schemas.errors import UserError, library_errors
+from schemas.inputs import PromptFrame
 from schemas.passage import SearchHit
 from schemas.rollout import MalformedReason, Observation
-from sdsearch.tokens import encode, encode_foreign
+from sdsearch.tokens import encode, encode_foreign, foreign_lengths
 
 TemplateName = Literal["compact", "instruct"]
-_BODY_MARK = "\u241eBODY\u241e"
+_WHERE = "the chat template of model.path's tokenizer"
+_REMEDY = "mend chat_template in that folder, or choose another model.path"
+# Nothing that stands in a message may be changed, and neither its length nor its words may matter.
+_PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
 _INSTRUCTIONS = (
     "Answer the question below. Reason inside <think> and </think> first, every time you receive new "
     "information. If you lack knowledge, call the search engine with <search> your query </search>; it replies "
@@ -45,28 +50,59 @@ class PromptTokens(NamedTuple):
         return self.head + self.body
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, question: str, template: TemplateName) -> PromptTokens:
-    """Return the prompt's tokens: chat template when the tokenizer has one, plain text otherwise.
+def render_frame(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> PromptFrame:
+    """Return what stands around every question of a run: the chat template where there is one, else plain text.
 
-    The head is all that precedes the user's words (system turn, role tokens, begin-of-text); the body holds the
-    task prompt and what follows it. The question is foreign text.
+    Made once a run, since a template may print the date. The head is all that precedes the user's words (system turn,
+    role tokens, begin-of-text). Raises UserError for a template that fails, or does not put the message as it is in
+    one place with the same text around it.
     """
     before, after = _TEMPLATES[template]
-    head_text, tail_text = _chat_frame(tokenizer)
-    body = encode(tokenizer, before) + encode_foreign(tokenizer, question) + encode(tokenizer, after + tail_text)
-    head = encode(tokenizer, head_text) if head_text else _begin_of_text(tokenizer)
-    return PromptTokens(tuple(head), tuple(body))
+    head, tail = _chat_frame(tokenizer)
+    return PromptFrame(
+        template=template,
+        head=head,
+        before=before,
+        after=after + tail,
+        head_token_ids=tuple(encode(tokenizer, head) if head else _begin_of_text(tokenizer)),
+        before_token_ids=tuple(encode(tokenizer, before)),
+        after_token_ids=tuple(encode(tokenizer, after + tail)),
+    )
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, question: str, frame: PromptFrame) -> PromptTokens:
+    """Return the prompt's tokens: the head alone, and the task prompt with the question, which is foreign text."""
+    asked = tuple(encode_foreign(tokenizer, question))
+    return PromptTokens(frame.head_token_ids, frame.before_token_ids + asked + frame.after_token_ids)
+
+
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], frame: PromptFrame) -> list[int]:
+    """Return how many tokens the prompt of each question has."""
+    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, questions)]
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what a chat template puts before and after the user's message, whatever the message is."""
     if not tokenizer.chat_template:
         return "", ""
-    messages = [{"role": "user", "content": _BODY_MARK}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    head, mark, tail = rendered.partition(_BODY_MARK)
-    if not mark:
-        raise UserError("the tokenizer's chat template drops the user's message; choose another model folder")
-    return head, tail
+    now = datetime.now().astimezone()
+    frames = []
+    for probe in _PROBES:
+        with library_errors(_WHERE, _REMEDY):
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": probe}],
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=now.strftime,  # One moment for all probes.
+            )
+        if (count := rendered.count(probe)) != 1:
+            found = "more than once" if count else "not as it is (it is left out, cut or changed)"
+            raise UserError(f"{_WHERE}: the user's message is in the prompt {found}; {_REMEDY}")
+        head, _, tail = rendered.partition(probe)
+        frames.append((head, tail))
+    if len(set(frames)) > 1:
+        raise UserError(f"{_WHERE}: what stands around the user's message depends on the message; {_REMEDY}")
+    return frames[0]
 
 
 def _begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,6 @@
 """Questions in their public forms, one reader for all: FlashRAG's columns, Search-R1's, the hub.
 
-FlashRAG: id, question, golden_answers, metadata. Search-R1 and AutoRefine: data_source, prompt [{role, content}],
-reward_model.ground_truth.target, extra_info {split, index}; files of the latter hold several data sets at once.
+Files in Search-R1's form hold several data sets at once, which `data_source` tells apart.
 """
 
 from __future__ import annotations
@@ -17,14 +16,11 @@ from typing import Any, Final, NamedTuple, cast
 from schemas.base import nearest_name
 from schemas.data import HUB, DroppedRows, QuestionSet, SetName
 from schemas.question import Question
-from sdsearch.readers import BadRowError, DataError, Row, check_new, id_of, read_rows, short, text_of
+from sdsearch.question_rows import question_of
+from sdsearch.readers import BadRowError, DataError, Row, check_new, read_rows
 
-_FLASHRAG: Final = ("question", "golden_answers")
-_SEARCH_R1: Final = ("prompt", "reward_model")
 _SOURCE_PREFIX: Final = "searchR1_"  # verl's own preparation of these files puts it before the data set's name.
-_ASKED: Final = "Question:"
 _DEFAULT: Final = "default"
-_TURN_END: Final = "<|"  # Prompts that were rendered by a chat template end with such a token.
 Rows = Iterable[tuple[str, Row | BadRowError]]
 
 
@@ -77,7 +73,7 @@ def collect(rows: Rows, place: str, name: SetName, rules: ReadingRules) -> Loade
             if source not in (None, name.dataset):
                 elsewhere[str(source)] += 1
                 continue
-            question = _question(row, where, name, rules.question_mark)
+            question = question_of(row, where, name, question_mark=rules.question_mark)
             check_new(question.id, seen, where)
             questions.append(question)
         except BadRowError as error:
@@ -95,6 +91,24 @@ def collect(rows: Rows, place: str, name: SetName, rules: ReadingRules) -> Loade
         questions_sha256=questions_hash(questions),
     )
     return LoadedSet(questions, report)
+
+
+def leave_out(loaded: LoadedSet, unfit: Mapping[str, BadRowError], rules: ReadingRules) -> LoadedSet:
+    """Return a data set's split without some questions, by their keys: they count as bad rows do.
+
+    Raises DataError for more bad rows than the rules allow, and for a set of which nothing is left.
+    """
+    if not unfit:
+        return loaded
+    report = loaded.report
+    name = SetName(report.dataset, report.split)
+    kept = [question for question in loaded.questions if question.key not in unfit]
+    dropped = _merged(report.dropped, _by_reason(list(unfit.values())))
+    _check_share(next(iter(unfit.values())), dropped, report.num_rows, name, rules)
+    if not kept:
+        raise DataError(f"{report.place}: no question of {name} is left; {dropped[0].example}")
+    changes = {"num_kept": len(kept), "dropped": dropped, "questions_sha256": questions_hash(kept)}
+    return LoadedSet(kept, report.model_copy(update=changes))
 
 
 def glance(rows: Rows, place: str, name: SetName) -> None:
@@ -122,12 +136,8 @@ def _check_kept(
     name: SetName,
     rules: ReadingRules,
 ) -> None:
-    if len(bad) > rules.max_dropped_share * (len(questions) + len(bad)):
-        reasons = ", ".join(f"{group.num_rows} with {group.reason}" for group in _by_reason(bad))
-        raise DataError(
-            f"{bad[0]}; {len(bad)} of {len(questions) + len(bad)} rows of {name} cannot be used ({reasons}), more than "
-            f"data.max_dropped_share = {rules.max_dropped_share} allows"
-        )
+    if bad:
+        _check_share(bad[0], _by_reason(bad), len(questions) + len(bad), name, rules)
     if not questions and elsewhere:
         near = nearest_name(name.dataset, list(elsewhere))
         hint = f"did you mean '{near}'?" if near else "name one of them"
@@ -137,6 +147,22 @@ def _check_kept(
         )
     if not questions:
         raise DataError(f"{place}: there are no questions of {name}; expected one a row")
+
+
+def _check_share(
+    first: BadRowError, dropped: Sequence[DroppedRows], num_rows: int, name: SetName, rules: ReadingRules
+) -> None:
+    num_bad = sum(group.num_rows for group in dropped)
+    if num_bad > rules.max_dropped_share * num_rows:
+        reasons = ", ".join(f"{group.num_rows} with {group.reason}" for group in dropped)
+        raise DataError(
+            f"{first}; {num_bad} of {num_rows} rows of {name} cannot be used ({reasons}), more than "
+            f"data.max_dropped_share = {rules.max_dropped_share} allows"
+        )
+
+
+def _merged(one: Sequence[DroppedRows], other: Sequence[DroppedRows]) -> tuple[DroppedRows, ...]:
+    return tuple(sorted([*one, *other], key=lambda group: -group.num_rows))
 
 
 def _by_reason(bad: Sequence[BadRowError]) -> tuple[DroppedRows, ...]:
@@ -192,88 +218,3 @@ def _source_of(row: Row | BadRowError) -> str | None:
     """Return the data set that a row says it belongs to, None where it does not say."""
     source = None if isinstance(row, BadRowError) else row.get("data_source")
     return source.removeprefix(_SOURCE_PREFIX) if isinstance(source, str) else None
-
-
-def _question(row: Row | BadRowError, where: str, name: SetName, question_mark: bool) -> Question:
-    if isinstance(row, BadRowError):
-        raise row
-    if _FLASHRAG[1] in row:
-        identity, text, answers = row.get("id"), text_of(row, _FLASHRAG[0], where), row[_FLASHRAG[1]]
-        column = "'golden_answers'"
-    elif all(column in row for column in _SEARCH_R1):
-        identity, text, answers = _search_r1_id(row, name), _asked(row, where), _target(row)
-        column = "'reward_model.ground_truth.target'"
-    else:
-        raise BadRowError(
-            f"{where}: the columns are {', '.join(map(str, row)) or 'none'}; expected FlashRAG's id, question, "
-            "golden_answers, or Search-R1's data_source, prompt, reward_model, extra_info",
-            "other columns",
-        )
-    return Question(
-        id=id_of(identity, where),
-        dataset=name.dataset,
-        split=name.split,
-        question=_normalised(text) if question_mark else text,
-        golden_answers=_answers(answers, column, where),
-        category=_category(row, where),
-    )
-
-
-def _normalised(text: str) -> str:
-    """Search-R1's form of a question."""
-    text = text.strip()
-    return text if text.endswith("?") else f"{text}?"
-
-
-def _search_r1_id(row: Row, name: SetName) -> object:
-    """Return FlashRAG's id of a row, which Search-R1 keeps or leaves as split and index."""
-    if "id" in row:
-        return row["id"]
-    extra = row.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
-    return None if index is None else f"{extra.get('split') or name.split}_{index}"
-
-
-def _asked(row: Row, where: str) -> str:
-    """Return the question: its own column, or what the prompt's last message asks."""
-    extra = row.get("extra_info")
-    for holder in (row, extra if isinstance(extra, Mapping) else {}):
-        if isinstance(holder.get("question"), str):
-            return text_of(holder, "question", where)
-    prompt = row["prompt"]
-    last = prompt[-1] if isinstance(prompt, Sequence) and prompt else None
-    content = last.get("content") if isinstance(last, Mapping) else None
-    asked = content.partition(_ASKED)[2].partition(_TURN_END)[0].strip() if isinstance(content, str) else ""
-    if not asked:
-        raise BadRowError(
-            f"{where}: 'prompt' is {short(prompt)}; expected messages of which the last one has '{_ASKED} …'",
-            "no question",
-        )
-    return asked
-
-
-def _target(row: Row) -> object:
-    """Return the accepted answers, of which a single one need not be a list."""
-    model = row["reward_model"]
-    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
-    target = truth.get("target") if isinstance(truth, Mapping) else truth
-    return [target] if isinstance(target, str) else target
-
-
-def _answers(answers: object, column: str, where: str) -> tuple[str, ...]:
-    if isinstance(answers, str) or not isinstance(answers, Sequence):
-        raise BadRowError(f"{where}: {column} is {short(answers)}; expected a list of texts", "no answers")
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise BadRowError(
-            f"{where}: {column} is {short(answers)}; a question needs one answer or more, none of them empty; leave "
-            "the question out or give its answers",
-            "no answers",
-        )
-    return tuple(answers)
-
-
-def _category(row: Row, where: str) -> str:
-    metadata: Any = row.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise BadRowError(f"{where}: 'metadata' is {short(metadata)}; expected an object or nothing", "bad metadata")
-    return str(metadata.get("category") or metadata.get("type") or "")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 TAGS = ("think", "search", "documents", "answer", "refine")
+_BATCH = 4096
 _PLAIN = re.compile(r"\s*\w*\s*")
 _TAG = re.compile(rf"<(/?(?:{'|'.join(TAGS)}))>", re.IGNORECASE)
 
@@ -29,6 +30,29 @@ def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     seen = decode(tokenizer, ids)
     # A tokenizer that normalises may make a tag out of look-alikes.
     return encode_foreign(tokenizer, seen) if _TAG.search(seen) else ids
+
+
+def foreign_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Return how many tokens `encode_foreign` makes of each text; many at once, which is many times faster."""
+    markup = _markup_ids(tokenizer, len(tokenizer))
+    lengths: list[int] = []
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        encoded = tokenizer(
+            [neutralise_tags(text) for text in batch],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+        )["input_ids"]
+        for text, ids in zip(batch, encoded, strict=True):
+            is_plain = markup.isdisjoint(ids) and (_cannot_hide_a_tag(text) or not _TAG.search(decode(tokenizer, ids)))
+            lengths.append(len(ids) if is_plain else len(encode_foreign(tokenizer, text)))
+    return lengths
+
+
+def _cannot_hide_a_tag(text: str) -> bool:
+    """True for text that no tokenizer normalises into a tag which is not written in it."""
+    return text.isascii() and text.isprintable()
 
 
 def _encode_as_text(tokenizer: PreTrainedTokenizerBase, text: str, markup: frozenset[int]) -> list[int]:

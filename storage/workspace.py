@@ -70,6 +70,11 @@ class Workspace:
         return self.root / "cache" / "hits.sqlite"
 
     @property
+    def hashes(self) -> Path:
+        """The file of what large files of others were when they were last read."""
+        return self.root / "cache" / "hashes.json"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 

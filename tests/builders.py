@@ -24,6 +24,7 @@ from transformers import (
 
 from schemas.question import Question
 from schemas.rollout import Group, Rollout
+from sdsearch.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from tests.fakes import FixedRetriever, ScriptedSampler
 
@@ -125,7 +126,7 @@ def make_groups(
         return tokenizer.encode(text, add_special_tokens=False), reason
 
     limits = RolloutLimits(3, 64, 200, 60, max_context_tokens, 2)
-    loop = RolloutLoop(tokenizer, ScriptedSampler(script), FixedRetriever(), limits, "compact")
+    loop = RolloutLoop(tokenizer, ScriptedSampler(script), FixedRetriever(), limits, render_frame(tokenizer, "compact"))
     groups = loop.roll_out(
         [make_question(number) for number in range(num_groups)],
         run_seed=seed,

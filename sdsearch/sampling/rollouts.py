@@ -9,10 +9,11 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import UserError
+from schemas.inputs import PromptFrame
 from schemas.question import Question
 from schemas.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from sdsearch.parsing import make_generation, parse_action
-from sdsearch.prompting import PromptTokens, TemplateName, render_documents, render_notice, render_prompt
+from sdsearch.prompting import PromptTokens, render_documents, render_notice, render_prompt
 from sdsearch.retrieval.ports import Retriever, search_all
 from sdsearch.sampling.ports import SampledTurn, Sampler, TurnRequest
 from sdsearch.seeds import derive_seed
@@ -64,7 +65,7 @@ class RolloutLoop:
     sampler: Sampler
     retriever: Retriever
     limits: RolloutLimits
-    template: TemplateName
+    frame: PromptFrame
 
     def roll_out(
         self,
@@ -113,7 +114,7 @@ class RolloutLoop:
         ]
 
     def _prompt(self, question: Question) -> PromptTokens:
-        prompt = render_prompt(self.tokenizer, question.question, self.template)
+        prompt = render_prompt(self.tokenizer, question.question, self.frame)
         if len(prompt.token_ids) > self.limits.max_prompt_tokens:
             raise UserError(
                 f"the prompt of question '{question.key}' has {len(prompt.token_ids)} tokens, at most "

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from schemas.passage import Passage
 from sdsearch.evaluation import fixed_sample
 from sdsearch.hindsight import HEADER
+from sdsearch.prompting import render_frame
 from sdsearch.retrieval.dense import build_dense_retriever
 from sdsearch.retrieval.lexical import LexicalEncoder
 from sdsearch.retrieval.ports import Retriever
@@ -104,7 +105,9 @@ def make_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, retri
         max_context_tokens=model.config.max_position_embeddings,
         num_passages=PASSAGES_PER_QUERY,
     )
-    return RolloutLoop(tokenizer, TransformersSampler(model, tokenizer), retriever, limits, "compact")
+    return RolloutLoop(
+        tokenizer, TransformersSampler(model, tokenizer), retriever, limits, render_frame(tokenizer, "compact")
+    )
 
 
 def measure_mini(

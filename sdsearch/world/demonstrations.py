@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from schemas.hindsight import HindsightAttempt, Label
 from schemas.passage import Passage, SearchHit
 from sdsearch.hindsight import encode_block, neutralise
-from sdsearch.prompting import render_documents, render_prompt
+from sdsearch.prompting import render_documents, render_frame, render_prompt
 from sdsearch.tokens import encode
 from sdsearch.world.markup import MarkedWorld, NameSource, Plan, Renaming
 from sdsearch.world.scripts import (
@@ -91,7 +91,7 @@ def make_scene(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random
 def encode_scene(stage: Stage, scene: Scene, renaming: Renaming, random: Random) -> Demonstration:
     """Return the scene as tokens: block, prompt, then turn by turn the policy's text and the documents."""
     tokenizer = stage.tokenizer
-    prompt = render_prompt(tokenizer, renaming.apply(scene.plan.question), "compact")
+    prompt = render_prompt(tokenizer, renaming.apply(scene.plan.question), render_frame(tokenizer, "compact"))
     token_ids = [*prompt.head, *_encode_attempts(tokenizer, scene, renaming), *prompt.body]
     weights = [0.0] * len(token_ids)
     for author, span_ids in _encode_turns(stage, scene, renaming):

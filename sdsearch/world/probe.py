@@ -109,7 +109,7 @@ def rename_world(
 
 def with_retriever(loop: RolloutLoop, retriever: Retriever) -> RolloutLoop:
     """Return the same loop over another corpus."""
-    return RolloutLoop(loop.tokenizer, loop.sampler, retriever, loop.limits, loop.template)
+    return RolloutLoop(loop.tokenizer, loop.sampler, retriever, loop.limits, loop.frame)
 
 
 def measure_blocks(loop: RolloutLoop, model: nn.Module, questions: Sequence[Question], seed: int) -> BlockFigures:

@@ -25,6 +25,7 @@ from schemas.ledger import StageKey
 from schemas.passage import Passage, SearchHit
 from schemas.question import Question
 from schemas.retrieval import HttpRetrievalSettings
+from sdsearch.prompting import render_frame
 from sdsearch.retrieval.cached import CachedRetriever
 from sdsearch.retrieval.ports import RetrieverDownError, search_all
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -67,7 +68,7 @@ def roll_out(retriever: Any) -> list[Any]:
     script = ScriptedSampler(
         lambda key, turn: (tokenizer.encode(texts[turn], add_special_tokens=False), "search_closed")
     )
-    loop = RolloutLoop(tokenizer, script, CachedRetriever(retriever), LIMITS, "compact")
+    loop = RolloutLoop(tokenizer, script, CachedRetriever(retriever), LIMITS, render_frame(tokenizer, "compact"))
     return loop.roll_out([make_question(0)], run_seed=1, iteration=1, policy_version=0, group_size=3, temperature=1.0)
 
 

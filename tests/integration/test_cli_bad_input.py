@@ -16,7 +16,7 @@ import pytest
 from transformers.utils.logging import disable_progress_bar
 
 from flows.cli import run_command
-from flows.policies import model_folder
+from flows.model_files import model_folder
 from flows.stores import Stores
 from storage.workspace import Workspace
 from tests.records import make_run

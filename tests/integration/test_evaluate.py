@@ -101,8 +101,12 @@ def test_seven_sets_are_answered_kept_and_gone_on_with(
     assert evaluate(config, tmp_path, "--datasets", "all", "--name", "cut") == 0, "nothing is left to answer"
     path = config.parent / "bamboogle.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("?", "??"), encoding="utf-8")
-    assert evaluate(config, tmp_path, "--datasets", "all", "--name", "cut") == 130, "other questions are answered anew"
-
+    capsys.readouterr()
+    assert evaluate(config, tmp_path, "--datasets", "all", "--name", "cut") == 2, "other questions are another's"
+    refusal = capsys.readouterr().err
+    assert "the questions of bamboogle:test in " in refusal
+    assert "evaluate under another --name" in refusal
+    assert evaluate(config, tmp_path, "--datasets", "all", "--name", "again") == 130, "and are answered there"
     capsys.readouterr()
     for command in (["train", str(config), "--run", "cut", "--no-prefect"], ["evaluate", "--run", "cut"]):
         assert run_command([*command, "--workspace", str(tmp_path)]) == 2

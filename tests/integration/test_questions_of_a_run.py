@@ -21,11 +21,13 @@ def settings_of(folder: Path) -> Settings:
 
 
 def test_a_changed_question_is_sampled_anew_and_an_unchanged_one_is_not(tmp_path: Path) -> None:
+    """In runs of programs that did not keep what a run was begun with; others are refused."""
     write_rows(tmp_path / "dev.jsonl", flashrag_rows(world_questions("dev", 1)))
     path, rows = tmp_path / "train.jsonl", flashrag_rows(world_questions("train", 2))
     attempts = []
     for answer in (rows[0]["golden_answers"], rows[0]["golden_answers"], ["another answer"]):
         write_rows(path, [{**rows[0], "golden_answers": answer}, rows[1]])
+        (tmp_path / "workspace" / "artifacts" / "run=run" / "inputs.json").unlink(missing_ok=True)
         train_plain(settings_of(tmp_path), "run", tmp_path / "workspace", SilentReporter())
         done = Stores(Workspace(tmp_path / "workspace")).ledger.done(StageKey(run="run", iteration=1, stage="sample"))
         assert done is not None

@@ -283,7 +283,7 @@ def test_what_dead_processes_left_goes_when_the_run_is_resumed(
 
 
 def test_dropout_is_drawn_alike_whatever_was_drawn_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.policies import model_folder
+    from flows.model_files import model_folder
 
     model = shutil.copytree(model_folder("mini"), tmp_path / "model")
     config = json.loads((model / "config.json").read_text())

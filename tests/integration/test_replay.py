@@ -15,7 +15,7 @@ import flows.stages
 from flows.cli import run_command
 from flows.errors import UserError
 from flows.launch import start_replay
-from flows.policies import model_folder
+from flows.model_files import model_folder
 from flows.report import SilentReporter
 from flows.rows import RowsFromFiles, file_of
 from flows.settings import load_settings

@@ -8,6 +8,7 @@ import torch
 from schemas.errors import UserError
 from schemas.rollout import Group
 from sdsearch.policy import with_lora
+from sdsearch.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler, sample_tokens
 from tests.builders import make_model, make_question, make_tokenizer
@@ -18,7 +19,9 @@ TOKENIZER = make_tokenizer()
 
 def roll_out(model: object, num_questions: int = 3, size: int = 3, temperature: float = 1.0) -> list[Group]:
     limits = RolloutLimits(3, 12, 200, 60, 512, 1)
-    loop = RolloutLoop(TOKENIZER, TransformersSampler(model, TOKENIZER), FixedRetriever(), limits, "compact")
+    loop = RolloutLoop(
+        TOKENIZER, TransformersSampler(model, TOKENIZER), FixedRetriever(), limits, render_frame(TOKENIZER, "compact")
+    )
     return loop.roll_out(
         [make_question(number) for number in range(num_questions)],
         run_seed=5,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.rollout import Answer, Group, Malformed, Rollout, Search
-from sdsearch.prompting import render_documents, render_notice, render_prompt
+from sdsearch.prompting import render_documents, render_frame, render_notice, render_prompt
 from sdsearch.sampling.ports import Sampler
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
@@ -20,7 +20,8 @@ VOCABULARY = TOKENIZER.get_vocab()
 LIKELY = tuple(
     sorted(VOCABULARY[token] for token in ("<search>", "</search>", "<answer>", "</answer>", "a", "<|end|>"))
 )
-PROMPT = len(render_prompt(TOKENIZER, make_question().question, "compact").token_ids)
+FRAME = render_frame(TOKENIZER, "compact")
+PROMPT = len(render_prompt(TOKENIZER, make_question().question, FRAME).token_ids)
 PASSAGES = ("The capital of Andorra is Andorra la Vella. " * 3, "River")
 
 
@@ -38,7 +39,7 @@ def limits() -> st.SearchStrategy[RolloutLimits]:
 
 
 def roll_out(sampler: Sampler, caps: RolloutLimits) -> list[Group]:
-    loop = RolloutLoop(TOKENIZER, sampler, FixedRetriever(PASSAGES), caps, "compact")
+    loop = RolloutLoop(TOKENIZER, sampler, FixedRetriever(PASSAGES), caps, FRAME)
     return loop.roll_out([make_question()], run_seed=1, iteration=1, policy_version=0, group_size=4, temperature=1.0)
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from flows.policies import model_folder
+from flows.model_files import model_folder
 from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
 from schemas.question import Question
 from schemas.rollout import Answer, Group, Search
 from sdsearch.hindsight import build_blocks
 from sdsearch.policy import load_tokenizer
-from sdsearch.prompting import NOTHING_FOUND, render_documents, render_prompt
+from sdsearch.prompting import NOTHING_FOUND, render_documents, render_frame, render_prompt
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.scoring import score_groups
 from sdsearch.tokens import TAGS, encode, encode_foreign
@@ -103,7 +103,7 @@ def test_plain_text_is_encoded_as_ever() -> None:
 @given(question=hostile)
 def test_a_question_adds_nothing_but_plain_tokens_to_its_prompt(kind: str, question: str) -> None:
     tokenizer = TOKENIZERS[kind]()
-    prompt, innocent = (render_prompt(tokenizer, text, "instruct") for text in (question, "x"))
+    prompt, innocent = (render_prompt(tokenizer, text, render_frame(tokenizer, "instruct")) for text in (question, "x"))
     assert prompt.head == innocent.head
     marked = [token for token in prompt.body if token in markup_ids(tokenizer)]
     assert marked == [token for token in innocent.body if token in markup_ids(tokenizer)]
@@ -133,7 +133,7 @@ def roll_out(tokenizer: PreTrainedTokenizerFast, question: str, passage: str) ->
     turns = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     sampler = ScriptedSampler(lambda key, turn: (turns[turn], ["search_closed", "answer_closed"][turn]))
     limits = RolloutLimits(3, 64, 4000, 400, 9000, 1)
-    loop = RolloutLoop(tokenizer, sampler, FixedRetriever([passage]), limits, "instruct")
+    loop = RolloutLoop(tokenizer, sampler, FixedRetriever([passage]), limits, render_frame(tokenizer, "instruct"))
     asked = Question(id="q", dataset="test", split="train", question=question, golden_answers=("tree",))
     (group,) = loop.roll_out([asked], run_seed=0, iteration=1, policy_version=0, group_size=2, temperature=1.0)
     return group

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from flows.index import open_retriever
-from flows.policies import LivePolicy, model_folder
+from flows.model_files import model_folder
+from flows.policies import LivePolicy
 from schemas.config import Settings
 from schemas.errors import UserError
 from schemas.retrieval import DenseRetrievalSettings

@@ -88,12 +88,15 @@ SEARCH_R1_ROW: dict[str, Any] = dict(search_r1_rows(QUESTIONS[:1], "nq")[0])
     [
         ({"prompt": [{"role": "user", "content": "Question: who? <|im_end|>\n<|im_start|>assistant"}]}, "who?", None),
         ({"prompt": [{"content": "Be kind."}, {"content": "Question: What does 'Question: x' mean"}]}, None, None),
+        ({"prompt": [{"content": "<s>[INST] Question: who? [/INST]"}]}, "who?", None),
+        ({"prompt": [{"content": "Question: who?<end_of_turn>\n<start_of_turn>model\n"}]}, "who?", None),
+        ({"prompt": [{"content": "Question: who?\n \n"}]}, "who?", None),
         ({"extra_info": {"index": 0, "question": " who wrote it "}}, "who wrote it?", None),
         ({"question": "who?"}, "who?", None),
         ({"reward_model": {"ground_truth": {"target": "Lima"}}}, None, ("Lima",)),
         ({"reward_model": {"ground_truth": "Lima"}}, None, ("Lima",)),
     ],
-    ids=["chat template", "twice", "extra_info", "column", "one answer", "no target"],
+    ids=["ChatML", "twice", "Llama 2", "Gemma", "blanks", "extra_info", "column", "one answer", "no target"],
 )
 def test_what_search_r1_files_may_look_like(
     change: Mapping[str, Any], question: str | None, answers: tuple[str, ...] | None, tmp_path: Path
@@ -103,6 +106,19 @@ def test_what_search_r1_files_may_look_like(
     default = "What does 'Question: x' mean?" if "prompt" in change else QUESTIONS[0].question
     assert asked == (question or default)
     assert tuple(golden) == (answers or QUESTIONS[0].golden_answers)
+
+
+@pytest.mark.parametrize("tail", ["Think step by step.", "Answer: ", "\n\nBe brief.", "Answer: x\nQuestion: why?"])
+def test_what_follows_a_question_in_its_prompt_is_no_part_of_it(tail: str, tmp_path: Path) -> None:
+    row = {**SEARCH_R1_ROW, "prompt": [{"role": "user", "content": f"Question: who?\n{tail}"}]}
+    place = str(write_rows(tmp_path / "x.jsonl", [row, search_r1_rows(QUESTIONS[1:2], "nq")[0]]))
+    with pytest.raises(
+        DataError, match=r"line 1: 'prompt' goes on after the line with 'Question:' .* give the question"
+    ):
+        collect(rows_at(place, NQ), place, NQ, ReadingRules(True))
+    loaded = collect(rows_at(place, NQ), place, NQ, ReadingRules(True, 0.5))
+    assert [question.question for question in loaded.questions] == [QUESTIONS[1].question]
+    assert [group.reason for group in loaded.report.dropped] == ["text after the question"]
 
 
 def test_questions_end_with_a_question_mark_unless_told_otherwise(tmp_path: Path) -> None:

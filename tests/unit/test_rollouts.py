@@ -6,13 +6,14 @@ import pytest
 
 from schemas.rollout import Answer, Malformed, Search
 from sdsearch.evaluation import evaluate
-from sdsearch.prompting import render_prompt
+from sdsearch.prompting import render_frame, render_prompt
 from sdsearch.retrieval.ports import RetrieverDownError
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from tests.builders import make_groups, make_question, make_tokenizer
 from tests.fakes import FixedRetriever, ScriptedSampler
 
 TOKENIZER = make_tokenizer()
+FRAME = render_frame(TOKENIZER, "compact")
 
 
 def loop_of(texts: list[str], retriever: object = None, **limits: int) -> tuple[RolloutLoop, ScriptedSampler]:
@@ -22,7 +23,7 @@ def loop_of(texts: list[str], retriever: object = None, **limits: int) -> tuple[
     sampler = ScriptedSampler(script)
     caps = {"max_searches": 3, "max_new_tokens": 64, "max_prompt_tokens": 200, "max_observation_tokens": 60}
     caps |= {"max_context_tokens": 512, "num_passages": 2, **limits}
-    return RolloutLoop(TOKENIZER, sampler, retriever or FixedRetriever(), RolloutLimits(**caps), "compact"), sampler
+    return RolloutLoop(TOKENIZER, sampler, retriever or FixedRetriever(), RolloutLimits(**caps), FRAME), sampler
 
 
 def roll_out(loop: RolloutLoop, size: int = 2, **changes: object) -> list:
@@ -78,7 +79,7 @@ def test_after_the_last_search_one_turn_may_answer() -> None:
 
 
 def test_documents_that_do_not_fit_the_context_are_no_search() -> None:
-    prompt = len(render_prompt(TOKENIZER, make_question(0).question, "compact").token_ids)
+    prompt = len(render_prompt(TOKENIZER, make_question(0).question, FRAME).token_ids)
     loop, _ = loop_of(["<search> a </search>"] * 9, max_context_tokens=prompt + 20)
     (group,) = roll_out(loop)
     assert [(rollout.queries, rollout.written_queries) for rollout in group.rollouts] == [((), ("a",))] * 2
@@ -136,7 +137,7 @@ def test_seeds_depend_on_identity_alone() -> None:
 
 
 def test_the_context_is_a_hard_cap() -> None:
-    prompt = len(render_prompt(TOKENIZER, make_question(0).question, "compact").token_ids)
+    prompt = len(render_prompt(TOKENIZER, make_question(0).question, FRAME).token_ids)
     loop, sampler = loop_of(["<search> a </search>"] * 9, max_context_tokens=prompt + 20)
     (group,) = roll_out(loop)
     assert len(group.rollouts[0].turns) == 1
@@ -160,7 +161,7 @@ def test_a_failing_retriever_is_an_error_never_an_empty_result() -> None:
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    num_tokens = len(render_prompt(TOKENIZER, make_question(0).question, "compact").token_ids)
+    num_tokens = len(render_prompt(TOKENIZER, make_question(0).question, FRAME).token_ids)
     loop, sampler = loop_of(["x"], max_context_tokens=num_tokens)
     with pytest.raises(ValueError, match=rf"'test:q0' has {num_tokens} tokens, the model can attend to {num_tokens}"):
         roll_out(loop)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from schemas.passage import Passage, SearchHit
 from schemas.rollout import Answer, Search
 from sdsearch.parsing import parse_action
-from sdsearch.prompting import render_documents, render_prompt
+from sdsearch.prompting import render_documents, render_frame, render_prompt
 from sdsearch.tokens import decode, encode_foreign
 from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
@@ -214,7 +214,7 @@ def test_demonstrations_have_the_layout_of_rollouts() -> None:
     stage, tokenizer = _stage(), _tokenizer()
     for scene in _scenes("plain", 20):
         demonstration = encode_scene(stage, scene, Renaming(Random(0), None), Random(0))
-        prompt = render_prompt(tokenizer, unmark(scene.plan.question), "compact").token_ids
+        prompt = render_prompt(tokenizer, unmark(scene.plan.question), render_frame(tokenizer, "compact")).token_ids
         assert demonstration.token_ids[: len(prompt)] == prompt
         texts = [decode(tokenizer, span) for span in _policy_spans(demonstration)]
         actions = [parse_action(text) for text in texts]

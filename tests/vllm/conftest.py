@@ -13,8 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flows.policies import model_folder
+from flows.model_files import model_folder
 from sdsearch.policy import load_model, load_tokenizer
+from sdsearch.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -58,7 +59,7 @@ def overlapping(
 
 def rollout_loop(sampler: OverlappingSampler | TransformersSampler, tokenizer: PreTrainedTokenizerBase) -> RolloutLoop:
     limits = RolloutLimits(3, 40, 256, 160, 512, 2)
-    return RolloutLoop(tokenizer, sampler, FixedRetriever(), limits, "compact")
+    return RolloutLoop(tokenizer, sampler, FixedRetriever(), limits, render_frame(tokenizer, "compact"))
 
 
 def start(folder: Path, lora_rank: int) -> Bench:

@@ -16,6 +16,7 @@ from flows.train import open_stores, train_plain
 from schemas.passage import SearchHit
 from schemas.rollout import Group
 from sdsearch.policy import load_model, load_tokenizer
+from sdsearch.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -174,7 +175,9 @@ def test_when_one_of_two_servers_is_killed_the_other_finishes_its_turns(
     loop.run(engine.load(BASE))
     sampler = OverlappingSampler(engine, loop, ENDS, statistics)
     limits = rollout_loop(sampler, TOKENIZER).limits
-    ours = roll_out(RolloutLoop(TOKENIZER, sampler, KillingRetriever(servers.full), limits, "compact"), 1.0)
+    ours = roll_out(
+        RolloutLoop(TOKENIZER, sampler, KillingRetriever(servers.full), limits, render_frame(TOKENIZER, "compact")), 1.0
+    )
     assert statistics.num_resent_turns > 0
     alone, _ = client(servers.adapters)
     loop.run(alone.load(BASE))

@@ -12,6 +12,7 @@ from rich.console import Console
 from flows.errors import UserError
 from flows.replay_table import print_comparison
 from flows.sql import as_table
+from flows.standing import shown_status
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
 from schemas.config import Settings
@@ -65,7 +66,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
     rows = [
         (
             record.run,
-            record.status,
+            shown_status(workspace, record),
             f"{record.iterations_done}/{record.num_iterations}",
             record.policy_version,
             record.seed,
@@ -81,7 +82,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
 def print_run(workspace: Workspace, run: str, console: Console) -> None:
     """Print a run's standing, the settings that differ from the defaults, its stages and what it measured."""
     record = _ledger(workspace).get_run(run)
-    print_line(console, _standing(record))
+    print_line(console, _standing(record, shown_status(workspace, record)))
     console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))
@@ -97,11 +98,11 @@ def _ledger(workspace: Workspace) -> Ledger:
     return Ledger(ArtifactStore(workspace))
 
 
-def _standing(record: RunRecord) -> str:
+def _standing(record: RunRecord, status: str) -> str:
     seconds = (record.updated_at - record.created_at).total_seconds()
     policy = "" if record.replay_of or record.evaluation_of else f"policy {record.policy_sha256[:16] or '-'}"
     return (
-        f"run {record.run}: {record.status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
+        f"run {record.run}: {status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
         f"{record.seed}, {format_seconds(max(seconds, 0.0))} from start to last change, "
         f"{', '.join(filter(None, (policy, _origin(record))))}"
     )

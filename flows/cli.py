@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -25,6 +23,8 @@ from flows.cli_options import (
     make_console,
 )
 from flows.errors import PEOPLES_ERRORS, UserError
+from flows.interrupts import SIGNALS_HELP
+from flows.streams import prepare_streams, stop_when_unread
 from flows.terminal import print_line
 
 # Bars and hints of libraries would break the program's own output; torch's threads, while they wait in a spin, starve
@@ -53,8 +53,7 @@ app.add_typer(db_app, name="db")
 
 def main() -> None:
     """Run the command line with the process's arguments, and end the process."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # A name of someone's is no reason to stop where the locale is C.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_streams()
     _leave(run_command(sys.argv[1:]))
 
 
@@ -63,7 +62,10 @@ def run_command(arguments: Sequence[str]) -> int:
     for name, value in _LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        app(list(arguments), prog_name="sdsearch")
+        try:
+            app(list(arguments), prog_name="sdsearch")
+        finally:
+            sys.stdout.flush()  # Here it is seen whether the last lines have a reader.
     except PEOPLES_ERRORS as error:
         print_line(Console(stderr=True), f"error: {error}")
         return _EXIT_USER_ERROR
@@ -72,7 +74,7 @@ def run_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-@app.command()
+@app.command(epilog=SIGNALS_HELP)
 def train(
     config: ConfigArgument = "quickstart",
     overrides: SetOption = None,
@@ -87,7 +89,7 @@ def train(
     start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect, fork=fork)
 
 
-@app.command()
+@app.command(epilog=SIGNALS_HELP)
 def resume(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     workspace: WorkspaceOption = HOME,
@@ -102,7 +104,7 @@ def resume(
     continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)
 
 
-@app.command()
+@app.command(epilog=SIGNALS_HELP)
 def replay(
     run: Annotated[str, typer.Argument(help="Name of the run whose rollouts are shown to another teacher.")],
     iterations: Annotated[
@@ -120,7 +122,7 @@ def replay(
     start_replay(run, iterations, overrides or [], name, workspace, make_console())
 
 
-@app.command()
+@app.command(epilog=SIGNALS_HELP)
 def study(
     name: Annotated[
         str, typer.Argument(help="Name of a shipped study or of one in the workspace, or the path of a TOML file.")
@@ -136,7 +138,7 @@ def study(
     study_in_terminal(name, workspace, make_console(), report_only=report_only)
 
 
-@app.command()
+@app.command(epilog=SIGNALS_HELP)
 def evaluate(
     run: Annotated[str | None, typer.Option("--run", help="Evaluate a run's current policy.")] = None,
     policy: Annotated[
@@ -182,6 +184,7 @@ def runs(workspace: WorkspaceOption = HOME) -> None:
     """List the runs of a workspace."""
     from flows.browse import open_existing, print_runs
 
+    stop_when_unread()
     print_runs(open_existing(workspace, needs_database=False), make_console())
 
 
@@ -193,6 +196,7 @@ def show(
     """Show a run: its settings, the seconds of its stages, its learning curve."""
     from flows.browse import open_existing, print_run
 
+    stop_when_unread()
     print_run(open_existing(workspace), run, make_console())
 
 
@@ -216,6 +220,7 @@ def sql(
     from flows.browse import open_existing
     from flows.sql import print_canned, print_rows, run_query
 
+    stop_when_unread()
     if list_queries:
         print_canned(make_console())
         return
@@ -233,7 +238,10 @@ def up(
     ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Serve sdsearch/train and sdsearch-study/run, with a local Prefect server if none answers; Ctrl-C stops both."""
+    """Serve sdsearch/train and sdsearch-study/run, beside a local Prefect server if none answers.
+
+    Ctrl-C, SIGTERM and SIGHUP let the runs under way say how they ended, then stop both.
+    """
     from flows.serve import serve
 
     serve(port, workspace, make_console())
@@ -249,6 +257,7 @@ def schema(
     """Export the JSON schemas of the settings and of every record that is stored."""
     from flows.schema import print_schemas, settings_reference, write_schemas
 
+    stop_when_unread()
     if settings and out is not None:
         raise UserError("schema --settings prints one page; leave --out out and redirect it to a file")
     if settings:
@@ -266,9 +275,7 @@ def _leave(code: int) -> NoReturn:
     connections are closed, all files synced and all logs sent by now.
     """
     if "prefect" in sys.modules:
-        with suppress(OSError):  # The reader of a pipe may have gone.
-            sys.stdout.flush()
-            sys.stderr.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

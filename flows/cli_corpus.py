@@ -9,6 +9,7 @@ import typer
 
 from flows.cli_groups import index_app
 from flows.cli_options import HOME, ConfigArgument, SetOption, WorkspaceOption, make_console
+from flows.streams import stop_when_unread
 
 corpus_app = typer.Typer(no_args_is_help=True, help="Corpora: the passages that are searched.")
 
@@ -32,6 +33,7 @@ def corpus_list(workspace: WorkspaceOption = HOME) -> None:
     """List the imported corpora of a workspace."""
     from flows.corpus_terminal import print_corpora
 
+    stop_when_unread()
     print_corpora(workspace, make_console())
 
 
@@ -87,4 +89,5 @@ def index_plan(
     """Say what each kind of index of a corpus would take: memory, disk, time; from small measurements here."""
     from flows.index_plan import print_plan
 
+    stop_when_unread()
     print_plan(num_passages, num_dimensions, ram_gb, make_console())

@@ -76,7 +76,7 @@ def retriever_serve(
     overrides: SetOption = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Serve the settings' retriever over HTTP (Search-R1's /retrieve) until Ctrl-C."""
+    """Serve the settings' retriever over HTTP (Search-R1's /retrieve) until Ctrl-C, SIGTERM or SIGHUP."""
     from flows.retriever_server import serve_retriever
 
     limits = {"max_queries": max_queries, "max_top_k": max_top_k, "max_request_bytes": max_request_mb << 20}

@@ -141,12 +141,13 @@ def train_with_prefect(
 def _served(run: str, stores: Stores) -> Iterator[None]:
     """Ignore Ctrl-C in a process that a runner started, and say in the flow run's log how an interrupted run goes on.
 
-    A terminal sends Ctrl-C to the runner's processes too, which end by the runner's SIGTERM alone.
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to the runner's processes too, which end by the runner's
+    SIGTERM alone.
     """
     if deployment.id is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     except Exception:
@@ -155,7 +156,8 @@ def _served(run: str, stores: Stores) -> Iterator[None]:
         get_run_logger().warning("interrupted; go on with: %s", resume_command(run, stores.workspace.root))
         raise
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def artifact_key(name: str) -> str:

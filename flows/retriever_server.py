@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from flows.errors import UserError
-from flows.interrupts import terminable
+from flows.interrupts import is_ignored, terminable
 from flows.settings import load_settings
 from flows.terminal import print_line
 from schemas.commands import command, quoted, set_option
 from schemas.retrieval import HttpRetrievalSettings
 from storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    import uvicorn
 
 # Clients keep their connections through the update of an iteration, so that none has to be made anew.
 _KEEP_ALIVE_S = 600
@@ -37,7 +42,7 @@ def serve_retriever(
     console: Console,
     limits: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Serve what [retrieval] of the settings names until Ctrl-C or SIGTERM; port 0 takes a free one.
+    """Serve what [retrieval] of the settings names until Ctrl-C, SIGTERM or SIGHUP; port 0 takes a free one.
 
     `limits` are those of `ServerLimits` that differ from its own.
 
@@ -68,11 +73,24 @@ def serve_retriever(
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
+        _let_ignored_signals_be(server)
         bound.listen()
         served = f"{settings.kind} retrieval, {num_passages} passages of '{settings.corpus}', index {index[:16]}"
         _announce(_url(bound), served, settings.num_passages, console)
         server.run(sockets=[bound])
     print_line(console, "stopped")
+
+
+def _let_ignored_signals_be(server: uvicorn.Server) -> None:
+    """Have the server's own handler, which replaces every other, leave alone what was ignored before it."""
+    ignored = {number for number in (signal.SIGINT, signal.SIGTERM) if is_ignored(number)}
+    leave = server.handle_exit
+
+    def handle_exit(number: int, frame: FrameType | None) -> None:
+        if number not in ignored:
+            leave(number, frame)
+
+    setattr(server, "handle_exit", handle_exit)  # noqa: B010 (a method is replaced, for this one server)
 
 
 def _announce(url: str, served: str, num_passages: int, console: Console) -> None:

@@ -18,6 +18,7 @@ import psutil
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 
+from flows.interrupts import is_ignored
 from storage.runlock import held_runs
 from storage.workspace import Workspace
 
@@ -26,17 +27,19 @@ _GRACE_S = 30.0
 
 
 def run_until_stopped(deployments: Sequence[RunnerDeployment], workspace: Workspace) -> list[str]:
-    """Serve the deployments until Ctrl-C or SIGTERM, and return the names of the runs that this interrupted."""
+    """Serve the deployments until Ctrl-C, SIGTERM or SIGHUP, and return the names of the runs that this interrupted."""
     runner = PatientRunner(workspace)
     for deployment in deployments:
         runner.add_deployment(deployment)
-    former = signal.signal(signal.SIGINT, runner.handle_sigterm)
+    wanted = [number for number in (signal.SIGINT, signal.SIGHUP) if not is_ignored(number)]
+    former = {number: signal.signal(number, runner.handle_sigterm) for number in wanted}
     try:
         asyncio.run(runner.start(webserver=False))
     except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return runner.interrupted
 
 
@@ -50,8 +53,9 @@ class PatientRunner(Runner):
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """End the flow runs, each by its own means, then unwind; Prefect sets this as the handler of SIGTERM."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _stop_waiting)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if not is_ignored(number):
+                signal.signal(number, _stop_waiting)
         children = [child for child in psutil.Process().children() if _is_flow_run(child)]
         pids = {child.pid for child in children}
         self.interrupted = [holder.run for holder in held_runs(self._workspace) if holder.pid in pids]

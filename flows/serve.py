@@ -35,7 +35,7 @@ _POLL_FREQUENCY_S = "1"
 
 
 def serve(port: int | None, folder: Path, console: Console) -> None:
-    """Serve the deployments until Ctrl-C or SIGTERM; a server that this started stops with it.
+    """Serve the deployments until Ctrl-C, SIGTERM or SIGHUP; a server that this started stops with it.
 
     `port` None: the server that PREFECT_API_URL or the active profile names, or port 4200 of this machine. Raises
     UserError when another program uses the port, or the named server lies elsewhere and does not answer.

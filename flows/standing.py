@@ -1,4 +1,4 @@
-"""How a run stands, as its record tells it: running, done, failed or interrupted."""
+"""How a run stands, as its record tells it: running, done, failed or interrupted; its lock says whether it lives."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from flows.stores import Stores
-from schemas.ledger import RunStatus
+from flows.terminal import format_seconds
+from schemas.ledger import RunRecord, RunStatus
 from storage.errors import RunLockedError, StorageError
+from storage.runlock import STALE_AFTER_S, lock_holder
 from storage.shield import finishing
+from storage.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,18 @@ def standing(stores: Stores, run: str) -> Iterator[None]:
         raise
     _set_status(stores, run, "done")
     stores.index.settle(run)
+
+
+def shown_status(workspace: Workspace, record: RunRecord) -> str:
+    """Return how a run stands now: a record that says running is believed while somebody holds the run's lock."""
+    if record.status != "running":
+        return record.status
+    holder = lock_holder(workspace, record.run)
+    if holder is None:
+        return "dead; resume"
+    if holder.silent_s < STALE_AFTER_S:
+        return "running"
+    return f"silent for {format_seconds(holder.silent_s)} on {holder.host}"
 
 
 def _mark_stopped(stores: Stores, run: str, status: RunStatus) -> None:

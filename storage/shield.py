@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait for a write to end: it is finished, and then the signal does what it would have done."""
+"""Ctrl-C, SIGTERM and SIGHUP wait for a write to end: it is finished, then the signal does what it would have done."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block is over; keep it to moments.
+    """Hold SIGINT, SIGTERM and SIGHUP back until the block is over; keep it to moments.
 
     The block needs it for tidiness, never for safety: what it writes must bear kill -9 too. Outside the main thread,
     where Python runs no signal handlers, nothing is held back.

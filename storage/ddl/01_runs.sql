@@ -28,7 +28,7 @@ CREATE TABLE runs (
 );
 COMMENT ON TABLE runs IS 'One row a run: its settings and where it stands.';
 COMMENT ON COLUMN runs.run IS 'Name of the run.';
-COMMENT ON COLUMN runs.status IS 'running, done, failed or interrupted.';
+COMMENT ON COLUMN runs.status IS 'running, done, failed or interrupted, as the run itself said last; of a run whose process was killed it says running, and sdsearch runs, which looks at the lock, says dead.';
 COMMENT ON COLUMN runs.settings_json IS 'All settings as JSON.';
 COMMENT ON COLUMN runs.settings_hash IS 'sha256 of the settings.';
 COMMENT ON COLUMN runs.code_version IS 'Version of the program that made the run.';

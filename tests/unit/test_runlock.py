@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.standing import shown_status
 from storage.errors import RunLockedError, WorkspaceError
 from storage.runlock import RunLock, lock_holder, take_over
 from storage.workspace import Workspace
+from tests.records import make_run
 
 HOLD = """
 import sys
@@ -189,3 +191,18 @@ def test_a_holder_learns_that_its_run_was_taken(workspace: Workspace, how: str) 
 def test_a_name_that_would_leave_the_folder_is_refused(workspace: Workspace) -> None:
     with pytest.raises(WorkspaceError, match="run name"):
         RunLock(workspace, "../first")
+
+
+def test_a_run_is_shown_as_its_lock_says(workspace: Workspace) -> None:
+    record = make_run("first").model_copy(update={"status": "running"})
+    assert shown_status(workspace, record) == "dead; resume"
+    with RunLock(workspace, "first"):
+        assert shown_status(workspace, record) == "running"
+        assert shown_status(workspace, record.model_copy(update={"status": "failed"})) == "failed"
+    assert shown_status(workspace, record) == "dead; resume"
+    leave_lock(workspace, process_started_at=silent_for(86_400))
+    assert shown_status(workspace, record) == "dead; resume"
+    leave_lock(workspace, host="elsewhere", heartbeat_at=silent_for(5))
+    assert shown_status(workspace, record) == "running"
+    leave_lock(workspace, host="elsewhere", heartbeat_at=silent_for(300.4))
+    assert shown_status(workspace, record) == "silent for 5 min 0 s on elsewhere"

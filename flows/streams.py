@@ -56,7 +56,8 @@ class _Descriptor(io.FileIO):
 
 def _nowhere() -> TextIO:
     """Return a stream that swallows everything, in the place of the descriptor that is missing."""
-    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    return io.TextIOWrapper(io.BufferedWriter(_Descriptor(descriptor, "w")), encoding="utf-8")
 
 
 def _lasting(stream: TextIO) -> TextIO:

@@ -17,6 +17,7 @@ from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
 from schemas.config import Settings
 from schemas.ledger import RunRecord
+from schemas.paths import local_path
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.ledger import Ledger
@@ -43,7 +44,7 @@ _SETS = """
 
 def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
     """Return a workspace that holds runs or questions; UserError when there is none. Nothing is written."""
-    workspace = Workspace(folder.expanduser().resolve())
+    workspace = Workspace(local_path(folder).resolve())
     if workspace.database.is_file():
         return workspace
     if not workspace.run_files() and not workspace.questions.is_dir():

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from flows.errors import UserError
 from schemas.commands import command, path_argument
 from schemas.passage import Passage
+from schemas.paths import local_path
 from sdsearch.corpus import CorpusReader
 from sdsearch.readers import BadRowError, DataError, file_hash
 from sdsearch.world import corpus_file
@@ -124,7 +125,7 @@ def find_corpus(name: str, workspace: Workspace) -> StoredCorpus:
     """
     if name == WORLD:
         return _of_file(corpus_file(), workspace)
-    path = _path_of(name)
+    path = local_path(name)
     if path.is_file():
         return _of_file(path, workspace)
     if path.is_dir():
@@ -161,7 +162,7 @@ def _stored(path: Traversable, workspace: Workspace) -> StoredCorpus | None:
 def name_of_imported(folder: Path, manifest: CorpusManifest, workspace: Workspace) -> str:
     """Return the shortest text by which retrieval.corpus names an imported corpus, and no other one, from here."""
     for name in (*_names(manifest), folder.name):
-        is_free = name != WORLD and not _path_of(name).exists()
+        is_free = name != WORLD and not local_path(name).exists()
         if is_free and [known for known, other in list_corpora(workspace) if is_named(other, name)] == [folder]:
             return name
     return str(folder)
@@ -175,13 +176,6 @@ def is_named(manifest: CorpusManifest, name: str) -> bool:
 
 def _names(manifest: CorpusManifest) -> list[str]:
     return [name for name in (manifest.source.partition(".")[0], manifest.source) if name]
-
-
-def _path_of(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # '~name' of nobody on this machine.
-        return Path(name)
 
 
 def _imported(name: str, workspace: Workspace) -> Path:

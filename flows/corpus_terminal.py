@@ -22,6 +22,7 @@ from flows.embedding import Embedded, EmbedProgress, embed
 from flows.errors import UserError
 from flows.terminal import format_seconds, make_table, plain, print_line
 from schemas.commands import quoted, set_option
+from schemas.paths import local_path
 from schemas.retrieval import DenseRetrievalSettings, HybridRetrievalSettings, RetrievalSettings
 from storage.corpora import list_corpora
 from storage.workspace import Workspace
@@ -40,7 +41,7 @@ def import_in_terminal(file: Path, workspace: Path, max_bad_rows: int, console: 
     ]
     with Progress(*columns, console=console, transient=True) as progress:
         shower = _ImportBar(progress, console)
-        imported = import_corpus(file, opened, max_bad_rows, shower.show)
+        imported = import_corpus(local_path(file), opened, max_bad_rows, shower.show)
     print_imported(imported, opened, console)
 
 

@@ -12,6 +12,7 @@ import faiss
 from flows.bm25 import IndexReport
 from flows.corpora import find_corpus
 from schemas.base import hash_json
+from schemas.paths import folder_or_name
 from schemas.retrieval import DenseRetrievalSettings, FlatIndexSettings, HFEncoderSettings, LexicalEncoderSettings
 from sdsearch.retrieval.dense import DenseRetriever, encode_blocks
 from sdsearch.retrieval.kinds import SEARCH_SETTINGS, VectorIndex, build_vector_index, compares_shards, set_search
@@ -133,7 +134,7 @@ def load_encoder(settings: HFEncoderSettings) -> HFEncoder:
 
     options = HFSettings(**settings.model_dump(exclude={"kind", "path", "device", "dtype", "trust_remote_code"}))
     return HFEncoder.from_pretrained(
-        settings.path,
+        folder_or_name(settings.path),
         options,
         device=settings.device,
         dtype=settings.dtype,

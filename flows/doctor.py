@@ -21,9 +21,10 @@ from flows.terminal import make_table, print_line
 from schemas.commands import command, path_argument, quoted
 from schemas.config import Settings
 from schemas.data import HUB, WORLD, PreparedSet, SetName
+from schemas.paths import local_path
 from schemas.rules import notes
 from schemas.sampling import VllmSamplerSettings, VllmServerSamplerSettings
-from sdsearch.questions import glance, rows_at
+from sdsearch.questions import file_at, glance, rows_at
 from storage.artifacts import ArtifactStore
 from storage.question_sets import QuestionSets
 from storage.workspace import Workspace
@@ -49,7 +50,7 @@ def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console
     settings = load_settings(config, overrides)
     machine = this_machine(with_gpus=settings.model.device != "cpu")
     with console.status("looking"):
-        workspace = Workspace(folder.expanduser().resolve())
+        workspace = Workspace(local_path(folder).resolve())
         checks = diagnose(Asked(config, overrides, workspace), settings, machine)
         checks += start_checks(settings, workspace, checks)
     rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
@@ -124,13 +125,13 @@ def _question_checks(preparing: str, settings: Settings, workspace: Workspace) -
 
 def _found_questions(questions: Questions, place: str, name: SetName) -> str:
     """Return what is there of a data set; UserError when it is not, or its first row cannot be read."""
-    if place.startswith(HUB) and not Path(place.removeprefix(HUB)).is_dir():
+    if place.startswith(HUB) and not local_path(place.removeprefix(HUB)).is_dir():
         source = place.removeprefix(HUB)
         cached = hub_data(source, name.dataset, name.split)
         if cached is None:
             raise UserError(f"{source} is not in the hub's cache here")
         return f"in {cached}"
-    path = Path(place.replace("{dataset}", name.dataset).replace("{split}", name.split)).expanduser()
+    path = file_at(place, name)
     if place == WORLD or (path.is_file() and path.stat().st_size <= _READ_WHOLE_BYTES):
         return f"{questions.load(name).report.num_kept} questions"
     glance(rows_at(place, name), place, name)

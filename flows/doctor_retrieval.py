@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from flows.corpora import is_named
 from flows.doctor_parts import Check, answers
 from flows.errors import PEOPLES_ERRORS
 from flows.machine import model_files
 from schemas.commands import command, quoted
+from schemas.paths import folder_or_name, local_path
 from schemas.retrieval import (
     BM25RetrievalSettings,
     DenseRetrievalSettings,
@@ -57,7 +57,7 @@ def retrieval_checks(building: str, retrieval: RetrievalSettings, workspace: Wor
 
 def _encoder(settings: HFEncoderSettings) -> Check:
     """Return whether the encoder encodes: an index of a large corpus is built long after this was asked."""
-    if model_files(settings.path).missing:
+    if model_files(folder_or_name(settings.path)).missing:
         remedy = f"hf download {quoted(settings.path)}, or point retrieval.encoder.path at a folder"
         return Check("encoder", "not there", settings.path, False, remedy)
     from flows.dense import load_encoder
@@ -71,7 +71,7 @@ def _encoder(settings: HFEncoderSettings) -> Check:
 
 def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Check]:
     imported = [manifest for _, manifest in list_corpora(workspace)]
-    path = Path(name).expanduser()
+    path = local_path(name)
     if name == "world":
         size = len(corpus_file().read_bytes())
         known = (item for item in imported if (item.source, item.source_bytes) == (corpus_file().name, size))
@@ -140,7 +140,7 @@ def _num_passages(corpus: str, manifest: CorpusManifest | None) -> float:
         return manifest.num_passages
     if corpus == "world":
         return 0
-    path = Path(corpus).expanduser()
+    path = local_path(corpus)
     return path.stat().st_size / _BYTES_A_PASSAGE if path.is_file() else float("inf")
 
 

@@ -18,6 +18,7 @@ from flows.errors import UserError
 from flows.questions import Questions
 from flows.terminal import make_table, print_line
 from schemas.config import Settings
+from schemas.paths import local_path
 from schemas.retrieval import (
     DenseRetrievalSettings,
     FlatIndexSettings,
@@ -73,7 +74,7 @@ def evaluate_indexes(
     headings = ["index", *(f"recall@{rank}" for rank in RANKS), "batch q/s", "single q/s", "memory MB", "disk MB"]
     console.print(make_table([*headings, "build s"], [_cells(row) for row in rows]))
     if out is not None:
-        path = out.expanduser().resolve()
+        path = local_path(out).resolve()
         write_json_atomic(path, [row._asdict() for row in rows], path.parent)
 
 
@@ -99,7 +100,7 @@ def _queries(queries: str, settings: Settings) -> list[str]:
     """Return a file's lines, or so many of the training questions."""
     if not queries.isdecimal():
         try:
-            lines = Path(queries).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = local_path(queries).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"--queries '{queries}' is no number and cannot be read as a text file ({error})"

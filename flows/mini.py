@@ -17,6 +17,7 @@ from flows.model_files import model_folder
 from flows.model_settings import MODEL_SETTINGS, local_folder
 from flows.terminal import format_seconds, make_table, print_line
 from schemas.commands import command
+from schemas.paths import local_path
 from sdsearch.policy import load_model, load_tokenizer
 from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
 from sdsearch.world.probe import Estimate
@@ -32,7 +33,7 @@ def build(folder: Path, seed: int, console: Console) -> None:
     Raises UserError, before the work begins, for a folder that holds something else or cannot be written, and
     WriteFailedError when the disk refuses it at the end.
     """
-    target = folder.expanduser().resolve()
+    target = local_path(folder).resolve()
     _check_target(target)
     started = time.monotonic()
     # The number of threads decides the last bits of sums, and so the weights: the shipped ones were made with one.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import library_errors
+from schemas.paths import folder_or_name
 
 _READ_SUFFIXES: Final = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
 _REVISION: Final = "revision"
@@ -17,7 +18,7 @@ _MINI_FOLDER: Final = Path(str(files("sdsearch.world") / "mini"))
 
 def model_folder(path: str) -> str:
     """Return the folder or hub name of `model.path`; 'mini' is the shipped mini policy."""
-    return str(_MINI_FOLDER) if path == "mini" else path
+    return str(_MINI_FOLDER) if path == "mini" else folder_or_name(path)
 
 
 def model_hashes(path: str, hash_of: Callable[[Path], str]) -> dict[str, str]:

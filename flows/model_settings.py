@@ -15,6 +15,7 @@ from flows.toml_files import read_toml
 from schemas.base import nearest_name
 from schemas.config import Settings
 from schemas.explain import explain
+from schemas.paths import local_path
 from schemas.tree import either
 
 MODEL_SETTINGS: Final = "sdsearch.toml"
@@ -46,7 +47,7 @@ _FAR: Final = 10.0
 
 def local_folder(path: str) -> Path:
     """Return the folder that `model.path` names, whether it exists or not; 'mini' is the shipped mini policy."""
-    return Path(str(files("sdsearch.world") / _MINI)) if path == _MINI else Path(path).expanduser()
+    return Path(str(files("sdsearch.world") / _MINI)) if path == _MINI else local_path(path)
 
 
 def model_settings(path: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from schemas.hindsight import HindsightBlock
 from schemas.inputs import RunInputs
 from schemas.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.passage import Passage
+from schemas.paths import local_path
 from schemas.question import Question
 from schemas.rollout import Group, Rollout
 from schemas.rules import NOTED, REFUSED
@@ -69,7 +70,7 @@ def print_schemas() -> None:
 
 def write_schemas(folder: Path, console: Console) -> None:
     """Write `NAME.schema.json` for each record; UserError when the folder cannot be written."""
-    root = folder.expanduser().resolve()
+    root = local_path(folder).resolve()
     try:
         for name, content in schemas().items():
             write_json_atomic(root / f"{name}.schema.json", content, root)

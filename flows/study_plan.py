@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from flows.toml_files import read_toml
 from schemas.base import Record
 from schemas.config import Settings
 from schemas.explain import explain
+from schemas.paths import local_path
 from schemas.study import Study, Variant
 from storage.studies import read_study
 from storage.workspace import Workspace
@@ -39,7 +39,7 @@ def load_study(name: str, workspace: Workspace) -> Study:
 
     Raises UserError, one line a problem, for a file that is not there or no TOML, unknown keys and wrong types.
     """
-    shipped, path = shipped_studies(), Path(name).expanduser()
+    shipped, path = shipped_studies(), local_path(name)
     if name not in shipped and not path.is_file():
         kept = read_study(workspace, name)
         if kept is not None:
@@ -48,7 +48,7 @@ def load_study(name: str, workspace: Workspace) -> Study:
     if study.base in shipped_configs():
         return study
     # A path is kept whole, so that the study means the same from any folder.
-    return study.model_copy(update={"base": str(path.resolve().parent / Path(study.base).expanduser())})
+    return study.model_copy(update={"base": str(path.resolve().parent / local_path(study.base))})
 
 
 def plan_runs(study: Study) -> list[PlannedRun]:

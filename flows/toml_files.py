@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -10,6 +11,7 @@ from typing import Any
 
 from flows.errors import UserError
 from schemas.base import nearest_name
+from schemas.paths import local_path
 
 SUFFIX = ".toml"
 
@@ -25,7 +27,7 @@ def read_toml(name: str, shipped: Sequence[str], kind: str) -> dict[str, Any]:
 def _read(name: str, shipped: Sequence[str], kind: str) -> bytes:
     if name in shipped:
         return (files("flows") / "configs" / f"{name}{SUFFIX}").read_bytes()
-    path = Path(name).expanduser()
+    path = local_path(name)
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -41,9 +43,14 @@ def _not_found(name: str, shipped: Sequence[str], kind: str) -> str:
 
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-32 begins in the same way.
+        raise UserError(f"{name}: UTF-16 text; save the file as UTF-8")
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        # Editors put a byte-order mark before the text, and end lines in their own way.
+        return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: arrays or tables within each other, too deep to be read; mend the file") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name}: not TOML: {error}; mend that line") from error

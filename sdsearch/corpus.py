@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.passage import Passage
-from sdsearch.readers import BadRowError, json_object, open_data_file, passage_of, unpacked, unpacking_named
+from sdsearch.readers import (
+    BadRowError,
+    json_object,
+    open_data_file,
+    passage_of,
+    refuse_utf16,
+    unpacked,
+    unpacking_named,
+)
 
 BATCH_ROWS: Final = 16_384
 _MAX_LINE_BYTES: Final = 16 * 1024 * 1024
@@ -68,6 +76,8 @@ class CorpusReader:
         number, is_start = 1, True
         with unpacking_named(self.path, lambda: number - 1):
             for line in lines:
+                if number == 1:
+                    refuse_utf16(line, self.path)
                 where = f"{self.path}, line {number}"
                 is_whole = line.endswith(b"\n") or len(line) < _MAX_LINE_BYTES
                 if is_start and line.strip():

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from schemas.base import nearest_name
 from schemas.data import HUB, DroppedRows, QuestionSet, SetName
+from schemas.paths import folder_or_name, local_path
 from schemas.question import Question
 from sdsearch.question_rows import question_of
 from sdsearch.readers import BadRowError, DataError, Row, check_new, read_rows
@@ -48,8 +49,13 @@ def rows_at(place: str, name: SetName) -> Rows:
     DataError, when the rows are taken, for what is not there or cannot be read.
     """
     if place.startswith(HUB):
-        return _hub_rows(place.removeprefix(HUB), name)
-    return read_rows(Path(place.replace("{dataset}", name.dataset).replace("{split}", name.split)).expanduser())
+        return _hub_rows(folder_or_name(place.removeprefix(HUB)), name)
+    return read_rows(file_at(place, name))
+
+
+def file_at(place: str, name: SetName) -> Path:
+    """Return the file of a data set's split, where the place names files."""
+    return local_path(place.replace("{dataset}", name.dataset).replace("{split}", name.split))
 
 
 def read_questions(path: Traversable, dataset: str, split: str) -> list[Question]:

@@ -5,12 +5,12 @@ A row that cannot be read stops the reader with the file, the line, what was got
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources.abc import Traversable
@@ -19,7 +19,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import UserError
+from schemas.errors import ClearError, UserError, library_errors, reason_of
 from schemas.passage import Passage
 
 _CHUNK_BYTES = 1 << 20
@@ -65,17 +65,22 @@ def split_contents(contents: str) -> tuple[str, str]:
 def file_hash(path: Traversable) -> str:
     """Return the sha256 (hex) of a data file's bytes; raises DataError when there is no such file."""
     digest = hashlib.sha256()
-    with open_data_file(path) as file:
+    with open_data_file(path) as file, library_errors(str(path), "make it readable, or get it again"):
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def open_data_file(path: Traversable) -> IO[bytes]:
-    """Open a file to read; DataError when there is none."""
+    """Open a file to read; DataError when there is none, or it may not be read."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; name a file in the settings")
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path in the settings")
-    return path.open("rb")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def read_rows(path: Traversable) -> Iterator[tuple[str, Row | BadRowError]]:
@@ -94,8 +99,16 @@ def _lines(path: Traversable) -> Iterator[tuple[str, bytes]]:
     number = 0
     with open_data_file(path) as raw, unpacking_named(path, lambda: number):
         for number, line in enumerate(unpacked(raw, path.name), 1):
+            if number == 1:
+                refuse_utf16(line, path)
             if line.strip():
                 yield f"{path}, line {number}", line
+
+
+def refuse_utf16(first_line: bytes, path: Traversable) -> None:
+    """Raise DataError where a file begins as UTF-16 (or UTF-32) text does."""
+    if first_line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: UTF-16 text; save the file as UTF-8")
 
 
 def unpacked(file: Any, name: str) -> Any:
@@ -112,9 +125,12 @@ def unpacking_named(path: Traversable, num_lines: Callable[[], int]) -> Iterator
     """Raise DataError for a packed file that is cut off or damaged."""
     try:
         yield
-    except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+    except (ClearError, MemoryError):
+        raise
+    except Exception as error:  # gzip, zlib and Arrow document no closed list of what they raise.
         raise DataError(
-            f"{path}: cannot be unpacked after line {num_lines()} ({error}); it is cut off or damaged: get it again"
+            f"{path}: cannot be unpacked after line {num_lines()} ({reason_of(error)}); it is cut off or damaged: get "
+            "it again"
         ) from error
 
 
@@ -126,19 +142,25 @@ def _parquet_rows(path: Traversable) -> Iterator[tuple[str, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError) as error:
+    except (ClearError, MemoryError):
+        raise
+    except Exception as error:  # Arrow documents no closed list of what it raises over odd files.
         raise DataError(
-            f"{path}: not a parquet file that can be read after row {number} ({error}); get it again"
+            f"{path}: not a parquet file that can be read after row {number} ({reason_of(error)}); get it again"
         ) from error
 
 
 def json_object(line: bytes, where: str) -> Row | BadRowError:
-    """Return the object that a line of jsonl holds, or what is wrong with the line."""
+    """Return the object that a line of jsonl holds, or what is wrong with the line.
+
+    A byte-order mark of UTF-8 before the first line is passed over.
+    """
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets within each other.
         return BadRowError(
-            f"{where}: expected a JSON object, got {short(line)} ({error}); repair the line", "no JSON object"
+            f"{where}: expected a JSON object, got {short(line)} ({reason_of(error)}); repair the line",
+            "no JSON object",
         )
     if not isinstance(row, dict):
         return BadRowError(f"{where}: expected a JSON object, got {short(line)}; repair the line", "no JSON object")
@@ -152,7 +174,7 @@ def json_object(line: bytes, where: str) -> Row | BadRowError:
 def _is_unicode(row: Row) -> bool:
     try:
         json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, RecursionError):
         return False
     return True
 

@@ -10,6 +10,7 @@ from typing import IO
 
 from schemas.ledger import STAGES, StageKey
 from schemas.names import NAME_RULE, is_name
+from schemas.paths import local_path
 from storage.errors import WorkspaceError
 from storage.files import describe_failure, make_folder
 
@@ -36,7 +37,7 @@ class Workspace:
 
         Raises WorkspaceError when a file is in the way or the folder cannot be made or written.
         """
-        path = Path(root).expanduser().resolve()
+        path = local_path(root).resolve()
         try:
             make_folder(path)
             with tempfile.TemporaryFile(dir=path) as probe:

@@ -113,6 +113,11 @@ def test_a_module_keeps_the_house_rules(path: Path) -> None:
     assert not long, f"{where(path)} has functions that are too long: {long}"
 
 
+def test_the_tilde_is_read_in_one_place() -> None:
+    readers = [where(path) for path in SOURCES if "expanduser" in path.read_text(encoding="utf-8")]
+    assert readers == ["schemas/paths.py"], "a path that a person writes is read by schemas.paths.local_path"
+
+
 def test_every_package_is_looked_at() -> None:
     assert {package_of(path) for path in SOURCES} == set(ALLOWED)
 

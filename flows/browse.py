@@ -84,6 +84,8 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     """Print a run's standing, the settings that differ from the defaults, its stages and what it measured."""
     record = _ledger(workspace).get_run(run)
     print_line(console, _standing(record, shown_status(workspace, record)))
+    for warning in record.warnings:
+        print_line(console, f"warning after {warning.iteration} updates: {warning.text}")
     console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))

@@ -28,6 +28,7 @@ from schemas.commands import command
 from schemas.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.ledger import RunRecord, StageKey
 from sdsearch.comparison import Interval, bootstrap_mean
+from sdsearch.nothing_learnt import describe_no_turn, writes_no_turn
 from storage.errors import RunNotFoundError
 from storage.runlock import RunLock
 
@@ -84,6 +85,9 @@ def evaluate_and_print(plan: EvaluationPlan, stores: Stores, console: Console) -
     finally:
         reporter.close()
     print_results(plan, results, console)
+    all_answers = [answer for _, answers in results for answer in answers]
+    if writes_no_turn(all_answers):
+        print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/nothing-learnt.md)")
     query = f"SELECT * FROM evaluation_answers WHERE run = '{plan.run}'"
     print_line(console, f"answers: {command('sql', query, workspace=stores.workspace.root)}")
 

@@ -200,7 +200,7 @@ class _Shown:
     @property
     def steps(self) -> Steps:
         """The run's parts as tasks and sub-flows."""
-        return Steps(self._evaluate_start, self._iterate_once, self._held, self._show)
+        return Steps(self._evaluate_start, self._iterate_once, self._held, self._show, get_run_logger().warning)
 
     def _held(self) -> None:
         own_id = flow_run.id

@@ -51,6 +51,8 @@ class Reporter(Protocol):
 
     def evaluated(self, report: EvaluationReport) -> None: ...
 
+    def warned(self, text: str) -> None: ...
+
     def run_done(self, run: str) -> None: ...
 
 
@@ -73,6 +75,9 @@ class SilentReporter:
         """Say nothing."""
 
     def evaluated(self, report: EvaluationReport) -> None:
+        """Say nothing."""
+
+    def warned(self, text: str) -> None:
         """Say nothing."""
 
     def run_done(self, run: str) -> None:
@@ -155,6 +160,10 @@ class RichReporter:
             f"questions): EM {report.em:.3f}, F1 {report.f1:.3f}, search quality {report.search_quality:.3f}, "
             f"{report.searches_per_rollout:.2f} searches",
         )
+
+    def warned(self, text: str) -> None:
+        """Print why nothing can be learnt."""
+        print_line(self._console, f"warning: {text}")
 
     def run_done(self, run: str) -> None:
         """Print the figures before and after, where the database is, and what to try next."""

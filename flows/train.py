@@ -20,7 +20,8 @@ from flows.runtime import Runtime, open_runtime
 from flows.settings import changed_settings, setting_changes, stored_settings
 from flows.standing import standing
 from flows.stores import Stores
-from schemas.config import Settings
+from flows.watch import Watch
+from schemas.config import NothingLearntSettings, Settings
 from schemas.evaluation import EvaluationReport
 from schemas.ledger import RunRecord, StageKey, StageRecord
 from schemas.retrieval import REACH
@@ -32,18 +33,22 @@ from storage.runlock import RunLock
 from storage.workspace import Workspace, validate_run_name
 
 logger = logging.getLogger(__name__)
+# Settings that change no result: a run goes on with others.
+_MAY_CHANGE = REACH | {f"nothing_learnt.{name}" for name in NothingLearntSettings.model_fields}
 
 
 class Steps(NamedTuple):
     """The parts of a run that may be done plainly or by Prefect.
 
-    `held` is called once the run's lock is held, `show` with the figures of each iteration.
+    `held` is called once the run's lock is held, `show` with the figures of each iteration, `warn` with a sentence
+    about a run from which nothing can be learnt.
     """
 
     evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
     iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
     held: Callable[[], None] = lambda: None
     show: Callable[[int, dict[str, float]], None] = lambda iteration, numbers: None
+    warn: Callable[[str], None] = lambda text: None
 
 
 def iterate_plainly(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
@@ -104,9 +109,10 @@ def drive(
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = first_iteration(stores, record)
             start, policy = record.first_iteration - 1, _update_of(stores, run, first - 1)
+            watch = Watch(runtime, reporter.warned, do.warn)
             with standing(stores, run):
                 reporter.run_started(run, settings, first)
-                do.evaluate_start(run, start, _update_of(stores, run, start))
+                watch.look_at_start(do.evaluate_start(run, start, _update_of(stores, run, start)), first - 1)
                 for iteration in range(first, settings.iterations + 1):
                     policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
@@ -114,6 +120,7 @@ def drive(
                     numbers = _iteration_numbers(stores, run, iteration)
                     do.show(iteration, numbers)
                     reporter.iteration_done(iteration, numbers)
+                    watch.look_at(iteration)
             reporter.run_done(run)
 
 
@@ -205,7 +212,8 @@ def _remove_leftovers(stores: Stores, run: str) -> None:
 def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:
     """Return the record of a run with these settings, None when the name is free.
 
-    How the retriever is reached may have changed, such as the address of a server: the record has the new settings.
+    How the retriever is reached may have changed, such as the address of a server, and what is done where nothing is
+    learnt: the record has the new settings.
     """
     assert settings is not None, "a new run has settings"
     try:
@@ -214,7 +222,7 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
         return None
     if record.settings_hash == settings.content_hash():
         return record
-    if {name for name, _, _ in changed_settings(record.settings_json, settings)} <= REACH:
+    if {name for name, _, _ in changed_settings(record.settings_json, settings)} <= _MAY_CHANGE:
         return record.model_copy(
             update={"settings_json": settings.model_dump_json(), "settings_hash": settings.content_hash()}
         )

@@ -87,6 +87,19 @@ class EvaluationSettings(Section):
     seed: int = Field(default=0, description="Seed of the sample of questions.")
 
 
+class NothingLearntSettings(Section):
+    """What a run does from which nothing can be learnt: its policy writes no turn of the protocol, for example."""
+
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="Say once in a line what is wrong and what to do, and go on; or end the run (ours)."
+    )
+    after_iterations: Positive = Field(
+        default=5,
+        description="Iterations in a row without a mixed group, a query, a gradient or a passage found after which it "
+        "is said; what the first evaluation shows is said at once (ours).",
+    )
+
+
 class StorageSettings(Section):
     """Where things are kept."""
 
@@ -112,6 +125,7 @@ class Settings(Section):
     distillation: DistillationSettings = DistillationSettings()
     update: UpdateSettings = UpdateSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    nothing_learnt: NothingLearntSettings = NothingLearntSettings()
     storage: StorageSettings = StorageSettings()
 
     @model_validator(mode="after")

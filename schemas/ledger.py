@@ -88,6 +88,14 @@ class StageHistory(Record):
         return tuple(attempt for attempt in self.attempts if attempt.status != "running")
 
 
+class RunWarning(Record):
+    """What was said of a run, once: a reason why nothing can be learnt from it."""
+
+    kind: Literal["no_protocol", "no_mixed_group", "no_query", "no_gradient", "nothing_found"]
+    iteration: int = Field(description="Updates done when it was seen.")
+    text: str = Field(description="One line: what was seen, and what to do.")
+
+
 class RunRecord(Record):
     """One run: its settings and where it stands.
 
@@ -113,5 +121,6 @@ class RunRecord(Record):
     iterations_done: int
     policy_version: int
     policy_sha256: str = Field(description="Hash of the current policy's tensors.")
+    warnings: tuple[RunWarning, ...] = Field(default=(), description="What was said of it, each kind once.")
     created_at: datetime
     updated_at: datetime

@@ -55,16 +55,32 @@ def answer_questions(
     """Answer each question once; 'sampled' draws at the rollout temperature with seeds that never change."""
     answers: list[EvaluationAnswer] = []
     for start in range(0, len(questions), questions_per_batch):
-        groups = loop.roll_out(
-            questions[start : start + questions_per_batch],
-            run_seed=derive_seed(seed, "evaluation"),
-            iteration=0,
-            policy_version=policy_version,
-            group_size=1,
-            temperature=0.0 if mode == "greedy" else temperature,
+        batch = questions[start : start + questions_per_batch]
+        groups = roll_out_once(
+            loop, batch, mode=mode, temperature=temperature, seed=seed, policy_version=policy_version
         )
         answers.extend(_answer(group) for group in groups)
     return answers
+
+
+def roll_out_once(
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    *,
+    mode: EvaluationMode,
+    temperature: float,
+    seed: int,
+    policy_version: int,
+) -> list[Group]:
+    """Roll out each question once, in one batch, as an evaluation does."""
+    return loop.roll_out(
+        questions,
+        run_seed=derive_seed(seed, "evaluation"),
+        iteration=0,
+        policy_version=policy_version,
+        group_size=1,
+        temperature=0.0 if mode == "greedy" else temperature,
+    )
 
 
 def summarise(

@@ -65,6 +65,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/sampling/stopping.py": _TURN_TESTS,
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,
     "sdsearch/sampling/vllm_turns.py": (*_TURN_TESTS, "tests/unit/test_overlapping_sampler.py"),
+    "sdsearch/nothing_learnt.py": ("tests/unit/test_nothing_learnt.py",),
+    "flows/watch.py": ("tests/integration/test_nothing_learnt.py",),
     "schemas/rollout.py": ("tests/unit/test_rollouts.py", *_LOSS_TESTS),
 }
 

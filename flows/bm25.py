@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.corpora import find_corpus
+from flows.corpora import find_corpus, holds_unspaced
 from schemas.base import hash_json
 from schemas.retrieval import BM25RetrievalSettings
 from sdsearch.retrieval.bm25 import BM25Retriever, bm25_recipe_hash, build_bm25
@@ -32,9 +32,8 @@ class BM25Source:
 
     def __init__(self, settings: BM25RetrievalSettings, workspace: Workspace) -> None:
         self.corpus: StoredCorpus = find_corpus(settings.corpus, workspace)
-        self.fingerprint = hash_json(
-            [self.corpus.manifest.source_sha256, recipe := bm25_recipe_hash(settings.k1, settings.b)]
-        )
+        recipe = bm25_recipe_hash(settings.k1, settings.b, unspaced=holds_unspaced(self.corpus))
+        self.fingerprint = hash_json([self.corpus.manifest.source_sha256, recipe])
         self._hashes = (self.corpus.manifest.source_sha256, recipe)
         self._settings = settings
         self._workspace = workspace

@@ -16,6 +16,7 @@ from schemas.passage import Passage
 from schemas.paths import local_path
 from sdsearch.corpus import CorpusReader
 from sdsearch.readers import BadRowError, DataError, file_hash
+from sdsearch.unspaced import has_unspaced
 from sdsearch.world import corpus_file
 from storage.corpora import (
     CorpusManifest,
@@ -67,6 +68,7 @@ class _Import:
         self._report = report
         self._reasons: Counter[str] = Counter()
         self._num_rows = 0
+        self._has_unspaced = False
 
     def batches(self) -> Iterator[list[Passage]]:
         """Yield the passages; DataError when more rows are broken than may be, or none is left."""
@@ -74,6 +76,7 @@ class _Import:
         for batch in self._reader.batches():
             self._reasons.update(row.reason for row in batch.bad_rows)
             num_passages += len(batch.passages)
+            self._has_unspaced = self._has_unspaced or any(has_unspaced(item.contents) for item in batch.passages)
             self._num_rows += len(batch.passages) + len(batch.bad_rows)
             self._report(
                 ImportProgress(self._reader.bytes_read, self._reader.size_bytes, self._num_rows, batch.bad_rows)
@@ -85,7 +88,11 @@ class _Import:
 
     def facts(self) -> SourceFacts:
         return SourceFacts(
-            self._path.name, self._reader.sha256(), self._reader.size_bytes, dict(sorted(self._reasons.items()))
+            self._path.name,
+            self._reader.sha256(),
+            self._reader.size_bytes,
+            dict(sorted(self._reasons.items())),
+            self._has_unspaced,
         )
 
     def _check(self, bad_rows: list[BadRowError]) -> None:
@@ -157,6 +164,13 @@ def _stored(path: Traversable, workspace: Workspace) -> StoredCorpus | None:
     except CorpusUnusableError as error:
         logger.warning("the corpus is imported again: %s", error)
         return None
+
+
+def holds_unspaced(corpus: StoredCorpus) -> bool:
+    """True when a script without blanks between words is in a corpus: its words are counted otherwise."""
+    if corpus.manifest.has_unspaced is not None:
+        return corpus.manifest.has_unspaced
+    return any(has_unspaced(text) for text in corpus.passages.contents(0, len(corpus.passages)))
 
 
 def name_of_imported(folder: Path, manifest: CorpusManifest, workspace: Workspace) -> str:

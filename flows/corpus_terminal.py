@@ -120,6 +120,12 @@ def print_imported(imported: Imported, workspace: Workspace, console: Console) -
         f"{imported.folder}: {manifest.num_passages:,} passages, {manifest.num_bad_rows:,} rows left out, "
         f"{format_seconds(imported.duration_s)} ({rate:,.0f} rows/s)",
     )
+    if manifest.has_unspaced:
+        print_line(
+            console,
+            "some of it is in scripts without blanks between words (Chinese, Japanese, Thai, …): kind bm25 and the "
+            "lexical encoder search it by pairs of characters",
+        )
     name = name_of_imported(imported.folder, manifest, workspace)
     where = f"--workspace {quoted(str(workspace.root))}"
     print_line(console, f"use it with: {set_option('retrieval.corpus', name)} {where}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import faiss
 
 from flows.bm25 import IndexReport
-from flows.corpora import find_corpus
+from flows.corpora import find_corpus, holds_unspaced
 from schemas.base import hash_json
 from schemas.paths import folder_or_name
 from schemas.retrieval import DenseRetrievalSettings, FlatIndexSettings, HFEncoderSettings, LexicalEncoderSettings
@@ -58,7 +58,7 @@ class IndexSource:
         """The recipe of a lexical encoder (it is fitted from the corpus), the weights of a neural one."""
         encoder = self.settings.encoder
         if isinstance(encoder, LexicalEncoderSettings):
-            return recipe_hash(_lexical(encoder))
+            return recipe_hash(_lexical(encoder), unspaced=holds_unspaced(self.corpus))
         return self.neural_encoder.fingerprint()
 
     @property

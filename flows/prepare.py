@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +14,11 @@ from flows.stores import Stores
 from flows.terminal import make_table, print_line
 from schemas.config import Settings
 from schemas.data import QuestionSet, SetName
+from schemas.question import Question
 from sdsearch.questions import HubUnreachableError, LoadedSet
+from sdsearch.readers import short
+from sdsearch.scoring import normalises_to_nothing
+from sdsearch.unspaced import has_unspaced
 
 if TYPE_CHECKING:
     from flows.prompts import PromptMeasure  # torch, which is loaded where there is a tokenizer
@@ -39,6 +43,9 @@ def prepare(settings: Settings, stores: Stores, console: Console) -> None:
     for report in reports:
         for group in report.dropped:
             print_line(console, f"dropped from {report.dataset}:{report.split}, {group.reason}: {group.example}")
+    for questions, report in loaded:
+        for line in _unusual_answers(questions):
+            print_line(console, f"{report.dataset}:{report.split}: {line}")
     print_line(console, unmeasured or _longest(loaded, measure))
     kept = sum(report.num_kept for report in reports)
     print_line(console, f"{kept} questions in {stores.workspace.questions}; tables question_sets, prepared_questions")
@@ -93,6 +100,31 @@ def _longest(loaded: Sequence[LoadedSet], measure: PromptMeasure | None) -> str:
     assert measure is not None, "prompts were measured"
     longest = max(max(measure.lengths(questions)) for questions, _ in loaded)
     return f"the longest prompt has {longest} tokens; at most {measure.max_tokens} may be"
+
+
+def _unusual_answers(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield what a person should know of golden answers that scores treat otherwise, or hardly measure."""
+    golden = [(question, answer) for question in questions for answer in question.golden_answers]
+    if empty := [pair for pair in golden if normalises_to_nothing(pair[1])]:
+        yield (
+            f"{_num_questions(empty)} a golden answer of articles or punctuation alone, such as "
+            f"{_example(empty)}: it is compared with them, and is in no passage"
+        )
+    if unspaced := [pair for pair in golden if has_unspaced(pair[1])]:
+        yield (
+            f"{_num_questions(unspaced)} a golden answer in a script without blanks between words, such as "
+            f"{_example(unspaced)}: F1 counts words between blanks, so it is mostly 0 or 1 here, as EM is"
+        )
+
+
+def _num_questions(golden: Sequence[tuple[Question, str]]) -> str:
+    number = len({question.key for question, _ in golden})
+    return f"{number} questions have" if number > 1 else "1 question has"
+
+
+def _example(golden: Sequence[tuple[Question, str]]) -> str:
+    question, answer = golden[0]
+    return f"{short(answer)} of {question.id}"
 
 
 def _rows(reports: Sequence[QuestionSet]) -> list[tuple[object, ...]]:

@@ -12,6 +12,7 @@ from schemas.passage import Passage
 from schemas.rollout import Group, Rollout
 from schemas.score import Score
 from sdsearch.advantage import group_advantages
+from sdsearch.unspaced import has_unspaced
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -23,11 +24,16 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+def normalises_to_nothing(text: str) -> bool:
+    """True for a text of nothing but articles and punctuation, such as 'A', 'The The' or '?'."""
+    return not normalise_answer(text)
+
+
 def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
     """Return 1.0 when the normalised answer equals a golden one, else 0.0; no answer scores 0."""
     if answer is None:
         return 0.0
-    return float(normalise_answer(answer) in {normalise_answer(golden) for golden in golden_answers})
+    return float(any(ours == theirs for ours, theirs in (_comparable(answer, golden) for golden in golden_answers)))
 
 
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
@@ -36,7 +42,7 @@ def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def _f1(answer: str, golden: str) -> float:
-    ours, theirs = normalise_answer(answer), normalise_answer(golden)
+    ours, theirs = _comparable(answer, golden)
     if ours != theirs and (ours in _CLOSED_ANSWERS or theirs in _CLOSED_ANSWERS):
         return 0.0
     num_common = sum((Counter(ours.split()) & Counter(theirs.split())).values())
@@ -46,11 +52,39 @@ def _f1(answer: str, golden: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def _comparable(answer: str, golden: str) -> tuple[str, str]:
+    """Return both texts as they are compared: as SQuAD normalises, unless nothing is left of the golden answer.
+
+    Of such a one the articles are kept, and the punctuation too where there is nothing else: SQuAD's rules would call
+    any article right for the golden answer 'A', and give the right one an F1 of 0.
+    """
+    for normalise in (normalise_answer, _without_punctuation, _squeezed):
+        if theirs := normalise(golden):
+            return normalise(answer), theirs
+    return "", ""  # Blank golden answers are refused when they are read.
+
+
+def _without_punctuation(text: str) -> str:
+    return _squeezed(text.translate(_PUNCTUATION))
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def contains_answer(passage: Passage, golden_answers: Sequence[str]) -> bool:
-    """True when the passage's normalised words hold a golden answer's, whole words only."""
+    """True when the passage's normalised words hold a golden answer's, whole words only.
+
+    In scripts without blanks between words an answer may stand anywhere. A golden answer that normalises to nothing is
+    in no passage: its article would be in nearly all.
+    """
     words = f" {normalise_answer(passage.contents)} "
     golden = [normalise_answer(answer) for answer in golden_answers]
-    return any(answer and f" {answer} " in words for answer in golden)
+    return any(answer and f"{_edge(answer[0])}{answer}{_edge(answer[-1])}" in words for answer in golden)
+
+
+def _edge(character: str) -> str:
+    return "" if has_unspaced(character) else " "
 
 
 def count_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[int, int]:

@@ -37,6 +37,9 @@ class CorpusManifest(Record):
     num_passages: int = Field(ge=1)
     bad_rows: dict[str, int] = Field(description="Rows that were left out, by reason.")
     files: tuple[ArtifactRef, ...] = Field(description="Every other file, its path relative to the folder.")
+    has_unspaced: bool | None = Field(
+        default=None, description="Whether a script without blanks between words is in it; None: was not looked for."
+    )
 
     @property
     def num_bad_rows(self) -> int:
@@ -50,6 +53,7 @@ class SourceFacts(NamedTuple):
     sha256: str
     size_bytes: int
     bad_rows: dict[str, int]
+    has_unspaced: bool
 
 
 class StoredCorpus(NamedTuple):
@@ -135,6 +139,7 @@ def save_corpus(
             num_passages=num_passages,
             bad_rows=source.bad_rows,
             files=building.references(),
+            has_unspaced=source.has_unspaced,
         )
         building.write_manifest(manifest)
     return building.folder, manifest

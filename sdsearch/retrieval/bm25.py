@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from schemas.base import hash_json
 from schemas.errors import UserError
 from schemas.passage import Passage, SearchHit
-from sdsearch.retrieval.lexical import WORD_PATTERN, word_splitter
+from sdsearch.retrieval.lexical import WORD_PATTERN, word_splitter, words_recipe
 
 _VARIANT: Final = "lucene"
 
@@ -106,9 +106,10 @@ class _Columns:
         self._next_W[words_K] += 1
 
 
-def bm25_recipe_hash(k1: float, b: float) -> str:
-    """Return the sha256 (hex) of what, with a corpus, decides the index."""
-    return hash_json({"kind": "bm25", "variant": _VARIANT, "words": WORD_PATTERN, "k1": k1, "b": b})
+def bm25_recipe_hash(k1: float, b: float, *, unspaced: bool = False) -> str:
+    """Return the sha256 (hex) of what, with a corpus, decides the index; `unspaced` as of `lexical.recipe_hash`."""
+    recipe = {"kind": "bm25", "variant": _VARIANT, "words": WORD_PATTERN, "k1": k1, "b": b}
+    return hash_json(recipe | words_recipe(unspaced))
 
 
 def _best_rows(scores_N: NDArray[np.float32], top_k: int) -> list[int]:

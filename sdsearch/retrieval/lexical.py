@@ -21,6 +21,7 @@ from sklearn.preprocessing import normalize
 from schemas.base import hash_json
 from schemas.errors import UserError
 from sdsearch.retrieval.ports import TextKind
+from sdsearch.unspaced import split_unspaced
 
 # Words of one letter count: a chemical symbol may be all that a query has to go by.
 WORD_PATTERN: Final = r"(?u)[^\W_]+"
@@ -172,15 +173,28 @@ class LexicalEncoder:
         return cls(settings, fitted)
 
 
-def recipe_hash(settings: LexicalSettings) -> str:
-    """Return the sha256 (hex) of what, with a corpus, decides an encoder: known before anything is fitted."""
-    return hash_json({"kind": "lexical", **settings._asdict()})
+def recipe_hash(settings: LexicalSettings, *, unspaced: bool = False) -> str:
+    """Return the sha256 (hex) of what, with a corpus, decides an encoder: known before anything is fitted.
+
+    unspaced: whether the corpus has text in scripts without blanks, whose words are counted otherwise than others'.
+    """
+    return hash_json({"kind": "lexical", **settings._asdict()} | words_recipe(unspaced))
+
+
+def words_recipe(unspaced: bool) -> dict[str, str]:
+    """Return what is said of the splitting of words, beside WORD_PATTERN: nothing where there is nothing to split."""
+    return {"unspaced": "pairs"} if unspaced else {}
 
 
 def word_splitter() -> Callable[[str], list[str]]:
-    """Return what splits a text into the words that are searched by: lower case, without accents."""
-    splitter: Callable[[str], list[str]] = _counter(None).build_analyzer()
-    return splitter
+    """Return what splits a text into the words that are searched by: lower case, without accents.
+
+    Scripts that are written without blanks give pairs of characters.
+    """
+    plain: Callable[[str], list[str]] = CountVectorizer(
+        lowercase=True, strip_accents="unicode", token_pattern=WORD_PATTERN
+    ).build_analyzer()
+    return lambda text: plain(text) if text.isascii() else split_unspaced(plain(text))
 
 
 class _Count(NamedTuple):
@@ -192,7 +206,7 @@ class _Count(NamedTuple):
 
 
 def _count(texts: Iterable[str]) -> _Count:
-    analyse = _counter(None).build_analyzer()
+    analyse = word_splitter()
     num_texts = num_words = 0
     num_texts_with: Counter[str] = Counter()
     for text in texts:
@@ -211,8 +225,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _counter(words: list[str] | None) -> CountVectorizer:
-    return CountVectorizer(lowercase=True, strip_accents="unicode", token_pattern=WORD_PATTERN, vocabulary=words)
+def _counter(words: list[str]) -> CountVectorizer:
+    return CountVectorizer(analyzer=word_splitter(), vocabulary=words)
 
 
 def _folding(num_words: int, settings: LexicalSettings) -> sp.csr_matrix | None:

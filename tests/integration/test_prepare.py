@@ -87,6 +87,21 @@ def test_every_split_is_kept_counted_and_restored_from_its_files(
     assert run_command(["db", "check", "--workspace", str(workspace)]) == 0
 
 
+def test_golden_answers_that_scores_treat_otherwise_are_named_and_counted(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"q{i}", "question": "?", "golden_answers": a} for i, a in enumerate((["A", "?"], ["x"], ["长江"]))]
+    write_rows(tmp_path / "dev.jsonl.gz", rows)
+    assert prepare(config, tmp_path / "workspace") == 0
+    printed = capsys.readouterr().out
+    assert "musique:dev: 1 question has a golden answer of articles or punctuation alone, such as 'A' of q0" in printed
+    assert (
+        "musique:dev: 1 question has a golden answer in a script without blanks between words, such as '长江'"
+        in printed
+    )
+    assert "popqa:test: " not in printed
+
+
 def test_damaged_files_are_named_by_check_and_left_out_by_rebuild(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

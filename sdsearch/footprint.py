@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 _SIZE_IN_NAME: Final = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*b(?![a-z])", re.IGNORECASE)
-_CUDA_CONTEXT: Final = 1.5e9
+CUDA_CONTEXT: Final = 1.5e9
 _FP32: Final = 4
 
 
@@ -85,7 +85,7 @@ class TrainingNeeds(NamedTuple):
     @property
     def resident(self) -> float:
         """What stays between updates: it shares the device with sampling."""
-        return self.weights + self.optimiser + self.reference + _CUDA_CONTEXT
+        return self.weights + self.optimiser + self.reference + CUDA_CONTEXT
 
     @property
     def peak(self) -> float:

@@ -69,12 +69,14 @@ def make_tokenizer(
     )
 
 
-def make_model(kind: ModelKind = "llama", seed: int = 0, vocab_size: int | None = None) -> PreTrainedModel:
-    """A two-layer model with random weights, float32, large enough logits to make choices differ."""
+def make_model(
+    kind: ModelKind = "llama", seed: int = 0, vocab_size: int | None = None, head_width: int = 8
+) -> PreTrainedModel:
+    """A two-layer model of four heads with random weights, float32, large enough logits to make choices differ."""
     torch.manual_seed(seed)
     sizes = {
         "vocab_size": vocab_size or len(make_tokenizer()),
-        "hidden_size": 32,
+        "hidden_size": 4 * head_width,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -86,7 +88,7 @@ def make_model(kind: ModelKind = "llama", seed: int = 0, vocab_size: int | None 
         "bos_token_id": None,
         "initializer_range": 0.3,
     }
-    own = {"qwen3": {"head_dim": 8}, "mistral": {"sliding_window": 20}}.get(kind, {})
+    own = {"qwen3": {"head_dim": head_width}, "mistral": {"sliding_window": 20}}.get(kind, {})
     model, config = _KINDS[kind]
     return model(config(**sizes, **own)).eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,7 @@ def make_case(
     alpha: float = ALPHA,
     moved: float = 0.01,
     missing: float = 0.0,
+    make: Callable[[ModelKind, int], nn.Module] = make_model,
 ) -> Case:
     """Run the stages before the update over `groups` (default: one) in float64.
 
@@ -124,7 +125,7 @@ def make_case(
     """
     tokenizer = tokenizer or make_tokenizer()
     lora = settings.model.tuning == "lora"
-    policy, reference = make_model(kind, seed=1), make_model(kind, seed=1).double()
+    policy, reference = make(kind, 1), make(kind, 1).double()
     if lora:
         policy = with_lora(policy, 4, 8.0, "all-linear", seed=0)
     move(policy, 0.05 if lora else 0.02, seed=1)  # what was learned in the iterations before

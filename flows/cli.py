@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_config import config_app
 from flows.cli_corpus import corpus_app
 from flows.cli_groups import data_app, db_app, index_app, mini_app, retriever_app
 from flows.cli_options import (
@@ -44,6 +45,7 @@ app = typer.Typer(
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
 app.add_typer(mini_app, name="mini")
+app.add_typer(config_app, name="config")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(index_app, name="index")
 app.add_typer(retriever_app, name="retriever")

@@ -73,13 +73,13 @@ def model_settings(path: str) -> dict[str, Any]:
     return named
 
 
-def fill_in(values: dict[str, Any], brought: Mapping[str, Any]) -> None:
-    """Put what a model brings into a tree of values where it has none."""
+def as_tree(brought: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model brings as a tree of sections."""
+    tree: dict[str, Any] = {}
     for name, value in brought.items():
         section, _, key = name.partition(".")
-        table = values.setdefault(section, {})
-        if isinstance(table, dict):  # What is no table is refused with all else.
-            table.setdefault(key, value)
+        tree.setdefault(section, {})[key] = value
+    return tree
 
 
 def exported(settings: Settings) -> bytes:

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from flows.errors import UserError
-from flows.model_settings import fill_in, model_settings
-from flows.toml_files import SUFFIX, read_toml
+from flows.layers import Layer, file_layers, leaves, merge
+from flows.model_settings import as_tree, model_settings
+from flows.toml_files import SUFFIX
 from schemas.commands import parse_value
 from schemas.config import STORED, Settings
 from schemas.explain import explain
 from schemas.ledger import RunRecord
 
+SET: Final = "--set"
 _STUDY_PREFIX = "study_"
 
 
@@ -47,18 +49,36 @@ def new_run_name(config: str, made_at: datetime | None = None) -> str:
 def load_settings(config: str, overrides: Sequence[str] = ()) -> Settings:
     """Return the settings of `config`, a shipped name or the path of a TOML file, with `overrides` applied.
 
-    An override is `a.b=c`; `c` is a TOML value, and a bare word is a string. Settings that neither names are those
-    that the model folder brings, where it brings any. Raises UserError, one line a problem, for a file that is not
-    there or no TOML, unknown keys, wrong types and impossible combinations.
+    What the file does not name comes from its `base`, where it has one. An override is `a.b=c`; `c` is a TOML value,
+    and a bare word is a string. Settings that none of them names are those that the model folder brings, where it
+    brings any. Raises UserError, one line a problem, for a file that is not there or no TOML, bases that lead round in
+    a circle, unknown keys, wrong types and impossible combinations.
     """
-    values = read_toml(config, shipped_configs(), "settings")
-    for override in overrides:
-        _apply(values, override)
-    model = values.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
-    if isinstance(path, str):
-        fill_in(values, model_settings(path))
-    return _validated(values, f"{config} with --set" if overrides else config)
+    return resolve(config, overrides).settings
+
+
+class Resolved(NamedTuple):
+    """Settings, and the layers that they come from."""
+
+    settings: Settings
+    layers: tuple[Layer, ...]
+
+
+def resolve(config: str, overrides: Sequence[str] = ()) -> Resolved:
+    """Return what `load_settings` returns, with where it comes from; errors as there."""
+    layers = file_layers(config, shipped_configs())
+    bases = [layer.source for layer in layers[:-1]]
+    if overrides:
+        below, given = merge(layers), dict[str, Any]()
+        for override in overrides:
+            for tree in (below, given):
+                _apply(tree, override)
+        layers.append(Layer(SET, given))
+    path = dict(leaves(merge(layers))).get("model.path")
+    if isinstance(path, str) and (brought := model_settings(path)):
+        layers.insert(0, Layer(f"model {path}", as_tree(brought)))
+    source = f"{config} (base: {', '.join(bases)})" if bases else config
+    return Resolved(_validated(merge(layers), f"{source} with --set" if overrides else source), tuple(layers))
 
 
 def change_settings(values: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:

@@ -40,7 +40,7 @@ def quoted(word: str) -> str:
 def value_text(value: Any) -> str:
     """Return a value as `parse_value` reads it: TOML, but a text as a bare word where that is read as the same text."""
     is_bare = isinstance(value, str) and value == value.strip() and _reads_as_itself(value)
-    return value if is_bare else _as_toml(value)
+    return value if is_bare else as_toml(value)
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -54,11 +54,14 @@ def parse_value(text: str, where: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _as_toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Return a text, number, truth value, or an array or inline table of them, as TOML writes it."""
     if isinstance(value, str):  # JSON's escapes are TOML's; the one control character that JSON leaves is not allowed.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_as_toml, value))}]"
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{as_toml(str(key))} = {as_toml(item)}' for key, item in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from rich.console import Console
 from flows.cli import run_command
 from flows.errors import UserError
 from flows.evaluate_plan import Request, plan_model
+from flows.layers import file_layers, merge
 from flows.model_settings import BELONGS, MODEL_SETTINGS, brought_lines, exported, local_folder, model_notes
 from flows.report import RichReporter
 from flows.settings import load_settings, shipped_configs
@@ -79,8 +79,8 @@ def test_a_persons_own_values_go_first(mine: Path) -> None:
 
 @pytest.mark.parametrize("config", shipped_configs())
 def test_a_shipped_file_says_all_that_a_model_could_bring(config: str) -> None:
-    text = (files("flows") / "configs" / f"{config}.toml").read_text(encoding="utf-8")
-    assert load_settings(config) == Settings.model_validate_json(json.dumps(tomllib.loads(text)), strict=True)
+    values = merge(file_layers(config, shipped_configs()))
+    assert load_settings(config) == Settings.model_validate_json(json.dumps(values), strict=True)
 
 
 def test_what_belongs_to_a_model_are_settings() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from flows.errors import UserError
 from flows.toml_files import read_toml
 from schemas.config import Settings
+from schemas.paths import local_path
 from schemas.tree import kind_of, sections_of
 
 BASE: Final = "base"
@@ -31,7 +32,7 @@ def file_layers(config: str, shipped: Sequence[str]) -> list[Layer]:
     layers: list[Layer] = []
     name, known = config, list[str]()
     while True:
-        key = name if name in shipped else str(Path(name).expanduser().resolve())
+        key = name if name in shipped else str(local_path(name).resolve())
         if key in known:
             raise UserError(f"{config}: base leads round in a circle ({' -> '.join([*known, key])}); remove one base")
         known.append(key)
@@ -47,8 +48,8 @@ def file_layers(config: str, shipped: Sequence[str]) -> list[Layer]:
 
 def _beside(name: str, base: str, shipped: Sequence[str]) -> str:
     """Return a base's path, relative to the file that names it; a shipped file names shipped ones alone."""
-    path = Path(base).expanduser()
-    folder = Path() if name in shipped else Path(name).expanduser().parent
+    path = local_path(base)
+    folder = Path() if name in shipped else local_path(name).parent
     # What is no path is told as it was written, with the shipped names beside it.
     return str(folder / path) if (folder / path).is_file() else base
 

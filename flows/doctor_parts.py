@@ -99,16 +99,12 @@ def _needs(settings: Settings, shape: ModelShape) -> TrainingNeeds:
         bytes_each=2 if settings.model.dtype == "bfloat16" else 4,
         lora_rank=_lora_rank(settings),
         has_reference=settings.grpo.kl_coefficient > 0,
-        tokens=min(settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * _longest(settings)),
+        tokens=min(
+            settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * settings.longest_conversation
+        ),
         head_chunk=settings.update.head_chunk,
         recomputes=settings.update.gradient_checkpointing,
     )
-
-
-def _longest(settings: Settings) -> int:
-    rollout = settings.rollout
-    turns = (rollout.max_searches + 1) * rollout.max_new_tokens + rollout.max_searches * rollout.max_observation_tokens
-    return rollout.max_prompt_tokens + turns
 
 
 def _lora_rank(settings: Settings) -> int | None:

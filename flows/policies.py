@@ -14,7 +14,7 @@ from schemas.config import Settings
 from schemas.errors import UserError
 from schemas.ledger import ArtifactRef
 from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
-from sdsearch.policy import load_model, load_tokenizer, set_adapters, trainable_parameters, with_lora
+from sdsearch.policy import context_limit, load_model, load_tokenizer, set_adapters, trainable_parameters, with_lora
 from sdsearch.sampling.vllm_weights import PolicyWeights
 from sdsearch.seeds import derive_seed
 from storage.checkpoints import CheckpointStore
@@ -57,8 +57,8 @@ class LivePolicy:
 
     @property
     def max_context_tokens(self) -> int:
-        """Tokens that the model can attend to."""
-        return int(self.model.config.max_position_embeddings)
+        """Tokens that a conversation may have: what the model can number, else what the settings let it become."""
+        return context_limit(self.model) or self._settings.longest_conversation
 
     @property
     def weights(self) -> PolicyWeights:

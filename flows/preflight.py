@@ -17,7 +17,9 @@ from flows.report import Reporter
 from flows.runtime import Runtime
 from flows.stores import Stores
 from schemas.config import Settings
+from sdsearch.selfcheck import check_model, ordinary_tokens
 from sdsearch.teacher import check_support
+from storage.errors import DamagedArtifactError
 from storage.workspace import Workspace, link_stores
 
 _TRIAL = "trial"
@@ -130,6 +132,32 @@ def _room(runtime: Runtime, longest: int) -> str:
     return f"; the context holds {num_searches} of {rollout.max_searches} searches at their longest"
 
 
+def _numbers(runtime: Runtime) -> str:
+    """Ask it of a resumed run's newest checkpoint that can be read: other libraries may be installed by now."""
+    policy = runtime.policy
+    if policy.model is None and not _open_newest(runtime):
+        return "asked when the run began"
+    differences = check_model(
+        policy.model,
+        runtime.sampler.in_process(policy),
+        ordinary_tokens(policy.tokenizer, policy.model),
+        longest=min(runtime.sampler.max_context_tokens(policy), runtime.settings.longest_conversation),
+        tolerance=runtime.settings.model.check_tolerance,
+        dropout=runtime.settings.update.dropout,
+    )
+    return ", ".join(f"{found.path} within {found.largest:.0e}" for found in differences) + " nats of the plain model"
+
+
+def _open_newest(runtime: Runtime) -> bool:
+    for version in reversed(runtime.stores.checkpoints.versions(runtime.run)):
+        try:
+            runtime.policy.move_to(version)
+        except DamagedArtifactError:
+            continue  # The run makes it again, or refuses when it needs it.
+        return True
+    return False
+
+
 START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: device", _device),
     StartCheck("start: sampler", _sampler),
@@ -138,6 +166,7 @@ START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: template", _frame),
     StartCheck("start: policy", _policy),
     StartCheck("start: support", _support),
+    StartCheck("start: numbers", _numbers),
     StartCheck("start: prompts", _prompts),
 )
 """In the order in which they are asked; a later one may rely on the earlier ones."""

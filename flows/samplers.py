@@ -36,6 +36,10 @@ class PolicySampler(Protocol):
         """Return a sampler of the policy's present weights; SamplerError when it cannot be shown to be one."""
         ...
 
+    def in_process(self, policy: LivePolicy) -> Sampler | None:
+        """Return a sampler that runs in this process, None for an engine, which is probed at each swap of weights."""
+        ...
+
     def rest(self) -> SamplingReport | None:
         """Leave the device to the trainer; return what was sampled since the last rest, None for nothing."""
         ...
@@ -67,6 +71,9 @@ class TransformersPolicySampler:
         return policy.max_context_tokens
 
     def at(self, policy: LivePolicy) -> Sampler:
+        return self.in_process(policy)
+
+    def in_process(self, policy: LivePolicy) -> TransformersSampler:
         return TransformersSampler(policy.model, policy.tokenizer)
 
     def rest(self) -> SamplingReport | None:
@@ -107,6 +114,9 @@ class VllmPolicySampler:
         if weights != self._loaded:
             self._swap(self._engine, policy, weights)
         return OverlappingSampler(self._engine, self._loop, ends, self._statistics)
+
+    def in_process(self, policy: LivePolicy) -> None:
+        return None
 
     def rest(self) -> SamplingReport | None:
         if isinstance(self._sampling, VllmSamplerSettings) and self._sampling.sleep_while_training:

@@ -50,6 +50,13 @@ class ModelSettings(Section):
         description="How the update attends to a group's shared context: PyTorch's SDPA a rollout at a time, on any "
         "device, or one FlexAttention kernel, on a GPU (ours).",
     )
+    check_tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        description="When a run begins, sampler and update are compared with the plain model; it is refused where "
+        "log-probabilities differ by more than this, nats: the largest in float32, the mean in bfloat16. 0 is 0.001 "
+        "in float32 and 0.1 in bfloat16 (ours).",
+    )
     torch_threads: Positive = Field(default=2, description="Threads that torch uses on the CPU.")
     trust_remote_code: bool = Field(
         default=False, description="Run the Python code that comes with a model folder; read that code first."
@@ -140,6 +147,13 @@ class Settings(Section):
         """Optimiser steps of one iteration."""
         rollouts = self.data.questions_per_iteration * self.rollout.group_size
         return self.update.epochs * -(-rollouts // self.update.rollouts_per_step)
+
+    @property
+    def longest_conversation(self) -> int:
+        """Tokens of the longest conversation that a rollout may have."""
+        rollout = self.rollout
+        sampled = (rollout.max_searches + 1) * rollout.max_new_tokens
+        return rollout.max_prompt_tokens + sampled + rollout.max_searches * rollout.max_observation_tokens
 
     def alpha_at(self, iteration: int) -> float:
         """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""

@@ -143,6 +143,11 @@ class UpdateSettings(Section):
         description="Keep only what enters each layer and compute the rest again in the backward pass: less memory, "
         "a fifth to a third more time, the same result.",
     )
+    dropout: bool = Field(
+        default=False,
+        description="Keep the model's own dropout on in the policy's pass (ours: off). What is sampled has none, so "
+        "with it the first ratio is not 1.",
+    )
     gradient_parts_every: int = Field(
         default=10,
         ge=0,

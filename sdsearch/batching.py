@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdsearch.attention import Tree, TreeLayout, run_trees
+from sdsearch.attention import run_trees
 from sdsearch.policy import backbone
+from sdsearch.visibility import Tree, TreeLayout
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,14 @@ def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], sett
     """Return the log-probabilities (N,) of each sequence's read tokens at the rollout temperature, on the CPU."""
     results: list[Tensor] = [torch.empty(0)] * len(sequences)
     device = next(model.parameters()).device
+    logits_fn = head(model)
     for members in microbatches(sequences, settings.update.max_tokens_per_microbatch):
         batch = TokenBatch.of([sequences[i] for i in members], device)
         hidden_ND = batch.hidden_at_reads(model)
         pieces = []
         for start in range(0, len(hidden_ND), settings.update.head_chunk):
             part = slice(start, start + settings.update.head_chunk)
-            logprobs_NV = read_logprobs(head(model), hidden_ND[part], settings.rollout.temperature)
+            logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.rollout.temperature)
             pieces.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
         for index, piece in zip(
             members, torch.cat(pieces).split([len(sequences[i].reads) for i in members]), strict=True

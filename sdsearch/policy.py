@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from schemas.errors import UserError
 from sdsearch.attention import TREE_ATTENTIONS, AttentionKind
 from sdsearch.pretrained import open_model, open_tokenizer
 
 Tuning = Literal["full", "lora"]
+# What configurations call the number of positions; transformers maps others (n_positions) to the first.
+_LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "model_max_length")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -77,12 +81,76 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 def backbone(model: nn.Module) -> nn.Module:
     """Return the part that turns token ids into hidden states."""
-    return causal_lm(model).get_decoder()
+    whole = causal_lm(model)
+    decoder: nn.Module = whole.get_decoder()
+    if decoder is not whole:
+        return decoder
+    # Some classes do not tell which of their parts it is.
+    parts = [part for part in whole.children() if isinstance(part, PreTrainedModel)]
+    return parts[0] if len(parts) == 1 else whole
 
 
-def head(model: nn.Module) -> nn.Module:
-    """Return the part that turns hidden states into logits."""
+def output_layer(model: nn.Module) -> nn.Module:
+    """Return the linear layer that the model's logits come from; its rows are the vocabulary."""
     return causal_lm(model).get_output_embeddings()
+
+
+def head(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what turns hidden states (N, D) into logits (N, V).
+
+    It is the model's own forward pass with a decoder that has run already, so that scales and soft-caps which the
+    model puts on its logits are there.
+    """
+    whole, decoder = causal_lm(model), backbone(model)
+    path = next((name for name, part in whole.named_modules() if part is decoder), "")
+    if not path:
+        raise UserError(f"{type(whole).__name__} has no decoder with a head over it, so it cannot be trained here")
+
+    def logits(hidden_ND: Tensor) -> Tensor:
+        ready = _with_part(whole, path.split("."), _Ready(decoder, hidden_ND[None]))
+        logits_1NV: Tensor = ready(inputs_embeds=hidden_ND[None]).logits
+        return logits_1NV[0]
+
+    return logits
+
+
+class _HiddenStates(BaseModelOutputWithPast):
+    """A decoder's output that holds hidden states alone: what families add (router logits, …) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Ready(nn.Module):
+    """Stands where a decoder does and returns hidden states that were computed before."""
+
+    def __init__(self, decoder: nn.Module, hidden_1ND: Tensor) -> None:
+        super().__init__()
+        self.__dict__["decoder"] = decoder  # Not as a part: it is asked for its attributes alone.
+        self._hidden_1ND = hidden_1ND
+
+    def forward(self, *args: object, **kwargs: object) -> _HiddenStates:
+        return _HiddenStates(last_hidden_state=self._hidden_1ND)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["decoder"], name)
+
+
+def _with_part(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Module:
+    """Return a module that shares everything with another one but the part at a path."""
+    if not path:
+        return part
+    twin = copy.copy(module)
+    inner = _with_part(module.get_submodule(path[0]), path[1:], part)
+    twin.__dict__["_modules"] = {**module._modules, path[0]: inner}
+    return twin
+
+
+def context_limit(model: nn.Module) -> int | None:
+    """Return how many tokens the model can number, None where its configuration sets no limit."""
+    config = causal_lm(model).config.get_text_config()
+    return next((value for name in _LIMITS if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:

@@ -19,9 +19,10 @@ from schemas.hindsight import HindsightBlock
 from schemas.rollout import Group, Rollout
 from schemas.teacher import QueryCredit, TeacherTargets
 from sdsearch.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.dropout import without_randomness
 from sdsearch.objective.divergence import divergence, entropy, truncate
 from sdsearch.objective.heads import read_logprobs
-from sdsearch.policy import head
+from sdsearch.policy import head, output_layer
 from sdsearch.tokens import decode
 
 
@@ -71,7 +72,7 @@ def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -
 
 def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
     """Raise UserError when the support would hold more tokens than the policy's vocabulary."""
-    vocabulary = head(model).weight.shape[0]
+    vocabulary = output_layer(model).weight.shape[0]
     if distillation.enabled and distillation.support != "full" and distillation.top_k > vocabulary:
         raise UserError(
             f"distillation.top_k is {distillation.top_k}, the policy's vocabulary has {vocabulary} tokens; "
@@ -100,8 +101,9 @@ def compute_targets(
     """
     check_support(model, distillation)
     views = list(_views(groups, blocks, hindsight, distillation))
-    students = _by_view(model, [view.student for view in views], max_tokens)
-    teachers = _by_view(model, [view.teacher for view in views], max_tokens)
+    with without_randomness(model):
+        students = _by_view(model, [view.student for view in views], max_tokens)
+        teachers = _by_view(model, [view.teacher for view in views], max_tokens)
     readings = [
         _compare(model, student, teacher, view.student.targets, distillation, temperature, head_chunk)
         for view, student, teacher in zip(views, students, teachers, strict=True)
@@ -173,11 +175,12 @@ def _compare(
 ) -> _Readings:
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
+    logits_fn = head(model)
     pieces = []
     for start in range(0, len(targets), head_chunk):
         part = slice(start, start + head_chunk)
-        student_QV = read_logprobs(head(model), student_QD[part], temperature)
-        teacher_QV = read_logprobs(head(model), teacher_QD[part], temperature)
+        student_QV = read_logprobs(logits_fn, student_QD[part], temperature)
+        teacher_QV = read_logprobs(logits_fn, teacher_QD[part], temperature)
         ids_QK = _support(teacher_QV, student_QV, distillation)
         teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
         numbers = [

@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from schemas.config import Settings
 from schemas.update import StepReport
+from sdsearch.dropout import update_mode, without_randomness
 from sdsearch.logprobs import score_once
 from sdsearch.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.optimiser import learning_rate_at, scale_gradient
@@ -35,12 +36,14 @@ def update_policy(
 
     Raises NonFiniteUpdateError before the weights change when a step's loss or gradient is not finite.
     """
-    model.train()
     set_gradient_checkpointing(model, settings.update.gradient_checkpointing)
     one_step = settings.update.epochs == 1 and len(rollouts) <= settings.update.rollouts_per_step
-    scored = score_once(model, frozen_reference, rollouts, settings, one_step=one_step)
+    with without_randomness(model):
+        scored = score_once(model, frozen_reference, rollouts, settings, one_step=one_step)
     for offset, members in enumerate(optimiser_steps(scored, settings, iteration), 1):
-        yield _take_step(model, optimiser, members, settings, iteration, steps_done + offset)
+        with update_mode(model, settings.update.dropout):
+            report = _take_step(model, optimiser, members, settings, iteration, steps_done + offset)
+        yield report
 
 
 def optimiser_steps(scored: Sequence[ScoredRollout], settings: Settings, iteration: int) -> Iterator[list[StepMember]]:

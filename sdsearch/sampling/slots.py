@@ -5,9 +5,13 @@ Shapes: `R` slots, `N` rows of this forward, `T` new tokens, `H` KV heads, `S` c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from sdsearch.visibility import Sees
 
 _GROWTH = 256
 
@@ -44,23 +48,27 @@ class SlotCache(Cache):
         rows = slice(self._num_rows) if self._slots_N is None else self._slots_N
         self.lengths_R[rows] += lengths_N
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """Return the additive mask (N, 1, T, S): each new token sees its own past and itself.
+    def mask(self, dtype: torch.dtype, sees: Sees) -> Tensor:
+        """Return the additive mask (N, 1, T, S): each new token sees what the model lets its position see.
 
         A boolean one would be made into this by every layer anew.
         """
         assert self._columns_NT is not None, "address() comes first"
-        columns_S = torch.arange(self._width, device=self._columns_NT.device)
-        is_future_N1TS = columns_S[None, None, None, :] > self._columns_NT[:, None, :, None]
-        return torch.zeros(is_future_N1TS.shape, dtype=dtype, device=columns_S.device).masked_fill_(
-            is_future_N1TS, float("-inf")
+        columns_NT = self._columns_NT
+        rows_N, columns_S = (torch.arange(size, device=columns_NT.device) for size in (self._num_rows, self._width))
+        zero = rows_N.new_zeros(())
+        seen_N1TS = sees(rows_N[:, None, None, None], zero, columns_NT[:, None, :, None], columns_S)
+        return torch.zeros(seen_N1TS.shape, dtype=dtype, device=columns_S.device).masked_fill_(
+            ~seen_N1TS, float("-inf")
         )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Store the new keys and values (N, H, T, D) and return those of the addressed rows (N, H, S, D)."""
-        self._reserve(layer_idx, key_states)
+        # Keys and values may differ in width.
+        for store, states in ((self._keys, key_states), (self._values, value_states)):
+            self._reserve(store, layer_idx, states)
         return (
             self._store(self._keys[layer_idx], key_states),
             self._store(self._values[layer_idx], value_states),
@@ -75,16 +83,15 @@ class SlotCache(Cache):
             return cached_RHSD[: self._num_rows, :, : self._width]
         return cached_RHSD[slots_N, :, : self._width]
 
-    def _reserve(self, layer_idx: int, like_NHTD: Tensor) -> None:
+    def _reserve(self, store: list[Tensor], layer_idx: int, like_NHTD: Tensor) -> None:
         width = -(-self._width // _GROWTH) * _GROWTH
         shape = (len(self.lengths_R), like_NHTD.shape[1], width, like_NHTD.shape[3])
-        for store in (self._keys, self._values):
-            if layer_idx == len(store):
-                store.append(like_NHTD.new_zeros(shape))
-            elif store[layer_idx].shape[2] < self._width:
-                grown = like_NHTD.new_zeros(shape)
-                grown[:, :, : store[layer_idx].shape[2]] = store[layer_idx]
-                store[layer_idx] = grown
+        if layer_idx == len(store):
+            store.append(like_NHTD.new_zeros(shape))
+        elif store[layer_idx].shape[2] < self._width:
+            grown = like_NHTD.new_zeros(shape)
+            grown[:, :, : store[layer_idx].shape[2]] = store[layer_idx]
+            store[layer_idx] = grown
 
     def copy_slot(self, source: int, target: int) -> None:
         """Make `target` hold what `source` holds."""
@@ -110,3 +117,11 @@ class SlotCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self._width, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def _keep_no_more(self, *args: object, **kwargs: object) -> Any:
+        raise NotImplementedError("its layers keep more of the past than keys and values (a state, or an index)")
+
+    update_conv_state = update_recurrent_state = update_indexer = has_previous_state = _keep_no_more

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import UserError
 from schemas.rollout import StopReason
+from sdsearch.attention import attend_to_trees
 from sdsearch.policy import backbone, head
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
 from sdsearch.sampling.slots import SlotCache
 from sdsearch.sampling.stopping import TurnEnds
+from sdsearch.visibility import masks_from
 
 
 @dataclass
@@ -42,6 +45,7 @@ class TransformersSampler:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
+        self._logits = head(model)
         self._ends = TurnEnds.of(model, tokenizer)
 
     @torch.inference_mode()
@@ -49,6 +53,7 @@ class TransformersSampler:
         """Generate until no conversation goes on (see the port)."""
         if not openings:
             return
+        attend_to_trees(backbone(self._model))
         was_training = self._model.training
         self._model.eval()
         try:
@@ -114,16 +119,13 @@ class TransformersSampler:
         input_ids_NT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in tokens], device=device)
         # Right padding writes beyond a row's end; the row's next tokens overwrite it before anything sees it.
         positions_NT = cache.address(slots_N, width)
-        output = backbone(self._model)(
-            input_ids=input_ids_NT,
-            position_ids=positions_NT,
-            attention_mask=cache.mask(self._model.dtype),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with masks_from(partial(cache.mask, self._model.dtype)):
+            output = backbone(self._model)(
+                input_ids=input_ids_NT, position_ids=positions_NT, past_key_values=cache, use_cache=True
+            )
         cache.extend(lengths_N)
         last_ND = output.last_hidden_state[torch.arange(len(tokens), device=device), lengths_N - 1]
-        return head(self._model)(last_ND).float()
+        return self._logits(last_ND).float()
 
     def _decode_step(self, cache: SlotCache, rows: list[_Row]) -> None:
         logits_NV = self._forward(cache, len(rows), [row.token_ids[-1:] for row in rows])

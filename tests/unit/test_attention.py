@@ -8,10 +8,12 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import causal_mask_function
 
-from sdsearch.attention import TREE_ATTENTIONS, Tree, TreeLayout, flex_tree_attention
+from sdsearch.attention import TREE_ATTENTIONS, flex_tree_attention
 from sdsearch.batching import TokenBatch, TokenSequence
 from sdsearch.policy import backbone, set_gradient_checkpointing, trainable_parameters, with_lora
+from sdsearch.visibility import Tree, TreeLayout, TreeMask
 from tests.builders import make_model
 
 # Branches shorter and longer than their context, of one token, read at their very start alone, and after the last read.
@@ -110,5 +112,6 @@ def test_flex_attention_is_split_attention(kind: str) -> None:
 
 def test_flex_attention_refuses_dropout() -> None:
     states = torch.zeros(1, 1, 2, 4)
+    mask = TreeMask(TreeLayout((Tree(2, ()),)), causal_mask_function)
     with pytest.raises(ValueError, match=r"attention dropout is 0\.1"):
-        flex_tree_attention(nn.Identity(), states, states, states, None, dropout=0.1, layout=TreeLayout((Tree(2, ()),)))
+        flex_tree_attention(nn.Identity(), states, states, states, mask, dropout=0.1)

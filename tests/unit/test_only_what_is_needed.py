@@ -17,7 +17,7 @@ from sdsearch.logprobs import score_once
 from sdsearch.loss import TrainingRollout
 from sdsearch.objective.heads import read_logprobs
 from sdsearch.optimiser import make_optimiser
-from sdsearch.policy import backbone, causal_lm, head
+from sdsearch.policy import backbone, causal_lm, head, output_layer
 from sdsearch.scoring import score_groups
 from sdsearch.teacher import TargetTensors
 from sdsearch.training_set import training_rollouts
@@ -35,21 +35,21 @@ class Watch:
         self.head_rows: list[int] = []
         self.num_forwards = 0
         self.num_tokens = 0
-        head(model).register_forward_pre_hook(self._at_head)
+        output_layer(model).register_forward_pre_hook(self._at_head)
         backbone(model).register_forward_pre_hook(self._at_backbone, with_kwargs=True)
-        causal_lm(model).register_forward_pre_hook(self._at_whole)
+        causal_lm(model).register_forward_pre_hook(self._at_whole, with_kwargs=True)
 
     def _at_head(self, module: nn.Module, arguments: tuple[torch.Tensor]) -> None:
-        (hidden_nD,) = arguments
-        assert hidden_nD.dim() == 2, "positions, not sequences"
-        self.head_rows.append(len(hidden_nD))
+        (hidden_1nD,) = arguments
+        assert len(hidden_1nD) == 1, "positions, not sequences"
+        self.head_rows.append(hidden_1nD.shape[1])
 
     def _at_backbone(self, module: nn.Module, arguments: Any, options: Any) -> None:
         self.num_forwards += 1
         self.num_tokens += options["input_ids"].numel()
 
-    def _at_whole(self, module: nn.Module, arguments: Any) -> None:
-        raise AssertionError("the whole model's forward makes (B, T, V) logits")
+    def _at_whole(self, module: nn.Module, arguments: Any, options: Any) -> None:
+        assert set(options) == {"inputs_embeds"}, "the whole model's forward makes (B, T, V) logits"
 
 
 def settings_of(**sections: Any) -> Settings:

@@ -15,6 +15,7 @@ from sdsearch.nothing_learnt import (
     describe_example,
     describe_no_turn,
     find_nothing_learnt,
+    got_nothing,
     writes_no_turn,
 )
 from storage.errors import DatabaseBusyError
@@ -59,9 +60,10 @@ class Watch:
         if not writes_no_turn(answers) or self._has_said("no_protocol"):
             return
         questions = fixed_sample(runtime.questions.of(runtime.evaluated_set), plan.num_questions, plan.seed)
+        question = next(q for q, answer in zip(questions, answers, strict=True) if got_nothing(answer))
         (group,) = roll_out_once(
             runtime.rollout_loop(version),
-            questions[:1],
+            [question],
             mode=mode,
             temperature=runtime.settings.rollout.temperature,
             seed=plan.seed,
@@ -69,7 +71,7 @@ class Watch:
         )
         runtime.sampler.rest()
         turn, template = group.rollouts[0].turns[0], runtime.settings.rollout.template
-        text = f"{describe_no_turn(answers)}; {describe_example(questions[0].question, turn, template)}"
+        text = f"{describe_no_turn(answers)}; {describe_example(question.question, turn, template)}"
         self._say(RunWarning(kind="no_protocol", iteration=evaluated.iteration, text=text))
 
     def look_at(self, iteration: int) -> None:

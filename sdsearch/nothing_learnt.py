@@ -37,6 +37,11 @@ class IterationFigures:
     grad_norm: float  # The largest of its optimiser steps'.
 
 
+def got_nothing(answer: EvaluationAnswer) -> bool:
+    """True when a question got neither a search nor an answer."""
+    return answer.answer is None and not answer.queries
+
+
 def writes_no_turn(answers: Sequence[EvaluationAnswer]) -> bool:
     """True when almost no question of an evaluation got a search or an answer."""
     return _num_without(answers) >= _ALMOST_ALL * len(answers)
@@ -89,7 +94,7 @@ def find_nothing_learnt(last: Sequence[IterationFigures], distillation: Distilla
 
 
 def _num_without(answers: Sequence[EvaluationAnswer]) -> int:
-    return sum(answer.answer is None and not answer.queries for answer in answers)
+    return sum(map(got_nothing, answers))
 
 
 def _why_no_turn(turn: Turn) -> str:
@@ -111,5 +116,5 @@ def _remedy(generation: Generation, template: str) -> str:
 
 
 def _short(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(text.split()) or "(blanks alone)"
     return flat if len(flat) <= _LONGEST_EXAMPLE else f"{flat[: _LONGEST_EXAMPLE - 1]}…"

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.errors import UserError
 from flows.report import SilentReporter
 from flows.rows import file_of
@@ -121,3 +123,24 @@ def test_a_policy_that_knows_the_protocol_is_not_warned_and_its_figures_are_thos
         assert found.num_hits == sum(len(turn.hits) for rollout in rollouts for turn in rollout.turns) > 0
         assert found.reward_mean == pytest.approx(sum(s.reward for s in read["scores"]) / len(rollouts))
         assert found.grad_norm == max(step.grad_norm for step in read["update"][0].steps)
+
+
+def test_the_commands_say_it_too(model: Path, tmp_path: Path) -> None:
+    folder = ["--workspace", str(tmp_path)]
+    changes = [part for change in [*QUICK, f"model.path={model}", "iterations=1"] for part in ("--set", change)]
+    runner = CliRunner()
+    sentence = "of 4 evaluated questions 4 got neither a search nor an answer"
+    trained = runner.invoke(app, ["train", "tiny", "--run", "r", "--no-prefect", *changes, *folder])
+    assert trained.exit_code == 0
+    assert (
+        " ".join(trained.output.split()).count(
+            f"warning: the policy does not write the turns of the protocol: {sentence}"
+        )
+        == 1
+    )
+    shown = runner.invoke(app, ["show", "r", *folder])
+    assert f"warning after 0 updates: the policy does not write the turns of the protocol: {sentence}" in " ".join(
+        shown.output.split()
+    )
+    evaluated = runner.invoke(app, ["evaluate", "--run", "r", "--num-questions", "4", *folder])
+    assert f"{sentence} (docs/nothing-learnt.md)" in " ".join(evaluated.output.split())

@@ -70,6 +70,8 @@ def test_the_sentence_holds_counts_example_reason_and_remedy() -> None:
     assert "raise rollout.max_new_tokens" in text
     assert "rollout.template = 'instruct'" in text
     assert "\n" not in text
+    blank = turn.model_copy(update={"generation": turn.generation.model_copy(update={"text": "\n \n"})})
+    assert "it wrote '(blanks alone)', which" in describe_example("Who?", blank, "compact")
     ended = describe_example("Who?", make_turn(Malformed(reason="not_opened")), "instruct")
     assert "its closing tag has no opening tag; " in ended
     assert not {"max_new_tokens", "template"} & set(ended.replace(".", " ").split())

@@ -11,7 +11,7 @@ import torch
 from flows.model_files import model_folder
 from flows.model_settings import MODEL_SETTINGS, exported
 from schemas.config import Settings
-from schemas.errors import UserError
+from schemas.errors import library_errors
 from schemas.ledger import ArtifactRef
 from sdsearch.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from sdsearch.policy import context_limit, load_model, load_tokenizer, set_adapters, trainable_parameters, with_lora
@@ -27,15 +27,10 @@ _OPTIMISER_FILE = "optimiser/state.safetensors"
 
 
 def check_device(device: str) -> None:
-    """Raise UserError when torch cannot put a tensor on the device here."""
-    try:
-        torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises AssertionError.
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"model.device '{device}' cannot be used on this machine ({reason}); set model.device = 'cpu', or run "
-            "where the device is"
-        ) from error
+    """Raise UserError when torch cannot put a number on the device here and read it back (`meta` keeps none)."""
+    remedy = "set model.device = 'cpu', or run where the device is"
+    with library_errors(f"model.device '{device}' cannot be used on this machine", remedy):
+        torch.zeros(1, device=device).item()
 
 
 class LivePolicy:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from schemas.errors import UserError
+from schemas.errors import UserError, library_errors
 from sdsearch.attention import TREE_ATTENTIONS, AttentionKind
 from sdsearch.pretrained import open_model, open_tokenizer
 
@@ -46,21 +46,14 @@ def load_model(
 def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | list[str], seed: int) -> PeftModel:
     """Add LoRA adapters without dropout; their initial weights depend on `seed` alone.
 
-    Raises UserError when the model has no layers of the targets' names.
+    Raises UserError when the targets name no layers of the model, or the adapters cannot be made.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
+    layers = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    remedy = f"name some of {', '.join(layers)} in an array, or 'all-linear'"
+    with torch.random.fork_rng(devices=[]), library_errors(f"model.lora_targets {targets!r} of rank {rank}", remedy):
         torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            layers = sorted(
-                {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-            )
-            raise UserError(
-                f"model.lora_targets {targets!r} names no layer of the model ({str(error).splitlines()[0]}); "
-                f"name some of {', '.join(layers)}, or 'all-linear'"
-            ) from error
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+        return get_peft_model(model, config)
 
 
 def set_adapters(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:

@@ -7,15 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-from schemas.errors import UserError
+from schemas.errors import UserError, reason_of
 
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
-# What transformers raises over folders that it cannot use: for other shapes a RuntimeError, for odd settings the rest.
-_REFUSALS = (OSError, ValueError, RuntimeError, SafetensorError, LookupError, TypeError, AttributeError)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -26,7 +23,9 @@ def open_tokenizer(path: str, section: str, *, trust_remote_code: bool) -> PreTr
     """
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except _REFUSALS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # What transformers raises over a folder that it cannot use has no end.
         raise _unusable("tokenizer", path, section, error) from error
 
 
@@ -38,7 +37,9 @@ def open_model(auto_class: Any, path: str, section: str, *, trust_remote_code: b
     try:
         _check_shards(path)
         return auto_class.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
-    except _REFUSALS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # As above.
         raise _unusable("model", path, section, error) from error
 
 
@@ -63,7 +64,7 @@ def _check_shards(path: str) -> None:
 
 
 def _unusable(what: str, path: str, section: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = reason_of(error)
     if "trust_remote_code" in str(error):
         return UserError(
             f"the {what} of '{path}' comes with its own Python code, which is not run; read that code, and set "

@@ -138,7 +138,8 @@ def test_support_larger_than_the_vocabulary(train_refused: Command, workspace: P
 
 def test_layers_that_are_not_there(train_refused: Command, workspace: Path) -> None:
     message = train_refused("model.tuning=lora", "model.lora_targets=['q_prj']")
-    assert "model.lora_targets ['q_prj'] names no layer of the model" in message
+    assert "model.lora_targets ['q_prj'] of rank 16: " in message
+    assert "'all-linear'" in message
     assert "q_proj" in message
     assert runs_in(workspace) == []
 

@@ -73,7 +73,7 @@ def serve_retriever(
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
-        _let_ignored_signals_be(server)
+        let_ignored_signals_be(server)
         bound.listen()
         served = f"{settings.kind} retrieval, {num_passages} passages of '{settings.corpus}', index {index[:16]}"
         _announce(_url(bound), served, settings.num_passages, console)
@@ -81,7 +81,7 @@ def serve_retriever(
     print_line(console, "stopped")
 
 
-def _let_ignored_signals_be(server: uvicorn.Server) -> None:
+def let_ignored_signals_be(server: uvicorn.Server) -> None:
     """Have the server's own handler, which replaces every other, leave alone what was ignored before it."""
     ignored = {number for number in (signal.SIGINT, signal.SIGTERM) if is_ignored(number)}
     leave = server.handle_exit

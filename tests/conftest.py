@@ -1,4 +1,4 @@
-"""What holds for every test: no look at the network, one thread (the models are tiny), passive waiting, wide tables."""
+"""What holds for every test: no look at the network, one thread (the models are tiny), a plain shell."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Tables are as wide whatever the tests run in: a terminal, a log, or a worker of pytest-xdist, which has 80 columns.
-os.environ["COLUMNS"] = "200"
 
 import torch
 from hypothesis import Phase, settings
+
+from tests.shell import be_a_plain_shell
+
+be_a_plain_shell()
 
 # The same examples every time, and no deadline: a busy machine is no failure.
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=50)

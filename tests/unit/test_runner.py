@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.retriever_server import let_ignored_signals_be
 from flows.runner import PatientRunner
 from storage.workspace import Workspace
 
@@ -47,7 +48,7 @@ def flow_run(workspace: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(autouse=True)
 def handlers_are_put_back() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     former = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, former, strict=True):
@@ -72,3 +73,30 @@ def test_processes_that_are_no_flow_runs_are_left_alone(tmp_path: Path) -> None:
         time.sleep(0.1)
         assert process.poll() is None
     assert runner.interrupted == []
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(KeyboardInterrupt):
+        PatientRunner(Workspace.open(tmp_path)).handle_sigterm()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_IGN, signal.SIG_DFL)
+
+
+class Server:
+    """Stands in for uvicorn's, which sets `handle_exit` as the handler of SIGINT and SIGTERM, ignored or not."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+
+    def handle_exit(self, number: int, frame: object) -> None:
+        self.left.append(number)
+
+
+def test_a_server_does_not_end_by_a_signal_that_was_ignored() -> None:
+    server = Server()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    let_ignored_signals_be(server)  # type: ignore[arg-type]
+    server.handle_exit(signal.SIGINT, None)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.left == [signal.SIGTERM]

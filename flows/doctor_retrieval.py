@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from flows.corpora import is_named
 from flows.doctor_parts import Check, answers
-from flows.errors import PEOPLES_ERRORS
+from flows.errors import PEOPLES_ERRORS, UserError
 from flows.machine import model_files
 from schemas.commands import command, quoted
+from schemas.data import WORLD
 from schemas.paths import folder_or_name, local_path
 from schemas.retrieval import (
     BM25RetrievalSettings,
@@ -21,7 +23,7 @@ from schemas.retrieval import (
     RetrievalSettings,
 )
 from sdsearch.world import corpus_file
-from storage.corpora import CorpusManifest, list_corpora, remembered_hash
+from storage.corpora import CorpusManifest, list_corpora, open_corpus, remembered_hash
 from storage.indexes import IndexManifest
 from storage.workspace import Workspace
 
@@ -71,8 +73,13 @@ def _encoder(settings: HFEncoderSettings) -> Check:
 
 def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Check]:
     imported = [manifest for _, manifest in list_corpora(workspace)]
-    path = local_path(name)
-    if name == "world":
+    try:
+        path = local_path(name)
+    except UserError as error:
+        return None, Check("corpus", "not there", name[:80], False, str(error))
+    if path.is_dir() and name != WORLD:
+        return _folder(path, name)
+    if name == WORLD:
         size = len(corpus_file().read_bytes())
         known = (item for item in imported if (item.source, item.source_bytes) == (corpus_file().name, size))
         return next(known, None), Check("corpus", f"embedded, {size / 1e6:.1f} MB", name, True)
@@ -84,10 +91,18 @@ def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Che
         "get it (Search-R1's wiki-18.jsonl.gz: hf download PeterJinGo/wiki-18-corpus --repo-type dataset), then: "
         f"{command('corpus', 'import', 'FILE', workspace=workspace.root)}"
     )
-    if path.is_file() or path.is_dir():
+    if path.is_file():
         size_gb = path.stat().st_size / 1e9
         return None, Check("corpus", f"there, {size_gb:.2f} GB, not imported yet", name, True)
     return None, Check("corpus", "not there", name, False, remedy)
+
+
+def _folder(folder: Path, name: str) -> tuple[CorpusManifest | None, Check]:
+    try:
+        manifest = open_corpus(folder).manifest
+    except PEOPLES_ERRORS as error:
+        return None, Check("corpus", "no corpus", name, False, str(error))
+    return manifest, Check("corpus", f"{manifest.num_passages} passages, imported", name, True)
 
 
 def _index(
@@ -107,7 +122,28 @@ def _index(
     is_quick = path is None and getattr(settings, "index", FlatIndexSettings()).kind == "flat"
     if is_quick and _num_passages(settings.corpus, manifest) <= _BUILT_AT_START:
         return Check(name, "built when a run starts, in seconds", needed, True)
-    return Check(name, "not built", needed, False, building)
+    problem = _impossible(settings, manifest)
+    return Check(name, "cannot be built" if problem else "not built", needed, False, problem or building)
+
+
+def _impossible(settings: DenseRetrievalSettings | BM25RetrievalSettings, manifest: CorpusManifest | None) -> str:
+    """Return why FAISS could not make the index; empty where it could, and where too little is known of the vectors."""
+    if isinstance(settings, BM25RetrievalSettings) or (manifest is None and settings.corpus != WORLD):
+        return ""
+    encoder = settings.encoder
+    if isinstance(encoder, HFEncoderSettings):
+        width = (model_files(folder_or_name(encoder.path)).config or {}).get("hidden_size")
+    else:
+        width = encoder.num_dimensions
+    if not isinstance(width, int) or not width:
+        return ""
+    from sdsearch.retrieval.kinds import factory_name
+
+    try:
+        factory_name(settings.index, int(_num_passages(settings.corpus, manifest)), width)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _built(
@@ -138,8 +174,8 @@ def _built(
 def _num_passages(corpus: str, manifest: CorpusManifest | None) -> float:
     if manifest is not None:
         return manifest.num_passages
-    if corpus == "world":
-        return 0
+    if corpus == WORLD:
+        return len(corpus_file().read_bytes().splitlines())
     path = local_path(corpus)
     return path.stat().st_size / _BYTES_A_PASSAGE if path.is_file() else float("inf")
 

@@ -23,6 +23,10 @@ def check_url(url: str) -> str:
         raise ValueError(f"{url!r} has no port from 1 to 65535") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in url or not url.isprintable():
         raise ValueError(f"{url!r} is no http://host:port")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{url!r} has no host's name before its port") from error
     if "?" in url or "#" in url:
         raise ValueError(f"{url!r} has a query or a fragment; leave what begins at '?' or '#' out")
     return url

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from schemas.base import Fraction, Positive, Record, Section, Url
 
+_LONGEST_WAIT_S: Final = 1_000_000  # Eleven days; the system's timers end somewhere beyond.
 Saturation = Annotated[float, Field(ge=0, le=1000)]  # Far beyond use; what is larger leaves float32.
 
 
@@ -16,7 +17,7 @@ class LexicalEncoderSettings(Section):
 
     kind: Literal["lexical"] = Field(default="lexical", description="This encoder.")
     num_dimensions: int = Field(
-        default=2048, ge=0, description="Width the words are folded to; 0 keeps one dimension a word."
+        default=2048, ge=0, le=65_536, description="Width the words are folded to; 0 keeps one dimension a word."
     )
     k1: Saturation = Field(default=0.9, description="Saturation of repeated words (BM25).")
     b: Fraction = Field(default=0.4, description="How much long passages are discounted (BM25).")
@@ -102,7 +103,9 @@ class _Searched(Section):
 
     num_passages: Positive = Field(default=3, description="Passages a query (paper).")
     cache: bool = Field(default=False, description="Keep what searches find in the workspace, for this index.")
-    cache_max_entries: Positive = Field(default=200_000, description="Queries kept, about 2 kB each; the oldest go.")
+    cache_max_entries: int = Field(
+        default=200_000, ge=1, le=10**12, description="Queries kept, about 2 kB each; the oldest go."
+    )
 
 
 class DenseRetrievalSettings(_Searched):
@@ -162,10 +165,13 @@ class HttpRetrievalSettings(_Searched):
     urls: tuple[Url, ...] = Field(
         min_length=1, description="Base URLs, such as http://127.0.0.1:8000; one that fails is passed over."
     )
-    timeout_s: float = Field(default=30.0, gt=0, description="Longest wait for one answer.")
+    timeout_s: float = Field(default=30.0, gt=0, le=_LONGEST_WAIT_S, description="Longest wait for one answer.")
     max_attempts: Positive = Field(default=5, description="Requests before a search fails, all URLs together.")
     backoff_s: float = Field(
-        default=0.5, ge=0, description="Pause after every URL has failed, doubled each time, with jitter."
+        default=0.5,
+        ge=0,
+        le=_LONGEST_WAIT_S,
+        description="Pause after every URL has failed, doubled each time, with jitter.",
     )
     queries_per_request: Positive = Field(default=128, description="Queries that are sent in one request.")
     max_query_characters: Positive = Field(

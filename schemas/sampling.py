@@ -58,7 +58,9 @@ class VllmServerSamplerSettings(Section):
         default=0, ge=0, description="As for kind = 'vllm'; the servers' own --max-model-len must not be below it."
     )
     api_key_env: str = Field(default="", description="Environment variable that holds the servers' API key; '': none.")
-    timeout_s: float = Field(default=600.0, gt=0, description="Longest wait for one turn; then its server is retired.")
+    timeout_s: float = Field(
+        default=600.0, gt=0, le=1_000_000, description="Longest wait for one turn; then its server is retired."
+    )
     max_num_seqs: Positive = Field(default=256, description="Turns that are sent to one server at one time.")
     workspace_on_server: str = Field(
         default="", description="Path of the workspace's folder as the servers see it; '': the same as here."

@@ -25,6 +25,7 @@ from sdsearch.readers import split_contents
 from sdsearch.retrieval.ports import RetrieverDownError
 
 logger = logging.getLogger(__name__)
+_LONGEST_PAUSE_S: Final = 300.0
 INDEX_HEADER: Final = "X-Index"
 # What a server says about the request, not about itself: another attempt, or another server, would say the same.
 _REFUSALS: Final = {400, 413, 422}
@@ -174,7 +175,7 @@ class HttpRetriever:
             if attempt and attempt % len(self._urls) == 0:
                 # Clients must not come back in step; seeds of the run have nothing to do with this.
                 self._sleep(pause_s * random.uniform(0.5, 1.5))
-                pause_s *= 2
+                pause_s = min(2 * pause_s, max(pause_s, _LONGEST_PAUSE_S))
             yield self._urls[self._turn % len(self._urls)]
 
     def _index_at(self, url: str) -> str:

@@ -59,7 +59,7 @@ def test_settings_come_back_as_they_went_and_runs_of_before_are_read() -> None:
         (["retrieval.kind=http", "retrieval.urls=[]"], "retrieval.urls: expected non-empty array of text like ^https"),
         (["retrieval.kind=http", "retrieval.urls=['gpu1:8000']"], "retrieval.urls: expected non-empty array of text"),
         ([*HTTP, "retrieval.timeout=3"], "did you mean 'retrieval.timeout_s'?"),
-        ([*HTTP, "retrieval.timeout_s=0"], "retrieval.timeout_s: expected number > 0, got 0"),
+        ([*HTTP, "retrieval.timeout_s=0"], "retrieval.timeout_s: expected number > 0 and ≤ 1000000, got 0"),
         ([*HTTP, "retrieval.corpus=c"], "unknown setting 'retrieval.corpus': kind = 'http' has none; it may"),
     ],
     ids=str,

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from sdsearch.attention import TREE_ATTENTIONS
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt
 
@@ -77,6 +78,7 @@ class _ScriptedDecoder(nn.Module):
     def __init__(self, script: Script) -> None:
         super().__init__()
         self._script = script
+        self.config = PreTrainedConfig(attn_implementation=TREE_ATTENTIONS["split"])
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, past_key_values: Cache, **kwargs: object

@@ -22,6 +22,7 @@ from sdsearch.readers import BadRowError
 from storage.errors import RunNotFoundError
 from storage.run_inputs import read_run_inputs
 
+_CHARACTERS_A_TOKEN = 64  # More than any text has on average.
 ROOM_TO_ANSWER = 16
 """Tokens of the context that a prompt leaves to the policy at least; fewer where rollout.max_new_tokens is below it."""
 
@@ -116,8 +117,9 @@ class PromptMeasure:
         lengths = self.lengths(questions)
         return {
             question.key: BadRowError(
-                f"{question.dataset}:{question.split}: the prompt of question '{question.id}' has {length} tokens, at "
-                f"most {self.max_tokens} may be ({self._limit}); {self._remedy}, or leave such questions out by "
+                f"{question.dataset}:{question.split}: the prompt of question '{question.id}' has "
+                f"{'' if self._is_measured(question.question) else 'more than '}{length} tokens, at most "
+                f"{self.max_tokens} may be ({self._limit}); {self._remedy}, or leave such questions out by "
                 "data.max_dropped_share",
                 "a prompt too long",
             )
@@ -128,9 +130,13 @@ class PromptMeasure:
     def lengths(self, questions: Sequence[Question]) -> list[int]:
         """Return the tokens of each question's prompt."""
         texts = [question.question for question in questions]
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        new = list(dict.fromkeys(text for text in texts if text not in self._known and self._is_measured(text)))
         self._known.update(zip(new, prompt_lengths(self.tokenizer, new, self.frame), strict=True))
-        return [self._known[text] for text in texts]
+        return [self._known[text] if self._is_measured(text) else len(text) // _CHARACTERS_A_TOKEN for text in texts]
+
+    def _is_measured(self, text: str) -> bool:
+        """False for a text that is too long whatever its tokens are: some MB would take minutes."""
+        return len(text) <= _CHARACTERS_A_TOKEN * self.max_tokens
 
     @property
     def _limit(self) -> str:

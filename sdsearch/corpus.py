@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib.resources.abc import Traversable
 from typing import IO, Any, Final, NamedTuple
 
@@ -15,16 +14,17 @@ from numpy.typing import NDArray
 from schemas.passage import Passage
 from sdsearch.readers import (
     BadRowError,
+    bounded_lines,
     json_object,
     open_data_file,
     passage_of,
     refuse_utf16,
+    too_long,
     unpacked,
     unpacking_named,
 )
 
 BATCH_ROWS: Final = 16_384
-_MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 
 class CorpusBatch(NamedTuple):
@@ -65,24 +65,25 @@ class CorpusReader:
         """Yield the rows; DataError for a compressed file that is truncated or damaged."""
         with self._source:
             stream = unpacked(self._source, self.path.name)  # Closes its source when nothing refers to it any more.
-            numbered = self._numbered(iter(partial(stream.readline, _MAX_LINE_BYTES), b""))
+            numbered = self._numbered(bounded_lines(stream))
             while rows := [row for _, row in zip(range(BATCH_ROWS), numbered, strict=False)]:
                 yield self._without_repeats(rows)
             while self._source.read(1 << 20):  # What follows the end of a compressed stream.
                 pass
         self._is_read = True
 
-    def _numbered(self, lines: Iterator[bytes]) -> Iterator[tuple[str, Passage | BadRowError]]:
-        number, is_start = 1, True
-        with unpacking_named(self.path, lambda: number - 1):
-            for line in lines:
+    def _numbered(self, lines: Iterator[bytes | None]) -> Iterator[tuple[str, Passage | BadRowError]]:
+        number = 0
+        with unpacking_named(self.path, lambda: number):
+            for number, line in enumerate(lines, 1):
+                where = f"{self.path}, line {number}"
+                if line is None:
+                    yield where, too_long(where)
+                    continue
                 if number == 1:
                     refuse_utf16(line, self.path)
-                where = f"{self.path}, line {number}"
-                is_whole = line.endswith(b"\n") or len(line) < _MAX_LINE_BYTES
-                if is_start and line.strip():
-                    yield where, _read(line, where) if is_whole else _too_long(where)
-                is_start, number = is_whole, number + is_whole
+                if line.strip():
+                    yield where, _read(line, where)
 
     def _without_repeats(self, rows: Sequence[tuple[str, Passage | BadRowError]]) -> CorpusBatch:
         passages = [(where, row) for where, row in rows if isinstance(row, Passage)]
@@ -151,7 +152,3 @@ def _read(line: bytes, where: str) -> Passage | BadRowError:
         return passage_of(row, where)
     except BadRowError as error:
         return error
-
-
-def _too_long(where: str) -> BadRowError:
-    return BadRowError(f"{where}: more than {_MAX_LINE_BYTES} bytes; expected one passage a line", "too long")

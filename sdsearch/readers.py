@@ -23,6 +23,7 @@ from schemas.errors import ClearError, UserError, library_errors, reason_of
 from schemas.passage import Passage
 
 _CHUNK_BYTES = 1 << 20
+_MAX_LINE_BYTES = 16 * 1024 * 1024
 _MAX_ID_CHARS = 200
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 Row = Mapping[str, Any]
@@ -91,18 +92,37 @@ def read_rows(path: Traversable) -> Iterator[tuple[str, Row | BadRowError]]:
     if path.name.endswith(".parquet"):
         yield from _parquet_rows(path)
     else:
-        yield from ((where, json_object(line, where)) for where, line in _lines(path))
+        for where, line in _lines(path):
+            yield where, line if isinstance(line, BadRowError) else json_object(line, where)
 
 
-def _lines(path: Traversable) -> Iterator[tuple[str, bytes]]:
+def _lines(path: Traversable) -> Iterator[tuple[str, bytes | BadRowError]]:
     """Yield (place, line) of each line that is not blank."""
     number = 0
     with open_data_file(path) as raw, unpacking_named(path, lambda: number):
-        for number, line in enumerate(unpacked(raw, path.name), 1):
+        for number, line in enumerate(bounded_lines(unpacked(raw, path.name)), 1):
+            where = f"{path}, line {number}"
+            if line is None:
+                yield where, too_long(where)
+                continue
             if number == 1:
                 refuse_utf16(line, path)
             if line.strip():
-                yield f"{path}, line {number}", line
+                yield where, line
+
+
+def bounded_lines(stream: Any) -> Iterator[bytes | None]:
+    """Yield each line of a binary stream, None for one of more than 16 MiB, which is never in memory as a whole."""
+    while line := stream.readline(_MAX_LINE_BYTES):
+        is_whole = line.endswith(b"\n") or len(line) < _MAX_LINE_BYTES
+        while not is_whole and (rest := stream.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield line if is_whole else None
+
+
+def too_long(where: str) -> BadRowError:
+    """Return the error of a line that is longer than any row is."""
+    return BadRowError(f"{where}: more than {_MAX_LINE_BYTES} bytes; expected one row a line", "too long")
 
 
 def refuse_utf16(first_line: bytes, path: Traversable) -> None:
@@ -228,5 +248,8 @@ def check_new(identity: str, seen: set[str], where: str) -> None:
 
 def short(value: object) -> str:
     """Return a value as an error shows it, cut to 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # Brackets within brackets, just as deep as JSON is still read.
+        text = f"a {type(value).__name__} of too many levels"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import run_command
+from flows.doctor import start_checks
 from flows.errors import UserError
 from flows.fork import fork_run
 from flows.report import SilentReporter
@@ -181,6 +182,19 @@ def test_evaluations_and_replays_need_no_weights_that_are_in_the_checkpoint(
     (tmp_path / "own" / "model" / "chat_template.jinja").unlink()
     assert run_command(["evaluate", "--run", RUN, *where]) == 2
     assert "(chat_template.jinja is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}", "{{ missing.name }}", TIMED * 2])
+def test_a_template_that_cannot_be_used_leaves_no_run_and_is_foreseen(
+    template: str, own: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "own" / "model" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    workspace = tmp_path / "workspace"
+    with pytest.raises(UserError, match=r"the chat template of model\.path's tokenizer: ") as caught:
+        train(workspace, own)
+    assert not list(workspace.glob("artifacts/run=*"))
+    foreseen = start_checks(own, Workspace(workspace), [])[-1]
+    assert (foreseen.name, foreseen.ok, foreseen.remedy) == ("start: template", False, str(caught.value))
 
 
 def test_runs_that_kept_nothing_go_on_and_damage_is_named(own: Settings, tmp_path: Path) -> None:

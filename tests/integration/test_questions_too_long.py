@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,17 @@ def test_the_context_counts_where_it_is_shorter_than_the_setting(
     code, _, _ = asked.run("doctor", *overrides, "data.max_dropped_share=0.5", "rollout.max_observation_tokens=480")
     assert code == 0
     assert "does not hold the longest prompt" in caplog.text
+
+
+def test_a_question_of_megabytes_is_not_tokenised(asked: Asked) -> None:
+    rows = [{**LONG, "question": "why " * 3_000_000}, {**LONG, "id": "line", "question": "w" * 17_000_000}]
+    asked.write("train", [*rows, *flashrag_rows(world_questions("train", 2))])
+    started = time.process_time()
+    code, out, _ = asked.run("prepare", "data.max_dropped_share=0.5")
+    assert time.process_time() - started < 10
+    assert code == 0
+    assert "the prompt of question 'long' has more than 187500 tokens, at most 256 may be" in out
+    assert "line 2: more than 16777216 bytes; expected one row a line" in out
 
 
 def test_a_prompt_leaves_room_to_answer() -> None:

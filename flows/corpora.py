@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, assert_never
 
 from flows.errors import UserError
 from schemas.commands import command, path_argument
+from schemas.errors import library_errors
 from schemas.passage import Passage
 from schemas.paths import local_path
 from sdsearch.corpus import CorpusReader
@@ -132,12 +133,23 @@ def find_corpus(name: str, workspace: Workspace) -> StoredCorpus:
     """
     if name == WORLD:
         return _of_file(corpus_file(), workspace)
+    path, what = look_at(name)
+    match what:
+        case "file":
+            return _of_file(path, workspace)
+        case "folder":
+            return open_corpus(path)
+        case "nothing":
+            return open_corpus(_imported(name, workspace))
+        case _:
+            assert_never(what)
+
+
+def look_at(name: str) -> tuple[Path, Literal["file", "folder", "nothing"]]:
+    """Return the path that a corpus's name may be, and what is there; UserError where nobody may look."""
     path = local_path(name)
-    if path.is_file():
-        return _of_file(path, workspace)
-    if path.is_dir():
-        return open_corpus(path)
-    return open_corpus(_imported(name, workspace))
+    with library_errors(f"retrieval.corpus {name[:80]!r}", "make the folder that it is in readable"):
+        return path, "file" if path.is_file() else "folder" if path.is_dir() else "nothing"
 
 
 def _of_file(path: Traversable, workspace: Workspace) -> StoredCorpus:

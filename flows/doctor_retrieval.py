@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.corpora import is_named
+from flows.corpora import is_named, look_at
 from flows.doctor_parts import Check, answers
 from flows.errors import PEOPLES_ERRORS, UserError
 from flows.machine import model_files
@@ -74,16 +74,16 @@ def _encoder(settings: HFEncoderSettings) -> Check:
 def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Check]:
     imported = [manifest for _, manifest in list_corpora(workspace)]
     try:
-        path = local_path(name)
+        path, what = look_at(name)
     except UserError as error:
         return None, Check("corpus", "not there", name[:80], False, str(error))
-    if path.is_dir() and name != WORLD:
+    if what == "folder" and name != WORLD:
         return _folder(path, name)
     if name == WORLD:
         size = len(corpus_file().read_bytes())
         known = (item for item in imported if (item.source, item.source_bytes) == (corpus_file().name, size))
         return next(known, None), Check("corpus", f"embedded, {size / 1e6:.1f} MB", name, True)
-    sha256 = remembered_hash(workspace, path) if path.is_file() else None
+    sha256 = remembered_hash(workspace, path) if what == "file" else None
     for manifest in imported:
         if manifest.source_sha256 == sha256 or is_named(manifest, name):
             return manifest, Check("corpus", f"{manifest.num_passages} passages, imported", name, True)
@@ -91,7 +91,7 @@ def _corpus(name: str, workspace: Workspace) -> tuple[CorpusManifest | None, Che
         "get it (Search-R1's wiki-18.jsonl.gz: hf download PeterJinGo/wiki-18-corpus --repo-type dataset), then: "
         f"{command('corpus', 'import', 'FILE', workspace=workspace.root)}"
     )
-    if path.is_file():
+    if what == "file":
         size_gb = path.stat().st_size / 1e9
         return None, Check("corpus", f"there, {size_gb:.2f} GB, not imported yet", name, True)
     return None, Check("corpus", "not there", name, False, remedy)

@@ -21,6 +21,7 @@ from flows.interrupts import is_ignored, terminable
 from flows.settings import load_settings
 from flows.terminal import print_line
 from schemas.commands import command, quoted, set_option
+from schemas.errors import reason_of
 from schemas.retrieval import HttpRetrievalSettings
 from storage.workspace import Workspace
 
@@ -111,8 +112,8 @@ def _bound(host: str, port: int) -> socket.socket:
     """Return a socket that has the address but does not listen yet; UserError when it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host {host}: no address of this machine ({error.strerror}); try 127.0.0.1") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: what can be no name of a host.
+        raise UserError(f"--host {host}: no address of this machine ({reason_of(error)}); try 127.0.0.1") from error
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

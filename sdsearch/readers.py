@@ -74,12 +74,11 @@ def file_hash(path: Traversable) -> str:
 
 def open_data_file(path: Traversable) -> IO[bytes]:
     """Open a file to read; DataError when there is none, or it may not be read."""
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; name a file in the settings")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path in the settings")
     try:
-        return path.open("rb")
+        if path.is_file():
+            return path.open("rb")
+        what = "a folder; name a file" if path.is_dir() else "no such file; check the path"
+        raise DataError(f"{path}: {what} in the settings")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); make it readable") from error
 

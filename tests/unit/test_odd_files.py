@@ -118,7 +118,21 @@ def test_what_is_there_and_cannot_be_read_is_named(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "open", refusing)
     with pytest.raises(DataError, match=r"c\.jsonl: cannot be read \(Permission denied\); make it readable"):
+        read_questions(path, "set", "train")
+    with pytest.raises(DataError, match=r"c\.jsonl: cannot be read \(Permission denied\); make it readable"):
         find_corpus(str(path), workspace)
+
+
+def test_a_folder_that_nobody_may_look_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    workspace = Workspace.open(tmp_path / "workspace")
+    monkeypatch.setattr(Path, "is_file", refusing)
+    with pytest.raises(UserError, match=r"^retrieval\.corpus '/x/c\.jsonl': .*Permission denied.*; make the folder"):
+        find_corpus("/x/c.jsonl", workspace)
+    with pytest.raises(DataError, match=r"^/x/q\.jsonl: cannot be read \(Permission denied\); make it readable$"):
+        read_questions(Path("/x/q.jsonl"), "set", "train")
 
 
 def cut(content: bytes) -> bytes:

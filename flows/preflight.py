@@ -17,6 +17,7 @@ from flows.report import Reporter
 from flows.runtime import Runtime
 from flows.stores import Stores
 from schemas.config import Settings
+from sdsearch.policy import check_tokens
 from sdsearch.selfcheck import check_model, ordinary_tokens
 from sdsearch.teacher import check_support
 from storage.errors import DamagedArtifactError
@@ -93,6 +94,7 @@ def _policy(runtime: Runtime) -> str:
     if runtime.stores.checkpoints.versions(runtime.run):
         return f"checkpoints of run '{runtime.run}'"
     runtime.policy.move_to(0)
+    check_tokens(runtime.policy.model, runtime.policy.tokenizer)
     return type(runtime.policy.model).__name__
 
 

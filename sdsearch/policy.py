@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from schemas.errors import UserError, library_errors
 from sdsearch.attention import TREE_ATTENTIONS, AttentionKind
 from sdsearch.pretrained import open_model, open_tokenizer
+from sdsearch.tokens import TAGS
 
 Tuning = Literal["full", "lora"]
 # What configurations call the number of positions; transformers maps others (n_positions) to the first.
@@ -41,6 +42,23 @@ def load_model(
     """Open a causal language model for training; UserError when the folder holds none that may be loaded."""
     options = {"dtype": _DTYPES[dtype], "attn_implementation": TREE_ATTENTIONS[attention]}
     return open_model(AutoModelForCausalLM, str(folder), "model", trust_remote_code=trust_remote_code, **options).eval()
+
+
+def check_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError when text may hold tokens for which the model has no embedding.
+
+    Special tokens that are none of the protocol's never stand in a prompt (Gemma 3's tokenizer has one for images).
+    """
+    rows = causal_lm(model).get_input_embeddings().weight.shape[0]
+    tags = {f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - tags
+    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in special]
+    if beyond:
+        raise UserError(
+            f"model.path: the tokenizer has {len(beyond)} tokens, such as {min(beyond)!r}, for which the model has no "
+            f"embedding (it has {rows} rows); use the tokenizer that the model was trained with, or resize the model's "
+            "embeddings and save both"
+        )
 
 
 def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | list[str], seed: int) -> PeftModel:

@@ -92,6 +92,7 @@ def _bert(folder: Path, *, pads: bool = True, poisoned: bool = False) -> None:
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=64,
+        initializer_range=1.0,  # as far apart as trained weights are
     )
     model = BertModel(config)
     if poisoned:

@@ -26,10 +26,10 @@ from schemas.update import UpdateReport
 from sdsearch.policy import load_tokenizer
 
 QUICK = [
-    "data.questions_per_iteration=2",
+    "data.questions_per_iteration=1",
     "rollout.max_new_tokens=12",
     "rollout.max_searches=1",
-    "evaluation.num_questions=4",
+    "evaluation.num_questions=2",
     "evaluation.modes=['greedy']",
     "model.torch_threads=1",
     "nothing_learnt.after_iterations=2",
@@ -67,10 +67,16 @@ def kept(workspace: Path, run: str = "r") -> list[tuple[str, int, str]]:
     return [(w.kind, w.iteration, w.text) for w in open_stores(workspace).ledger.get_run(run).warnings]
 
 
-def test_each_warning_is_said_once_and_kept(model: Path, tmp_path: Path) -> None:
-    settings = load_settings("tiny", [*QUICK, f"model.path={model}", "iterations=3"])
-    said = train(tmp_path, settings)
-    told = kept(tmp_path)
+@pytest.fixture(scope="module")
+def lost(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A workspace with a run that learnt nothing, and what it warned of."""
+    workspace = tmp_path_factory.mktemp("lost")
+    return workspace, train(workspace, load_settings("tiny", [*QUICK, f"model.path={model}", "iterations=3"]))
+
+
+def test_each_warning_is_said_once_and_kept(lost: tuple[Path, list[str]]) -> None:
+    workspace, said = lost
+    told = kept(workspace)
     assert [(kind, iteration) for kind, iteration, _ in told] == [
         ("no_protocol", 0),
         ("no_mixed_group", 2),
@@ -78,10 +84,22 @@ def test_each_warning_is_said_once_and_kept(model: Path, tmp_path: Path) -> None
         ("no_gradient", 2),
     ]
     assert said == [text for _, _, text in told]
-    assert "of 4 evaluated questions 4 got neither a search nor an answer; to '" in said[0]
+    assert "of 2 evaluated questions 2 got neither a search nor an answer; to '" in said[0]
     assert "raise rollout.max_new_tokens, which cut this turn; or set rollout.template = 'instruct'" in said[0]
-    assert train(tmp_path, None) == [], "a run that goes on does not repeat itself"
-    assert kept(tmp_path) == told
+    assert train(workspace, None) == [], "a run that goes on does not repeat itself"
+    assert kept(workspace) == told
+
+
+def test_show_and_evaluate_say_it_too(lost: tuple[Path, list[str]]) -> None:
+    workspace, said = lost
+    folder, runner = ["--workspace", str(workspace)], CliRunner()
+    shown = " ".join(runner.invoke(app, ["show", "r", *folder]).output.split())
+    for updates, text in zip((0, 2, 2, 2), said, strict=True):
+        assert f"warning after {updates} updates: {text}" in shown
+    evaluated = runner.invoke(app, ["evaluate", "--run", "r", "--num-questions", "2", *folder]).output
+    assert "of 2 evaluated questions 2 got neither a search nor an answer (docs/nothing-learnt.md)" in " ".join(
+        evaluated.split()
+    )
 
 
 def test_a_run_ends_where_the_settings_say_so_and_again_when_it_is_resumed(model: Path, tmp_path: Path) -> None:
@@ -99,48 +117,26 @@ def test_a_run_ends_where_the_settings_say_so_and_again_when_it_is_resumed(model
 
 
 def test_a_policy_that_knows_the_protocol_is_not_warned_and_its_figures_are_those_of_its_files(tmp_path: Path) -> None:
-    settings = load_settings("tiny", [*QUICK, "rollout.max_new_tokens=40", "iterations=2"])
+    settings = load_settings(
+        "tiny", [*QUICK, "rollout.max_new_tokens=40", "data.questions_per_iteration=2", "iterations=1"]
+    )
     train(tmp_path, settings)
     assert "no_protocol" not in [kind for kind, _, _ in kept(tmp_path)]
     stores = open_stores(tmp_path)
     runtime = SimpleNamespace(run="r", stores=stores, settings=settings)
-    figures = Watch(runtime)._figures(1, 2)  # type: ignore[arg-type]
-    for iteration in (1, 2):
-        read = {}
-        for stage, name, kind in (
-            ("sample", "groups", Group),
-            ("persist", "scores", Score),
-            ("update", "update", UpdateReport),
-        ):
-            record = stores.ledger.done(StageKey(run="r", iteration=iteration, stage=stage))
-            read[name] = stores.artifacts.read_records(file_of(record, name), kind)
-        rollouts = [rollout for group in read["groups"] for rollout in group.rollouts]
-        mixed = {score.group_id for score in read["scores"] if score.advantage}
-        found = figures[iteration - 1]
-        assert found.iteration == iteration
-        assert found.num_mixed_groups == len(mixed)
-        assert found.num_searches == sum(len(rollout.queries) for rollout in rollouts) > 0
-        assert found.num_hits == sum(len(turn.hits) for rollout in rollouts for turn in rollout.turns) > 0
-        assert found.reward_mean == pytest.approx(sum(s.reward for s in read["scores"]) / len(rollouts))
-        assert found.grad_norm == max(step.grad_norm for step in read["update"][0].steps)
-
-
-def test_the_commands_say_it_too(model: Path, tmp_path: Path) -> None:
-    folder = ["--workspace", str(tmp_path)]
-    changes = [part for change in [*QUICK, f"model.path={model}", "iterations=1"] for part in ("--set", change)]
-    runner = CliRunner()
-    sentence = "of 4 evaluated questions 4 got neither a search nor an answer"
-    trained = runner.invoke(app, ["train", "tiny", "--run", "r", "--no-prefect", *changes, *folder])
-    assert trained.exit_code == 0
-    assert (
-        " ".join(trained.output.split()).count(
-            f"warning: the policy does not write the turns of the protocol: {sentence}"
-        )
-        == 1
-    )
-    shown = runner.invoke(app, ["show", "r", *folder])
-    assert f"warning after 0 updates: the policy does not write the turns of the protocol: {sentence}" in " ".join(
-        shown.output.split()
-    )
-    evaluated = runner.invoke(app, ["evaluate", "--run", "r", "--num-questions", "4", *folder])
-    assert f"{sentence} (docs/nothing-learnt.md)" in " ".join(evaluated.output.split())
+    (found,) = Watch(runtime)._figures(1, 1)  # type: ignore[arg-type]
+    read = {}
+    for stage, name, kind in (
+        ("sample", "groups", Group),
+        ("persist", "scores", Score),
+        ("update", "update", UpdateReport),
+    ):
+        record = stores.ledger.done(StageKey(run="r", iteration=1, stage=stage))
+        read[name] = stores.artifacts.read_records(file_of(record, name), kind)
+    rollouts = [rollout for group in read["groups"] for rollout in group.rollouts]
+    assert found.iteration == 1
+    assert found.num_mixed_groups == len({score.group_id for score in read["scores"] if score.advantage})
+    assert found.num_searches == sum(len(rollout.queries) for rollout in rollouts) > 0
+    assert found.num_hits == sum(len(turn.hits) for rollout in rollouts for turn in rollout.turns) > 0
+    assert found.reward_mean == pytest.approx(sum(score.reward for score in read["scores"]) / len(rollouts))
+    assert found.grad_norm == max(step.grad_norm for step in read["update"][0].steps)

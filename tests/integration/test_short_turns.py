@@ -14,7 +14,7 @@ from flows.train import open_stores, train_plain
 QUICK = [
     "iterations=1",
     "data.questions_per_iteration=2",
-    "evaluation.num_questions=2",
+    "evaluation.num_questions=1",
     "evaluation.modes=['greedy']",
     "model.torch_threads=1",
 ]

@@ -42,6 +42,12 @@ def test_one_plain_line_an_iteration() -> None:
     assert lines[1].endswith("about 0.0 s left")
 
 
+def test_a_warning_is_a_line_of_its_own_and_no_markup() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    RichReporter(None, console).warned("it wrote '[red]x'")
+    assert console.file.getvalue() == "warning: it wrote '[red]x'\n"  # type: ignore[attr-defined]
+
+
 def test_a_resumed_run_says_where_it_begins() -> None:
     lines = told(first_iteration=2)
     assert lines[0] == "run r1: 2 iterations, from iteration 2, model [red]x"

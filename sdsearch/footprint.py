@@ -80,7 +80,6 @@ class TrainingNeeds(NamedTuple):
     optimiser: float
     reference: float
     activations: float
-    step: float
 
     @property
     def resident(self) -> float:
@@ -90,7 +89,7 @@ class TrainingNeeds(NamedTuple):
     @property
     def peak(self) -> float:
         """The most that an update takes."""
-        return self.resident + self.gradients + max(self.activations, self.step)
+        return self.resident + self.gradients + self.activations
 
 
 def training_needs(
@@ -99,6 +98,7 @@ def training_needs(
     bytes_each: int,
     lora_rank: int | None,
     has_reference: bool,
+    measures_parts: bool,
     tokens: int,
     head_chunk: int,
     recomputes: bool,
@@ -106,12 +106,12 @@ def training_needs(
     """Estimate the memory of an update with micro-batches of `tokens` tokens.
 
     P parameters of `bytes_each` b, of which T are trained (all, or the adapters, which are fp32):
-    - weights b·P; gradients of T; AdamW's moments 8·T, and fp32 masters 4·T where b is 2; a frozen copy b·P when KL is
+    - weights b·P; gradients 4·T, for they are summed in fp32, twice that where both parts are measured; AdamW's moments
+      8·T, and fp32 masters 4·T where b is 2, which take the gradients as they are; a frozen copy b·P when KL is
       measured and all weights are trained;
     - activations of every token and layer: 7 hidden widths, 2 of the keys and values and 4 of the MLP in b bytes, and
       the norms' inputs in fp32; with layers that are computed again only their inputs, and one layer's whole; and the
-      logits of `head_chunk` positions, three times in fp32;
-    - the optimiser's step: the masters' gradients in fp32.
+      logits of `head_chunk` positions, three times in fp32.
     Attention scores are never formed. Measured on none of these models: an estimate to about a quarter.
     """
     parameters = shape.num_parameters
@@ -122,11 +122,10 @@ def training_needs(
     logits = 3 * _FP32 * min(head_chunk, tokens) * shape.vocabulary
     return TrainingNeeds(
         weights=float(bytes_each * parameters),
-        gradients=float(trained_bytes * trained),
+        gradients=float((2 if measures_parts else 1) * _FP32 * trained),
         optimiser=float((2 * _FP32 + (_FP32 if trained_bytes < _FP32 else 0)) * trained),
         reference=float(bytes_each * parameters) if has_reference and lora_rank is None else 0.0,
         activations=float(tokens * per_token + logits),
-        step=float(_FP32 * trained) if trained_bytes < _FP32 else 0.0,
     )
 
 
@@ -141,5 +140,5 @@ def device_needs(needs: TrainingNeeds, engine_share: float, engine_sleeps: bool)
 
 
 def checkpoint_bytes(needs: TrainingNeeds, lora_rank: int | None) -> float:
-    """Return the size of one checkpoint: weights (or adapters, as large as their gradients) and optimiser."""
-    return needs.optimiser + (needs.weights if lora_rank is None else needs.gradients)
+    """Return the size of one checkpoint: weights (or adapters, half as large as their moments) and optimiser."""
+    return needs.optimiser + (needs.weights if lora_rank is None else needs.optimiser / 2)

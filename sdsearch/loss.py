@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from schemas.config import GrpoSettings, Settings
 from sdsearch.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.gradient import added_apart, sum_precisely, zero_gradient
 from sdsearch.objective.heads import DistillationTargets, TokenReadings, read_tokens
 from sdsearch.objective.policy_gradient import (
     clipped_surrogate,
@@ -23,7 +24,6 @@ from sdsearch.objective.policy_gradient import (
     truncated_importance_weight,
 )
 from sdsearch.objective.weights import distillation_token_weights, policy_token_weights
-from sdsearch.policy import trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def accumulate_gradient(
     alpha: float,
     sd_gradient: list[Tensor] | None = None,
 ) -> StepTerms:
-    """Add the step's gradient to the parameters, micro-batch by micro-batch; return the step's sums.
+    """Add the step's gradient to the parameters, micro-batch by micro-batch and in fp32; return the step's sums.
 
     With `sd_gradient` the gradient of alpha * L_SD is added to those tensors instead, so that both can be measured.
     Rollouts whose gradient is exactly zero are not forwarded; without any other the gradient is zeros.
     """
     members = [member for member in members if _has_gradient(member, settings, alpha)]
     sequences = [member.scored.rollout.sequence for member in members]
-    parameters = list(trainable_parameters(model).values())
+    parameters = sum_precisely(model)
     totals: list[StepTerms] = []
     for indices in microbatches(sequences, settings.update.max_tokens_per_microbatch):
         terms = _terms(model, [members[i] for i in indices], settings, alpha)
@@ -109,14 +109,13 @@ def accumulate_gradient(
         if sd_gradient is None or not distils:
             (grpo_loss + alpha * terms.sd_loss if distils else grpo_loss).backward()
         else:
-            gradients = torch.autograd.grad(alpha * terms.sd_loss, parameters, retain_graph=True, allow_unused=True)
-            for total, gradient in zip(sd_gradient, gradients, strict=True):
-                total.add_(0 if gradient is None else gradient)
+            with added_apart(parameters, sd_gradient):
+                (alpha * terms.sd_loss).backward(retain_graph=True)
             grpo_loss.backward()
         totals.append(StepTerms(**{name: value.detach() for name, value in vars(terms).items()}))
     if not totals:
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter, zeros in zip(parameters, zero_gradient(model), strict=True):
+            parameter.grad = zeros if parameter.grad is None else parameter.grad
     return _sum_terms(totals)
 
 

@@ -34,12 +34,13 @@ def make_optimiser(model: nn.Module, settings: UpdateSettings) -> AdamW:
         fused=True,
     )
     pairs = [(p, master) for p, master in zip(parameters, masters, strict=True) if master is not p]
-    optimiser.register_step_pre_hook(lambda *_: _copy_gradients(pairs))
+    optimiser.register_step_pre_hook(lambda *_: _hand_over_gradients(pairs))
     optimiser.register_step_post_hook(lambda *_: _write_back(pairs))
     return optimiser
 
 
-def _copy_gradients(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _hand_over_gradients(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Let the masters have the parameters' gradients, which are fp32 already: nothing is copied."""
     for parameter, master in pairs:
         master.grad = None if parameter.grad is None else parameter.grad.float()
 

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from schemas.config import Settings
 from schemas.update import StepReport
 from sdsearch.dropout import update_mode, without_randomness
+from sdsearch.gradient import zero_gradient
 from sdsearch.logprobs import score_once
 from sdsearch.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.optimiser import learning_rate_at, scale_gradient
@@ -44,6 +45,7 @@ def update_policy(
         with update_mode(model, settings.update.dropout):
             report = _take_step(model, optimiser, members, settings, iteration, steps_done + offset)
         yield report
+    model.zero_grad(set_to_none=True)  # Sampling needs the memory.
 
 
 def optimiser_steps(scored: Sequence[ScoredRollout], settings: Settings, iteration: int) -> Iterator[list[StepMember]]:
@@ -73,7 +75,7 @@ def _take_step(
     every = settings.update.gradient_parts_every
     measure_parts = bool(every) and (iteration - 1) % every == 0
     model.zero_grad(set_to_none=True)
-    sd_gradient = [torch.zeros_like(p) for p in trainable_parameters(model).values()] if measure_parts else None
+    sd_gradient = zero_gradient(model) if measure_parts else None
     totals = accumulate_gradient(model, members, settings, alpha, sd_gradient)
     norm_sd = _merge_parts(model, sd_gradient) if sd_gradient is not None else None
     grpo_norm, sd_norm = norm_sd if norm_sd else (None, None)

@@ -37,6 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/objective/policy_gradient.py": _LOSS_TESTS,
     "sdsearch/objective/weights.py": _LOSS_TESTS,
     "sdsearch/loss.py": _LOSS_TESTS,
+    "sdsearch/gradient.py": ("tests/unit/test_gradient.py", *_LOSS_TESTS),
     "sdsearch/logprobs.py": (*_LOSS_TESTS, "tests/unit/test_reference.py", "tests/unit/test_missing_logprobs.py"),
     "sdsearch/update.py": ("tests/golden/test_steps_against_naive.py", "tests/unit/test_update.py"),
     "sdsearch/attention.py": ("tests/unit/test_attention.py", "tests/unit/test_families.py", *_LOSS_TESTS),

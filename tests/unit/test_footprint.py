@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from flows.machine import model_files
-from sdsearch.footprint import device_needs, guessed_shape, shape_of, training_needs
+from sdsearch.footprint import checkpoint_bytes, device_needs, guessed_shape, shape_of, training_needs
 from tests.builders import make_model
 
 
@@ -63,6 +63,7 @@ def test_each_part_counts_where_it_is_held() -> None:
             bytes_each=bytes_each,
             lora_rank=lora_rank,
             has_reference=has_reference,
+            measures_parts=others.get("measures_parts", False),
             tokens=tokens,
             head_chunk=2048,
             recomputes=others.get("recomputes", False),
@@ -75,8 +76,10 @@ def test_each_part_counts_where_it_is_held() -> None:
     lora = needs(lora_rank=16)
     assert (lora.reference, lora.weights) == (0, full.weights)
     assert lora.peak < full.peak / 2
-    assert full.step == 4 * parameters
-    assert needs(bytes_each=4).step == 0
+    assert full.gradients == needs(bytes_each=4).gradients == 4 * parameters, "summed in fp32 under any weights"
+    assert needs(measures_parts=True).gradients == 8 * parameters
+    assert checkpoint_bytes(full, None) == 14 * parameters
+    assert checkpoint_bytes(lora, 16) == 12 * shape.adapter_parameters(16)
     assert needs(recomputes=True).activations < full.activations / 4
     assert needs(tokens=8192).activations > 1.8 * full.activations
     assert device_needs(full, 0.0, False) == full.peak

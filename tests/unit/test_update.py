@@ -56,9 +56,10 @@ def steps(model: torch.nn.Module, optimiser: object, settings: Settings, iterati
     return list(update_policy(model, reference, optimiser, rollouts, settings, iteration=iteration, steps_done=done))
 
 
-def test_stored_tensors_continue_the_run_bit_for_bit() -> None:
-    settings = settings_of(weight_decay=0.01)
-    model = make_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_tensors_continue_the_run_bit_for_bit(dtype: torch.dtype) -> None:
+    settings = settings_of(weight_decay=0.01, max_tokens_per_microbatch=30)
+    model = make_model().to(dtype)
     optimiser = make_optimiser(model, settings.update)
     steps(model, optimiser, settings, 1, 0)
     stored = {name: tensor.clone() for name, tensor in optimiser_state(model, optimiser).items()}

@@ -139,9 +139,7 @@ def measure(questions: int, folder: Path) -> list[str]:
         "| alpha | SD / GRPO | micro-batches | kept | noise | error of the gradient | signal to noise |",
         "|---|---|---|---|---|---|---|",
     ]
-    without = {
-        way: gradient_in(rounded, members, settings_of(questions, way.max_tokens), 0.0, way) for way in WAYS
-    }
+    without = {way: gradient_in(rounded, members, settings_of(questions, way.max_tokens), 0.0, way) for way in WAYS}
     for alpha in ALPHAS:
         sd = alpha * unit
         for way in WAYS:
@@ -152,8 +150,9 @@ def measure(questions: int, folder: Path) -> list[str]:
             noise = float((left - kept * sd).norm() / sd.norm())
             error = (whole - grpo - sd).norm()
             count = num_microbatches(members, way.max_tokens)
+            ratio = float(sd.norm() / grpo.norm())
             lines.append(
-                f"| {alpha:g} | {float(sd.norm() / grpo.norm()):.4f} | {count}, {way.name} | {kept:.2f} | {noise:.2f} | "
+                f"| {alpha:g} | {ratio:.4f} | {count}, {way.name} | {kept:.2f} | {noise:.2f} | "
                 f"{float(error / grpo.norm()):.2%} | {float(sd.norm() / error):.2f} |"
             )
             print(lines[-1], flush=True)

@@ -21,7 +21,9 @@ class HindsightAttempt(Record):
 
     rollout_index: int = Field(ge=0)
     label: Label | None = Field(description="None when the labels are switched off.")
-    contents: tuple[str, ...] = Field(description="Neutralised queries in order (masking=queries), else the kept text.")
+    contents: tuple[str, ...] = Field(
+        description="Neutralised queries in order (masking=queries), else the kept text; as far as they fit."
+    )
 
 
 class HindsightBlock(Record):
@@ -35,7 +37,11 @@ class HindsightBlock(Record):
     focal_rollout: int | None = Field(description="None: the block serves every rollout of the group.")
     focal_turn: int | None = Field(description="None: the block serves every turn.")
     attempts: tuple[HindsightAttempt, ...]
-    num_dropped_attempts: int = Field(ge=0, description="Attempts left out because the block was too long.")
+    num_dropped_attempts: int = Field(ge=0, description="Attempts left out because not even their labels fitted.")
+    num_shortened_attempts: int = Field(
+        default=0, ge=0, description="Attempts whose contents were cut because the block was too long."
+    )
+    num_cut_tokens: int = Field(default=0, ge=0, description="Tokens that the whole block has more than this one.")
     homogeneous: bool = Field(description="True when all siblings have the same label.")
     text: str
     token_ids: tuple[int, ...]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from schemas.base import Positive, Section
 
+BLOCK_TOKENS: Final = 1024
+"""Longest block of queries: ten times what a group's usually take."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -78,9 +80,17 @@ class HindsightSettings(Section):
     )
     rho: float = Field(default=0.0, ge=0, lt=1, description="CORRECT when the label metric exceeds rho (paper: 0).")
     label_metric: Literal["f1", "em"] = Field(default="f1", description="Metric the labels come from (paper: F1).")
-    max_block_tokens: Positive = Field(
-        default=1024, description="Longer blocks lose whole attempts from their end; the loss is counted (ours)."
+    max_block_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Longest block: of a longer one the longest attempts are cut first, to a common length, and what "
+        "is cut is counted. 0 is 1,024, and with masking 'none' whatever the model's context has room for (ours).",
     )
+
+    @property
+    def block_tokens(self) -> int | None:
+        """Longest block that is asked for; None where the model's context alone bounds it."""
+        return self.max_block_tokens or (None if self.masking == "none" else BLOCK_TOKENS)
 
 
 class DistillationSettings(Section):

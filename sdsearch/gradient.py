@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step: a sum over its micro-batches, in fp32 also where the weights are of a smaller type.
+"""The gradient of an optimiser step: a sum over its micro-batches, in fp32 even where the weights are bfloat16.
 
 A sum in bfloat16 keeps eight bits: what a part of a thousandth adds is lost in the rounding of the whole. So autograd
 casts each micro-batch's gradient of a parameter to fp32 before it adds it to `grad`; the optimiser's fp32 masters take

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from schemas.config import HindsightSettings
 from schemas.hindsight import HindsightAttempt, HindsightBlock, Label, label_outcome
 from schemas.rollout import Group, Rollout
 from schemas.score import Score
+from sdsearch.fitting import largest, num_pieces, shorten, shorten_all
 from sdsearch.seeds import derive_seed
 from sdsearch.tokens import encode_foreign, neutralise_tags
 
@@ -42,16 +44,67 @@ def render_block(attempts: Sequence[HindsightAttempt]) -> str:
     return HEADER + "".join(render_attempt(number, attempt) for number, attempt in enumerate(attempts, 1)) + "\n"
 
 
+class EncodedBlock(NamedTuple):
+    """A block's text and tokens, the attempts as they stand in it, and what it lost to fit."""
+
+    attempts: tuple[HindsightAttempt, ...]
+    text: str
+    token_ids: list[int]
+    num_dropped: int
+    num_shortened: int
+    num_cut_tokens: int
+
+
 def encode_block(
     tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int
-) -> tuple[str, list[int], int]:
-    """Return (text, token ids, attempts dropped): whole attempts leave from the end until the block fits."""
+) -> EncodedBlock:
+    """Return the block that fits: the longest attempts are cut first, to a common length; labels stay whole.
+
+    Where not even a mark an attempt has room, attempts leave from the end; without room for the header it is empty.
+    """
+    whole = encode_foreign(tokenizer, render_block(attempts))
+    if len(whole) <= max_tokens:
+        return EncodedBlock(tuple(attempts), render_block(attempts), whole, 0, 0, 0)
     for kept in range(len(attempts), -1, -1):
-        text = render_block(attempts[:kept])
-        token_ids = encode_foreign(tokenizer, text)
-        if len(token_ids) <= max_tokens:
-            return text, token_ids, len(attempts) - kept
-    return "", [], len(attempts)
+        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens)
+        if shown is not None:
+            token_ids = encode_foreign(tokenizer, render_block(shown))
+            num_shortened = sum(cut != full for cut, full in zip(shown, attempts, strict=False))
+            lost = len(attempts) - kept, num_shortened, len(whole) - len(token_ids)
+            return EncodedBlock(tuple(shown), render_block(shown), token_ids, *lost)
+    return EncodedBlock((), "", [], len(attempts), 0, len(whole))
+
+
+def _cut_evenly(
+    tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int
+) -> list[HindsightAttempt] | None:
+    """Return the attempts cut to the largest common length with which they fit, None where they fit with none."""
+
+    def cut(max_pieces: int) -> list[HindsightAttempt]:
+        contents = [shorten_all(attempt.contents, max_pieces) for attempt in attempts]
+        return [a.model_copy(update={"contents": shown}) for a, shown in zip(attempts, contents, strict=True)]
+
+    def fits(max_pieces: int) -> bool:
+        return len(encode_foreign(tokenizer, render_block(cut(max_pieces)))) <= max_tokens
+
+    longest = max((sum(map(num_pieces, attempt.contents)) for attempt in attempts), default=0)
+    pieces = largest(fits, longest + 1)
+    return None if pieces is None else cut(pieces)
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> EncodedBlock:
+    """Return the block of a turn's documents, cut at its end where it is too long."""
+    whole = encode_foreign(tokenizer, text)
+    if len(whole) <= max_tokens:
+        return EncodedBlock((), text, whole, 0, 0, 0)
+
+    def fits(max_pieces: int) -> bool:
+        return len(encode_foreign(tokenizer, shorten(text, max_pieces))) <= max_tokens
+
+    pieces = largest(fits, num_pieces(text) + 1)
+    text = "" if pieces is None else shorten(text, pieces)
+    token_ids = encode_foreign(tokenizer, text)
+    return EncodedBlock((), text, token_ids, 0, 0, len(whole) - len(token_ids))
 
 
 def build_blocks(
@@ -70,7 +123,8 @@ def build_blocks(
     labels = _labels(group, scores, settings, seed)
     homogeneous = len(set(_outcomes(scores, settings))) == 1
     longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
-    max_tokens = max(0, min(settings.max_block_tokens, max_context_tokens - longest))
+    room = max(0, max_context_tokens - longest)
+    max_tokens = room if settings.block_tokens is None else min(settings.block_tokens, room)
     blocks = []
     for focal_rollout, focal_turn, members in _views(group, scores, settings):
         attempts = [
@@ -80,21 +134,23 @@ def build_blocks(
             for rollout in members
         ]
         if focal_turn is None:
-            text, token_ids, num_dropped = encode_block(tokenizer, attempts, max_tokens)
+            encoded = encode_block(tokenizer, attempts, max_tokens)
         else:
             assert focal_rollout is not None, "a turn belongs to a rollout"
-            text = _documents_of(group.rollouts[focal_rollout], focal_turn)
-            token_ids, num_dropped = encode_foreign(tokenizer, text)[:max_tokens], 0
+            documents = _documents_of(group.rollouts[focal_rollout], focal_turn)
+            encoded = encode_documents(tokenizer, documents, max_tokens)
         blocks.append(
             HindsightBlock(
                 group_id=group.id,
                 focal_rollout=focal_rollout,
                 focal_turn=focal_turn,
-                attempts=tuple(attempts[: len(attempts) - num_dropped]),
-                num_dropped_attempts=num_dropped,
+                attempts=encoded.attempts,
+                num_dropped_attempts=encoded.num_dropped,
+                num_shortened_attempts=encoded.num_shortened,
+                num_cut_tokens=encoded.num_cut_tokens,
                 homogeneous=homogeneous,
-                text=text,
-                token_ids=tuple(token_ids),
+                text=encoded.text,
+                token_ids=tuple(encoded.token_ids),
             )
         )
     return blocks

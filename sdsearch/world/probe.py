@@ -12,6 +12,7 @@ from torch import nn
 from schemas.config import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
 from schemas.evaluation import EvaluationMode
 from schemas.hindsight import HindsightAttempt, HindsightBlock, Label
+from schemas.method import BLOCK_TOKENS
 from schemas.passage import Passage
 from schemas.question import Question
 from schemas.rollout import Group
@@ -189,8 +190,8 @@ def _inverted(loop: RolloutLoop, group: Group, scores: Sequence[Score], seed: in
         )
         for attempt in block.attempts
     ]
-    _, token_ids, _ = encode_block(loop.tokenizer, attempts, HindsightSettings().max_block_tokens)
-    return [token_ids] * len(group.rollouts)
+    block = encode_block(loop.tokenizer, attempts, BLOCK_TOKENS)
+    return [block.token_ids] * len(group.rollouts)
 
 
 def _em_after(

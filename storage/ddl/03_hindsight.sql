@@ -8,6 +8,8 @@ CREATE TABLE hindsight_blocks (
     homogeneous BOOLEAN NOT NULL,
     num_attempts INTEGER NOT NULL,
     num_dropped_attempts INTEGER NOT NULL,
+    num_shortened_attempts INTEGER NOT NULL,
+    num_cut_tokens INTEGER NOT NULL,
     text VARCHAR NOT NULL,
     token_ids INTEGER[] NOT NULL,
     PRIMARY KEY (run, iteration, block_index)
@@ -21,7 +23,9 @@ COMMENT ON COLUMN hindsight_blocks.focal_rollout IS 'rollout_index that the bloc
 COMMENT ON COLUMN hindsight_blocks.focal_turn IS 'Turn that the block serves; empty: every turn.';
 COMMENT ON COLUMN hindsight_blocks.homogeneous IS 'True when all siblings have the same label.';
 COMMENT ON COLUMN hindsight_blocks.num_attempts IS 'Attempts in the block.';
-COMMENT ON COLUMN hindsight_blocks.num_dropped_attempts IS 'Attempts left out because the block was too long.';
+COMMENT ON COLUMN hindsight_blocks.num_dropped_attempts IS 'Attempts left out because not even their labels fitted.';
+COMMENT ON COLUMN hindsight_blocks.num_shortened_attempts IS 'Attempts whose contents were cut because the block was too long.';
+COMMENT ON COLUMN hindsight_blocks.num_cut_tokens IS 'Tokens that the whole block has more than this one.';
 COMMENT ON COLUMN hindsight_blocks.text IS 'The block.';
 COMMENT ON COLUMN hindsight_blocks.token_ids IS 'Its tokens.';
 
@@ -44,7 +48,7 @@ COMMENT ON COLUMN hindsight_attempts.attempt_index IS 'Place in the block, from 
 COMMENT ON COLUMN hindsight_attempts.group_id IS 'The block''s group.';
 COMMENT ON COLUMN hindsight_attempts.rollout_index IS 'Which sibling it is.';
 COMMENT ON COLUMN hindsight_attempts.label IS 'CORRECT or INCORRECT; empty when the labels are switched off.';
-COMMENT ON COLUMN hindsight_attempts.contents IS 'Its queries, or whatever else the masking keeps.';
+COMMENT ON COLUMN hindsight_attempts.contents IS 'Its queries, or whatever else the masking keeps; as far as they fit.';
 
 CREATE TABLE teacher_targets (
     run VARCHAR NOT NULL,

@@ -68,12 +68,20 @@ SELECT
     iteration,
     count(*) AS num_blocks,
     CAST(sum(num_dropped_attempts) AS BIGINT) AS num_dropped_attempts,
+    sum(num_dropped_attempts) / nullif(sum(num_attempts + num_dropped_attempts), 0) AS dropped_attempt_share,
+    sum(num_shortened_attempts) / nullif(sum(num_attempts + num_dropped_attempts), 0) AS shortened_attempt_share,
+    sum(num_cut_tokens) / nullif(sum(num_cut_tokens + len(token_ids)), 0) AS cut_token_share,
+    avg((len(token_ids) = 0 OR (num_attempts = 0 AND focal_turn IS NULL))::DOUBLE) AS empty_block_share,
     avg(len(token_ids)) AS block_tokens_mean
 FROM hindsight_blocks
 GROUP BY run, iteration;
 COMMENT ON VIEW v_hindsight IS 'Hindsight blocks, one row an iteration.';
 COMMENT ON COLUMN v_hindsight.num_blocks IS 'Hindsight blocks: one a group, or one a rollout or turn where the settings ask for it.';
-COMMENT ON COLUMN v_hindsight.num_dropped_attempts IS 'Attempts left out of blocks because the block was too long.';
+COMMENT ON COLUMN v_hindsight.num_dropped_attempts IS 'Attempts left out of blocks because not even their labels fitted.';
+COMMENT ON COLUMN v_hindsight.dropped_attempt_share IS 'Share of the attempts that were left out of their block.';
+COMMENT ON COLUMN v_hindsight.shortened_attempt_share IS 'Share of the attempts whose contents were cut to fit the block.';
+COMMENT ON COLUMN v_hindsight.cut_token_share IS 'Share of the whole blocks'' tokens that were cut: what the teacher did not see of its hindsight.';
+COMMENT ON COLUMN v_hindsight.empty_block_share IS 'Share of the blocks that show no attempt and no document: nothing is distilled with them.';
 COMMENT ON COLUMN v_hindsight.block_tokens_mean IS 'Mean length of a block, tokens.';
 
 CREATE VIEW v_iterations AS

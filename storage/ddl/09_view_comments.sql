@@ -55,7 +55,11 @@ COMMENT ON COLUMN v_iterations.sampler_kl_first_step IS 'sampler_kl of the first
 COMMENT ON COLUMN v_iterations.num_missing_logprobs IS 'Read tokens of the iteration without a log-probability of the sampler.';
 COMMENT ON COLUMN v_iterations.learning_rate IS 'Learning rate of the last step.';
 COMMENT ON COLUMN v_iterations.num_blocks IS 'Hindsight blocks: one a group, or one a rollout or turn where the settings ask for it.';
-COMMENT ON COLUMN v_iterations.num_dropped_attempts IS 'Attempts left out of blocks because the block was too long.';
+COMMENT ON COLUMN v_iterations.num_dropped_attempts IS 'Attempts left out of blocks because not even their labels fitted.';
+COMMENT ON COLUMN v_iterations.dropped_attempt_share IS 'Share of the attempts that were left out of their block.';
+COMMENT ON COLUMN v_iterations.shortened_attempt_share IS 'Share of the attempts whose contents were cut to fit the block.';
+COMMENT ON COLUMN v_iterations.cut_token_share IS 'Share of the whole blocks'' tokens that were cut: what the teacher did not see of its hindsight.';
+COMMENT ON COLUMN v_iterations.empty_block_share IS 'Share of the blocks that show no attempt and no document: nothing is distilled with them.';
 COMMENT ON COLUMN v_iterations.block_tokens_mean IS 'Mean length of a block, tokens.';
 COMMENT ON COLUMN v_iterations.teacher_entropy IS 'Mean entropy of the teacher''s distributions at distilled tokens, nats.';
 COMMENT ON COLUMN v_iterations.student_entropy IS 'Mean entropy of the student''s distributions at distilled tokens, nats.';

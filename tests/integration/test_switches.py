@@ -327,15 +327,22 @@ def test_queries_that_were_never_sent(trained: Trained) -> None:
         assert not searches & {(turn["rollout_id"], turn["turn"]) for turn in unsent}
 
 
-def test_attempts_that_are_dropped_are_counted(trained: Trained) -> None:
-    """A block beyond its length loses whole attempts; one without any teaches nothing."""
+def test_attempts_that_are_cut_are_counted(trained: Trained) -> None:
+    """A block beyond its length shows the beginning of its attempts; one without any teaches nothing."""
     blocks = trained.rows("correct", "hindsight_blocks")
-    assert sorted(row["num_dropped_attempts"] for row in blocks) == [0, 0, 1]
+    assert sorted(row["num_shortened_attempts"] for row in blocks) == [0, 0, 1]
+    assert [row["num_dropped_attempts"] for row in blocks] == [0, 0, 0]
     assert all(len(row["token_ids"]) <= 32 for row in blocks)
+    assert all((row["num_cut_tokens"] > 0) == (" …\n" in row["text"]) for row in blocks)
     distilled = {row["group_id"] for row in trained.rows("correct", "teacher_targets")}
     assert distilled == {row["group_id"] for row in blocks if row["num_attempts"]}
     (iteration,) = trained.rows("correct", "v_iterations", "iteration = 1")
-    assert iteration["num_dropped_attempts"] == 1
+    assert (iteration["dropped_attempt_share"], iteration["shortened_attempt_share"]) == (0.0, 0.5)
+    cut, left = (
+        sum(values) for values in zip(*((r["num_cut_tokens"], len(r["token_ids"])) for r in blocks), strict=True)
+    )
+    assert iteration["cut_token_share"] == pytest.approx(cut / (cut + left))
+    assert iteration["empty_block_share"] == pytest.approx(1 / 3)
 
 
 def test_positions(trained: Trained) -> None:
@@ -343,7 +350,7 @@ def test_positions(trained: Trained) -> None:
         counts = {row["rollout_id"]: row["num_rows"] for row in trained.rows(run, "teacher_targets")}
         rollouts = trained.rollouts(run)
         assert {name: rollouts[name][column] for name in counts} == counts
-        assert len(counts) == {"correct": 3, "lora": 9}[run]
+        assert len(counts) == {"correct": 6, "lora": 9}[run]
 
 
 def test_support_and_tail(trained: Trained) -> None:

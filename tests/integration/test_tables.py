@@ -211,7 +211,10 @@ LOGGED = {
         "searches_per_rollout", "distinct_queries_per_group", "malformed_share", "valid_share", "search_quality",
         "completion_tokens_mean",
     },
-    "blocks": {"num_blocks", "num_dropped_attempts", "block_tokens_mean"},
+    "blocks": {
+        "num_blocks", "num_dropped_attempts", "dropped_attempt_share", "shortened_attempt_share", "cut_token_share",
+        "empty_block_share", "block_tokens_mean",
+    },
     "update": {
         "policy_loss", "sd_loss", "kl", "entropy", "grad_norm_grpo", "grad_norm_sd", "grad_norm_ratio", "clip_share",
         "truncated_share", "ratio_max", "sampler_kl", "learning_rate", "alpha",

@@ -56,6 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/training_set.py": _LOSS_TESTS,
     "sdsearch/teacher.py": _TEACHER_TESTS,
     "sdsearch/hindsight.py": (*_TEXT_TESTS, *_TEACHER_TESTS),
+    "sdsearch/fitting.py": ("tests/property/test_block_room.py", "tests/unit/test_hindsight.py"),
     "sdsearch/tokens.py": ("tests/unit/test_parsing.py", "tests/property/test_query_tokens.py", *_TEXT_TESTS),
     "sdsearch/parsing.py": ("tests/unit/test_parsing.py", "tests/property/test_query_tokens.py"),
     "sdsearch/advantage.py": ("tests/property/test_advantages.py",),

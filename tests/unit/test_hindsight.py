@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
-from schemas.hindsight import HindsightAttempt, label_outcome
+from schemas.hindsight import HindsightAttempt, HindsightBlock, label_outcome
 from sdsearch.hindsight import HEADER, build_blocks, encode_block, render_block
 from sdsearch.scoring import score_groups
 from tests.builders import make_groups, make_tokenizer
@@ -135,17 +135,71 @@ def test_queries_cannot_forge_labels_lines_or_tags() -> None:
     assert not special & set(block.token_ids)
 
 
-def test_a_long_block_loses_whole_attempts_from_its_end() -> None:
-    attempts = [HindsightAttempt(rollout_index=i, label="CORRECT", contents=("river",)) for i in range(5)]
-    full = encode_block(TOKENIZER, attempts, 10_000)
-    assert full[2] == 0
-    text, ids, dropped = encode_block(TOKENIZER, attempts, len(full[1]) - 1)
-    assert dropped == 1
-    assert text == render_block(attempts[:4])
-    assert len(ids) < len(full[1])
-    header_only = encode_block(TOKENIZER, attempts, len(TOKENIZER.encode(HEADER + "\n")))
-    assert header_only[2] == 5
-    assert encode_block(TOKENIZER, attempts, 3) == ("", [], 5)
+def attempts_saying(*contents: tuple[str, ...]) -> list[HindsightAttempt]:
+    return [HindsightAttempt(rollout_index=i, label="CORRECT", contents=own) for i, own in enumerate(contents)]
+
+
+def room_of(*contents: tuple[str, ...]) -> int:
+    return len(TOKENIZER.encode(render_block(attempts_saying(*contents))))
+
+
+def test_the_longest_attempts_are_cut_first_to_a_common_length() -> None:
+    whole = ("one two three four five six", "seven"), ("river",), (), ("one two three", "four five")
+    cut = ("one two three …",), ("river",), (), ("one two three", "…")
+    block = encode_block(TOKENIZER, attempts_saying(*whole), room_of(*cut))
+    assert block.text == render_block(attempts_saying(*cut))
+    assert (*block.attempts,) == (*attempts_saying(*cut),)
+    assert (block.num_dropped, block.num_shortened) == (0, 2)
+    assert block.num_cut_tokens == room_of(*whole) - room_of(*cut)
+    untouched = encode_block(TOKENIZER, attempts_saying(*whole), room_of(*whole))
+    assert untouched[:1] + untouched[3:] == (tuple(attempts_saying(*whole)), 0, 0, 0)
+
+
+def test_attempts_leave_from_the_end_only_where_not_even_their_labels_fit() -> None:
+    whole = [("a long query of many words",)] * 4
+    labels = room_of(*[("…",)] * 4)
+    assert encode_block(TOKENIZER, attempts_saying(*whole), labels).num_dropped == 0
+    block = encode_block(TOKENIZER, attempts_saying(*whole), labels - 1)
+    assert (block.num_dropped, len(block.attempts)) == (1, 3)
+    assert block.text.count("(CORRECT): ") == 3
+    header_only = encode_block(TOKENIZER, attempts_saying(*whole), len(TOKENIZER.encode(HEADER + "\n")))
+    assert (header_only.num_dropped, header_only.attempts, header_only.text) == (4, (), HEADER + "\n")
+    assert encode_block(TOKENIZER, attempts_saying(*whole), 3) == ((), "", [], 4, 0, room_of(*whole))
+
+
+def test_whole_trajectories_have_the_room_that_the_context_leaves() -> None:
+    """No budget but the context: what is cut of a block of queries at 1,024 tokens is whole without masking."""
+    words = " ".join(["river"] * 400)
+    texts = [(f"<search> {words} {i} </search>", "<answer> tree </answer>") for i in range(5)]
+    (group,) = make_groups(TOKENIZER, num_groups=1, texts=texts, max_context_tokens=100_000)
+    scores = score_groups([group], RewardSettings(), GrpoSettings())
+
+    def block(room: int = 100_000, **settings: object) -> HindsightBlock:
+        own = HindsightSettings(**settings)
+        (built,) = build_blocks(group, scores, settings=own, seed=0, tokenizer=TOKENIZER, max_context_tokens=room)
+        assert len(built.attempts) == 5
+        assert built.text == render_block(built.attempts)
+        return built
+
+    whole, queries, stored = block(masking="none"), block(), block(masking="none", max_block_tokens=1024)
+    assert whole.num_cut_tokens == 0
+    assert len(whole.token_ids) > 2000
+    for cut in (queries, stored):
+        assert 1000 < len(cut.token_ids) <= 1024
+        assert cut.num_shortened_attempts == 5
+    assert len(stored.token_ids) + stored.num_cut_tokens == len(whole.token_ids)
+    longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
+    bounded = block(longest + 700, masking="none")
+    assert 650 < len(bounded.token_ids) <= 700
+
+
+def test_documents_are_cut_at_a_word_and_counted() -> None:
+    whole = blocks_of(masking="current_documents")[0]
+    cut = blocks_of(masking="current_documents", max_block_tokens=len(whole.token_ids) - 5)[0]
+    assert cut.text.endswith(" …")
+    assert whole.text.startswith(cut.text.removesuffix(" …") + " ")
+    assert TOKENIZER.decode(list(cut.token_ids)) == cut.text
+    assert cut.num_cut_tokens == len(whole.token_ids) - len(cut.token_ids) >= 5
 
 
 def test_the_block_never_takes_a_rollouts_room() -> None:

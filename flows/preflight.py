@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from flows.policies import check_device, set_threads
 from flows.report import Reporter
+from flows.room import block_room
 from flows.runtime import Runtime
 from flows.stores import Stores
 from schemas.config import Settings
@@ -160,6 +161,18 @@ def _open_newest(runtime: Runtime) -> bool:
     return False
 
 
+def _hindsight(runtime: Runtime) -> str:
+    settings = runtime.settings
+    if not settings.distils:
+        return "never distilled"
+    if runtime.policy.model is None:
+        return "asked when the run began"
+    room, lacking = block_room(settings, runtime.policy.max_context_tokens)
+    if lacking:
+        runtime.note_once("room", lacking)
+    return lacking or f"room for {room} tokens beside the longest rollout"
+
+
 START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: device", _device),
     StartCheck("start: sampler", _sampler),
@@ -170,5 +183,6 @@ START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: support", _support),
     StartCheck("start: numbers", _numbers),
     StartCheck("start: prompts", _prompts),
+    StartCheck("start: hindsight", _hindsight),
 )
 """In the order in which they are asked; a later one may rely on the earlier ones."""

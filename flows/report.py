@@ -41,6 +41,8 @@ class Reporter(Protocol):
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None: ...
 
+    def noted(self, sentence: str) -> None: ...
+
     def stage_started(self, key: StageKey) -> None: ...
 
     def stage_progress(self, done: int, total: int) -> None: ...
@@ -60,6 +62,9 @@ class SilentReporter:
     """A `Reporter` that says nothing."""
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None:
+        """Say nothing."""
+
+    def noted(self, sentence: str) -> None:
         """Say nothing."""
 
     def stage_started(self, key: StageKey) -> None:
@@ -117,9 +122,13 @@ class RichReporter:
         begin = f", from iteration {first_iteration}" if first_iteration > 1 else ""
         print_line(self._console, f"run {run}: {self._total} iterations{begin}, model {settings.model.path}")
         for note in [*notes(settings), *model_notes(settings)]:
-            print_line(self._console, f"note: {note}")
+            self.noted(note)
         if self._console.is_terminal:
             self._open_bars(first_iteration - 1)
+
+    def noted(self, sentence: str) -> None:
+        """Print what a person should know."""
+        print_line(self._console, f"note: {sentence}")
 
     def stage_started(self, key: StageKey) -> None:
         """Show the stage that works now."""

@@ -60,6 +60,7 @@ class Runtime:
         self.may_write: Callable[[], None] = lambda: None
         self._recent: dict[str, list[Any]] = {}
         self.questions = Questions(settings.data, lambda questions: self.prompts.find_unfit(questions))
+        self._noted: set[str] = set()
 
     @cached_property
     def policy(self) -> LivePolicy:
@@ -88,6 +89,12 @@ class Runtime:
         kept = read_run_inputs(self.stores.workspace, self.run)
         former = former_frame(self.stores, self.run, self.source) if kept is None else None
         return LivePrompts(self.settings.rollout, kept, former, self.policy, self.sampler)
+
+    def note_once(self, subject: str, sentence: str) -> None:
+        """Tell a person what they should know, the first time that the subject comes up."""
+        if subject not in self._noted:
+            self._noted.add(subject)
+            self.reporter.noted(sentence)
 
     @property
     def index_fingerprint(self) -> str:

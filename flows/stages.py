@@ -11,6 +11,7 @@ import torch
 
 from flows.answers import evaluate_sets
 from flows.refusals import refused_steps_kept
+from flows.room import told_of_cuts
 from flows.rows import file_of
 from flows.runtime import runtime_of
 from schemas.hindsight import HindsightBlock
@@ -96,6 +97,8 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
                 max_context_tokens=runtime.policy.max_context_tokens,
             )
         ]
+        if (cuts := told_of_cuts(iteration, blocks)) is not None:
+            runtime.note_once("cuts", cuts)
         return [runtime.write(attempt, "blocks", HindsightBlock, blocks)]
 
     return runtime.perform("hindsight", iteration, [sampled, scored], work)

@@ -155,6 +155,11 @@ class Settings(Section):
         sampled = (rollout.max_searches + 1) * rollout.max_new_tokens
         return rollout.max_prompt_tokens + sampled + rollout.max_searches * rollout.max_observation_tokens
 
+    @property
+    def distils(self) -> bool:
+        """Whether any iteration distils: alpha is zero for good when it is so at the end."""
+        return self.alpha_at(self.iterations) > 0
+
     def alpha_at(self, iteration: int) -> float:
         """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""
         distillation = self.distillation

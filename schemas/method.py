@@ -142,8 +142,7 @@ class UpdateSettings(Section):
     max_tokens_per_microbatch: Positive = Field(
         default=16384,
         description="Gradient accumulation: a step's rollouts are forwarded in micro-batches of at most so many "
-        "tokens (a prompt that rollouts share counts once), whose gradients add up to the whole step's exactly; a "
-        "memory bound.",
+        "tokens (a prompt that rollouts share counts once), whose gradients are summed in fp32; a memory bound.",
     )
     head_chunk: Positive = Field(
         default=2048, description="Positions whose logits exist at one time, in fp32; a memory bound."

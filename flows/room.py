@@ -34,7 +34,8 @@ def _remedy(settings: Settings, context_tokens: int, *, limited_by_context: bool
         return "set hindsight.max_block_tokens higher, or to 0 where the model's context is to be the only bound"
     return (
         f"the model's context of {context_tokens} tokens leaves no more beside a rollout of "
-        f"{settings.longest_conversation}: lower rollout.max_new_tokens or rollout.max_observation_tokens, or take a model with a longer context"
+        f"{settings.longest_conversation}: lower rollout.max_new_tokens or rollout.max_observation_tokens, or take a "
+        "model with a longer context"
     )
 
 

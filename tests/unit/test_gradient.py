@@ -14,7 +14,7 @@ from sdsearch.gradient import sum_precisely, zero_gradient
 from sdsearch.loss import ScoredRollout, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.objective.heads import read_tokens
 from sdsearch.optimiser import make_optimiser, scale_gradient
-from sdsearch.policy import head, trainable_parameters
+from sdsearch.policy import trainable_parameters
 from sdsearch.update import update_policy
 from tests.builders import make_model
 
@@ -112,7 +112,7 @@ def test_chunks_of_the_head_are_summed_precisely_too(model: nn.Module) -> None:
         model.zero_grad()
         sum_precisely(model)
         read_tokens(model, hidden_ND[start:end], targets_N[start:end], None, 1.0, chunk).logprob_N.sum().backward()
-        return {"head": head(model).weight.grad}
+        return {"head": model.lm_head.weight.grad}
 
     assert_is_the_sum(gradient(0, 40, 1), [gradient(place, place + 1, 1) for place in range(40)])
 

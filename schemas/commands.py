@@ -33,8 +33,14 @@ def quoted(word: str) -> str:
     """Return a word as a shell takes it; characters that a terminal does not show are written out (bash, zsh, ksh)."""
     if word.isprintable():
         return shlex.quote(word)
-    letters = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in word.replace("\\", "\\\\"))
+    letters = (c if c.isprintable() else _as_bytes(c) for c in word.replace("\\", "\\\\"))
     return "$'" + "".join(letters).replace("'", "\\'") + "'"
+
+
+def _as_bytes(character: str) -> str:
+    """Return the escapes of a character's bytes, which a shell reads in every locale, also where it is half of one."""
+    how = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", how))
 
 
 def value_text(value: Any) -> str:

@@ -55,7 +55,7 @@ def words_of(printed: str) -> list[str]:
     output = subprocess.run(
         ["bash", "-c", f"sdsearch() {{ printf '%s\\0' \"$@\"; }}; {printed}"], check=True, capture_output=True
     ).stdout
-    return output.decode().split("\0")[:-1]
+    return output.decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
 def printed_commands(output: str) -> list[str]:
@@ -72,7 +72,10 @@ def test_other_values_are_read_as_they_are(value: object) -> None:
     assert parse_value(value_text(value), "here") == value
 
 
-def test_a_shell_reads_every_word_as_it_was_meant() -> None:
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_shell_reads_every_word_as_it_was_meant(locale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    assert words_of(command("show", "half \udcff a letter\u200b\n")) == ["show", "half \udcff a letter\u200b\n"]
     overrides = [f"retrieval.corpus={name}" for name in ODD_NAMES]
     printed = command("show", *ODD_NAMES, overrides=overrides, workspace=Path("my ws"))
     expected = ["show", *ODD_NAMES, *(w for o in overrides for w in ("--set", o)), "--workspace", "my ws"]

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gpu_common import Bench, set_attention
@@ -19,11 +19,21 @@ from tests.builders import ModelKind, make_groups, make_model, make_tokenizer
 from tests.golden.cases import Case, gradients_of, make_case, make_settings
 
 KINDS: tuple[ModelKind, ...] = ("llama", "qwen2", "qwen3", "mistral")  # mistral has a sliding window of 20 tokens
-WAYS = ("split", "flex", "padded")
+WAYS = ("padded", "split", "flex")
 HEAD_WIDTH = 16  # the least that FlexAttention's kernel takes
-# Largest error of the gradient by its norm, and of each loss by its size: fp32 rounds 6e-8, bf16 4e-3, over two layers.
-BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+DTYPES = (torch.float32, torch.bfloat16)
+# Largest error of the gradient by its norm, and of each loss by its size.
+BOUND = 1e-4
+# In bfloat16 the forward pass's own rounding is far larger: a layout may be so much worse than the plain padded one.
+TIMES_PADDED = 1.5
 TUNINGS = ("full", "lora")
+
+
+class Oracle(NamedTuple):
+    """What the float64 objective says of a step."""
+
+    losses: tuple[float, ...]
+    gradients: Mapping[str, Tensor]
 
 
 def run(bench: Bench) -> None:
@@ -31,10 +41,16 @@ def run(bench: Bench) -> None:
     for kind in KINDS[:2] if bench.small else KINDS:
         for tuning in TUNINGS:
             case = make_device_case(kind, tuning)
-            for dtype in BOUNDS:
+            for dtype in DTYPES:
+                oracle = oracle_of(case, dtype)
+                bound = BOUND
                 for way in WAYS:
                     for checkpointing in (False, True) if way == "split" else (False,):
-                        measure(bench, case, kind, tuning, dtype, way, checkpointing)
+                        names = {"model": kind, "tuning": tuning, "type": str(dtype).removeprefix("torch.")}
+                        names |= {"layout": way, "layers computed again": checkpointing}
+                        error = measure(bench, case, oracle, dtype, bound, names)
+                        if way == "padded" and dtype == torch.bfloat16:
+                            bound = TIMES_PADDED * error
 
 
 def make_device_case(kind: ModelKind, tuning: str) -> Case:
@@ -44,31 +60,33 @@ def make_device_case(kind: ModelKind, tuning: str) -> Case:
     return make_case(settings, groups, kind, make=lambda kind, seed: make_model(kind, seed, head_width=HEAD_WIDTH))
 
 
+def oracle_of(case: Case, dtype: torch.dtype) -> Oracle:
+    """Return the naive float64 objective's losses and gradient at the case's weights, rounded to a type."""
+    rounded = copy.deepcopy(case.policy).to(dtype).double()
+    rounded.zero_grad()
+    loss = case.naive.loss(rounded)
+    loss.total.backward()
+    return Oracle(tuple(map(float, (loss.policy_loss, loss.kl, loss.sd_loss))), gradients_of(rounded))
+
+
 def measure(
-    bench: Bench, case: Case, kind: str, tuning: str, dtype: torch.dtype, way: str, checkpointing: bool
-) -> None:
-    """Write one row: errors of the three losses and of the gradient, and whether they are within the bound."""
-    names = {
-        "model": kind,
-        "tuning": tuning,
-        "type": str(dtype).removeprefix("torch."),
-        "layout": way,
-        "layers computed again": checkpointing,
-    }
+    bench: Bench, case: Case, oracle: Oracle, dtype: torch.dtype, bound: float, names: Mapping[str, Any]
+) -> float:
+    """Write one row and return the gradient's error; the plain layout in bfloat16 is what others are bound by."""
     with bench.case(seconds_needed=1.0, **names) as row:
         if "skip" in row:
-            return
-        naive, theirs = case.theirs()
-        wanted = (naive.policy_loss, naive.kl, naive.sd_loss)
+            return math.inf
         policy = copy.deepcopy(case.policy).to(bench.device, dtype)
-        with laid_out(policy, way, checkpointing):
+        with laid_out(policy, row["layout"], row["layers computed again"]):
             terms = accumulate_gradient(policy, weigh(case.scored, case.settings.grpo), case.settings, case.naive.alpha)
         found = (terms.policy_loss, terms.kl, terms.sd_loss)
-        row["loss error"] = max(relative(float(own), float(other)) for own, other in zip(found, wanted, strict=True))
-        row["gradient error"] = gradient_error(gradients_of(policy), theirs)
-        row["bound"] = BOUNDS[dtype]
-        # bfloat16 rounds each log-probability by up to 1e-2, which small divergences feel most: its loss is only told.
-        row["ok"] = row["gradient error"] <= row["bound"] and (dtype != torch.float32 or row["loss error"] <= 1e-3)
+        row["loss error"] = max(relative(float(own), other) for own, other in zip(found, oracle.losses, strict=True))
+        row["gradient error"] = gradient_error(gradients_of(policy), oracle.gradients)
+        if dtype == torch.bfloat16 and row["layout"] == "padded":
+            return float(row["gradient error"])
+        row["bound"] = bound
+        row["ok"] = row["gradient error"] <= bound and (dtype == torch.bfloat16 or row["loss error"] <= bound)
+    return float(row.get("gradient error", math.inf))
 
 
 @contextmanager

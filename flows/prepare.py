@@ -87,7 +87,7 @@ def _prompt_measure(settings: Settings) -> tuple[PromptMeasure | None, str]:
     path = settings.model.path
     files = model_files(path)
     if "tokenizer" in files.missing:
-        return None, f"prompts were not measured: the tokenizer of '{path}' is not here; sdsearch doctor measures them"
+        return None, f"prompts were not measured: the tokenizer of '{path}' is not here; doctor and train measure them"
     from flows.prompts import measure_without_policy
 
     try:

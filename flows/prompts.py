@@ -16,7 +16,7 @@ from flows.stores import Stores
 from schemas.config import RolloutSettings, Settings
 from schemas.inputs import PromptFrame, RunInputs
 from schemas.question import Question
-from sdsearch.policy import load_tokenizer
+from sdsearch.policy import CONTEXT_LIMITS, load_tokenizer
 from sdsearch.prompting import prompt_lengths, render_frame
 from sdsearch.readers import BadRowError
 from storage.errors import RunNotFoundError
@@ -85,7 +85,9 @@ def measure_without_policy(settings: Settings, config: Mapping[str, Any]) -> Pro
     Raises UserError for a tokenizer or a template that cannot be used.
     """
     tokenizer = load_tokenizer(model_folder(settings.model.path), settings.model.trust_remote_code)
-    limits = (config.get("max_position_embeddings"), getattr(settings.sampling, "max_model_len", 0))
+    text = config.get("text_config") or config
+    numbered = next((text[name] for name in CONTEXT_LIMITS if isinstance(text.get(name), int)), None)
+    limits = (numbered, getattr(settings.sampling, "max_model_len", 0))
     context = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
     rollout = settings.rollout
     frame = render_frame(tokenizer, rollout.template)

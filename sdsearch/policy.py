@@ -21,7 +21,7 @@ from sdsearch.tokens import TAGS
 
 Tuning = Literal["full", "lora"]
 # What configurations call the number of positions; transformers maps others (n_positions) to the first.
-_LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "model_max_length")
+CONTEXT_LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "model_max_length")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -161,7 +161,7 @@ def _with_part(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Mo
 def context_limit(model: nn.Module) -> int | None:
     """Return how many tokens the model can number, None where its configuration sets no limit."""
     config = causal_lm(model).config.get_text_config()
-    return next((value for name in _LIMITS if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in CONTEXT_LIMITS if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:

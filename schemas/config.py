@@ -41,7 +41,8 @@ class ModelSettings(Section):
     lora_rank: Positive = Field(default=16, description="Rank of the adapters.")
     lora_alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters is lora_alpha / lora_rank.")
     lora_targets: str | tuple[str, ...] = Field(
-        default="all-linear", description="Names of the layers that get adapters, or 'all-linear'."
+        default="all-linear",
+        description="Names of the layers that get adapters, a regular expression over whole names, or 'all-linear'.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the weights.")
     device: str = Field(default="cpu", description="Torch device, such as cpu or cuda:0.")

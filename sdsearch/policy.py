@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError, library_errors
 from sdsearch.attention import TREE_ATTENTIONS, AttentionKind
-from sdsearch.pretrained import open_model, open_tokenizer
+from sdsearch.pretrained import open_config, open_model, open_tokenizer
 from sdsearch.tokens import TAGS
 
 Tuning = Literal["full", "lora"]
+_LINEAR = (nn.Linear, Conv1D)
 # What configurations call the number of positions; transformers maps others (n_positions) to the first.
 CONTEXT_LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "model_max_length")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,20 +42,56 @@ def load_model(
     trust_remote_code: bool = False,
     attention: AttentionKind = "split",
 ) -> PreTrainedModel:
-    """Open a causal language model for training; UserError when the folder holds none that may be loaded."""
-    options = {"dtype": _DTYPES[dtype], "attn_implementation": TREE_ATTENTIONS[attention]}
-    return open_model(AutoModelForCausalLM, str(folder), "model", trust_remote_code=trust_remote_code, **options).eval()
+    """Open a causal language model for training; UserError when the folder holds none that may be loaded.
+
+    A model whose folder lacks some of its weights is refused too: they would be drawn at random.
+    """
+    path = str(folder)
+    config = open_config(path, "model", trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"the model of '{path}' has an encoder and a decoder ({config.model_type}); point model.path at a causal "
+            "language model, which is a decoder alone"
+        )
+    options = {"dtype": _DTYPES[dtype], "attn_implementation": TREE_ATTENTIONS[attention], "output_loading_info": True}
+    with _own_attention_told(path, attention):
+        opened = open_model(AutoModelForCausalLM, path, "model", trust_remote_code=trust_remote_code, **options)
+    model, loaded = opened
+    if lacking := sorted(loaded["missing_keys"]):
+        raise UserError(
+            f"the model of '{path}' lacks {len(lacking)} of the weights of {type(model).__name__}, such as "
+            f"{lacking[0]}; point model.path at the whole causal language model that save_pretrained wrote"
+        )
+    return model.eval()
+
+
+@contextmanager
+def _own_attention_told(path: str, attention: AttentionKind) -> Iterator[None]:
+    """Say in words when a class knows only the attentions that it was written with."""
+    try:
+        yield
+    except UserError as error:
+        if TREE_ATTENTIONS[attention] not in str(error.__cause__):
+            raise
+        raise UserError(
+            f"the model of '{path}' attends by code of its own, which cannot be given another; use a model of a family "
+            "that docs/models.md lists as trained"
+        ) from error
 
 
 def check_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError when text may hold tokens for which the model has no embedding.
 
-    Special tokens that are none of the protocol's never stand in a prompt (Gemma 3's tokenizer has one for images).
+    Special tokens that neither the protocol nor the chat template writes never stand in a prompt (Gemma 3's tokenizer
+    has one for images).
     """
     rows = causal_lm(model).get_input_embeddings().weight.shape[0]
-    tags = {f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")}
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - tags
-    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in special]
+    written = {f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")}
+    written |= {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    template = str(tokenizer.chat_template or "")
+    added = tokenizer.added_tokens_decoder.values()
+    unwritten = {token.content for token in added if token.special and token.content not in template} - written
+    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in unwritten]
     if beyond:
         raise UserError(
             f"model.path: the tokenizer has {len(beyond)} tokens, such as {min(beyond)!r}, for which the model has no "
@@ -64,13 +103,16 @@ def check_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
 def with_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | list[str], seed: int) -> PeftModel:
     """Add LoRA adapters without dropout; their initial weights depend on `seed` alone.
 
-    Raises UserError when the targets name no layers of the model, or the adapters cannot be made.
+    Targets are names of layers, one name as text, a regular expression over whole names, or 'all-linear'. Raises
+    UserError when they name no layers of the model, or the adapters cannot be made.
     """
-    layers = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-    remedy = f"name some of {', '.join(layers)} in an array, or 'all-linear'"
+    layers = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, _LINEAR)})
+    remedy = f"name some of {', '.join(layers)}, or 'all-linear'"
+    is_name = isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.]+", targets)
+    named = [targets] if is_name else targets
     with torch.random.fork_rng(devices=[]), library_errors(f"model.lora_targets {targets!r} of rank {rank}", remedy):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=named, lora_dropout=0.0, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
 

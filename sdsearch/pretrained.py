@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-from schemas.errors import UserError, reason_of
+from schemas.errors import UserError, library_errors
 
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -21,12 +23,14 @@ def open_tokenizer(path: str, section: str, *, trust_remote_code: bool) -> PreTr
 
     Raises UserError when there is none, or when it would need code that is not trusted.
     """
-    try:
+    with _readable("tokenizer", path, section):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except MemoryError:
-        raise
-    except Exception as error:  # What transformers raises over a folder that it cannot use has no end.
-        raise _unusable("tokenizer", path, section, error) from error
+
+
+def open_config(path: str, section: str, *, trust_remote_code: bool) -> PreTrainedConfig:
+    """Return the configuration of a model folder or hub name; UserError when there is none that can be read."""
+    with _readable("model", path, section):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def open_model(auto_class: Any, path: str, section: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
@@ -34,13 +38,9 @@ def open_model(auto_class: Any, path: str, section: str, *, trust_remote_code: b
 
     Raises UserError when there is none, or when it would need code that is not trusted.
     """
-    try:
+    with _readable("model", path, section):
         _check_shards(path)
         return auto_class.from_pretrained(path, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
-    except MemoryError:
-        raise
-    except Exception as error:  # As above.
-        raise _unusable("model", path, section, error) from error
 
 
 def _check_shards(path: str) -> None:
@@ -63,18 +63,25 @@ def _check_shards(path: str) -> None:
         raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} lists {foreign[0]!r}, which is no safetensors file beside it")
 
 
-def _unusable(what: str, path: str, section: str, error: Exception) -> UserError:
-    reason = reason_of(error)
-    if "trust_remote_code" in str(error):
-        return UserError(
-            f"the {what} of '{path}' comes with its own Python code, which is not run; read that code, and set "
-            f"{section}.trust_remote_code = true if you trust it, or choose another {section}.path"
-        )
+@contextmanager
+def _readable(what: str, path: str, section: str) -> Iterator[None]:
+    """Turn whatever stands in the way of reading a model or tokenizer into a UserError that says what to do."""
+    remedy = (
+        f"point {section}.path at a folder that save_pretrained wrote for both model and tokenizer, or at a hub name "
+        "that this machine can reach"
+    )
     folder = Path(path)
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern)) if folder.is_dir() else []
     if what == "model" and pickled:
-        reason += f" ({pickled[0]} is a pickle, which could run code and is never opened: convert it to safetensors)"
-    return UserError(
-        f"no {what} could be read from '{path}': {reason}; point {section}.path at a folder that save_pretrained "
-        "wrote for both model and tokenizer, or at a hub name that this machine can reach"
-    )
+        code = f"{pickled[0]} is a pickle, which could run code and is never opened: convert it to safetensors"
+        remedy = f"{code}, or {remedy}"
+    try:
+        with library_errors(f"no {what} could be read from '{path}'", remedy):
+            yield
+    except UserError as error:
+        if "trust_remote_code" not in str(error.__cause__):
+            raise
+        raise UserError(
+            f"the {what} of '{path}' comes with its own Python code, which is not run; read that code, and set "
+            f"{section}.trust_remote_code = true if you trust it, or choose another {section}.path"
+        ) from error

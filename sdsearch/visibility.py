@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Whether a query sees a key: (row, head, query's position, key's position) to a boolean tensor, broadcast."""
+
+
+_NO_TENSOR: Final = "it attends by code of its own, which takes no row of several texts"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class TreeMask:
         self.layout = layout
         self.sees = sees
         self.kept: dict[Any, Any] = {}  # What an attention derives from it, for the layers that follow.
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_NO_TENSOR)
+
+    def __radd__(self, scores: Tensor) -> Tensor:
+        raise TypeError(_NO_TENSOR)
 
     def between(self, num_own: int, num_seen: int, device: torch.device) -> Tensor | None:
         """Return which of `num_seen` tokens from the first on each of their last `num_own` sees.

@@ -15,6 +15,7 @@ from schemas.sampling import (
     VllmSamplerSettings,
     VllmServerSamplerSettings,
 )
+from sdsearch.policy import causal_lm
 from sdsearch.sampling.ports import Sampler
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -23,6 +24,7 @@ from sdsearch.sampling.vllm_engine import EngineOptions, VllmEngine, check_insta
 from sdsearch.sampling.vllm_server import ServerOptions, VllmServers
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeResult, WeightProbe, probe_prompt
+from sdsearch.trial import num_trial_tokens
 
 
 class PolicySampler(Protocol):
@@ -142,7 +144,9 @@ class VllmPolicySampler:
         self._loaded = None
         self._loop.run(engine.load(weights))
         if self._probe is None:
-            prompt = probe_prompt(policy.tokenizer, self._settings.rollout.temperature, self.max_context_tokens(policy))
+            longest = min(self.max_context_tokens(policy), self._settings.longest_conversation)
+            num_tokens = num_trial_tokens(causal_lm(policy.model).config, longest)
+            prompt = probe_prompt(policy.tokenizer, self._settings.rollout.temperature, longest, num_tokens)
             self._probe = WeightProbe(prompt, self._sampling.probe_tolerance)
         self._probed = self._probe.check(self._loop.run(engine.read(self._probe.prompt)), policy.model, weights)
         self._loaded = weights

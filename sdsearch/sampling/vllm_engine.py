@@ -16,7 +16,7 @@ from typing import Any
 
 from sdsearch.sampling.stopping import CLOSING_TAGS
 from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, SamplerError
-from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
 
 _CPU_BLOCK = 32
@@ -85,15 +85,16 @@ class VllmEngine:
         return _turn(await self._finished(prompt, {}))
 
     async def read(self, prompt: Prompt) -> list[ProbeReading]:
-        """Generate a turn after the prompt as any other is, and read the prompt, for which nothing cached is used.
+        """Generate two turns after the prompt as any others are, and read it, for which nothing cached is used.
 
-        The turn comes first: what former weights have left in the prefix cache shows in it.
+        The turns come first: what former weights have left in the prefix cache shows in them.
         """
         turn = await self.generate(prompt)
+        second = await self.generate(second_prompt(prompt, turn))
         output = await self._finished(prompt, {"prompt_logprobs": 0, "max_tokens": 1})
         given = output.prompt_logprobs[1:]
         text = [_finite(logprobs[token].logprob) for logprobs, token in zip(given, prompt.token_ids[1:], strict=True)]
-        return [ProbeReading("the vLLM engine", tuple(text), turn)]
+        return [ProbeReading("the vLLM engine", tuple(text), turn, second)]
 
     async def load(self, weights: PolicyWeights) -> None:
         """Make these weights the ones that are sampled from; no turn may be under way."""

@@ -21,7 +21,7 @@ from sdsearch.connections import client_options
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import CLOSING_TAGS
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
-from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 
 _CONNECT_S = 10.0
 _ATTEMPTS = 2  # A connection that was kept open may have been closed from the other side just now.
@@ -104,16 +104,17 @@ class VllmServers:
                 self.statistics.num_resent_turns += 1
 
     async def read(self, prompt: Prompt) -> list[ProbeReading]:
-        """Have every server generate a turn after the prompt, as any other is, and read the prompt (see VllmEngine)."""
+        """Have every server generate two turns after the prompt, as any others are, and read it (see VllmEngine)."""
         answers = await self._on_all(lambda server: self._read(server, prompt))
         return [reading for _, reading in answers]
 
     async def _read(self, server: _Server, prompt: Prompt) -> ProbeReading:
-        turn = (await self._complete(server, prompt))["choices"][0]
+        turn = _turn((await self._complete(server, prompt))["choices"][0])
+        second = _turn((await self._complete(server, second_prompt(prompt, turn)))["choices"][0])
         text = (await self._complete(server, prompt, prompt_logprobs=0, max_tokens=1))["choices"][0]
         entries = zip(text["prompt_logprobs"][1:], prompt.token_ids[1:], strict=True)
         logprobs = tuple(_finite(entry[str(token)]["logprob"]) for entry, token in entries)
-        return ProbeReading(f"the server {server.url}", logprobs, _turn(turn))
+        return ProbeReading(f"the server {server.url}", logprobs, turn, second)
 
     async def load(self, weights: PolicyWeights) -> None:
         """Make these weights the ones that every server samples from; retired servers are tried again."""

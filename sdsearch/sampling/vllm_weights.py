@@ -1,13 +1,13 @@
 """Proof that an engine samples from the weights that the trainer holds.
 
-After every change of weights the engine and the trainer read the same fixed text and the same freshly sampled turn;
-unless their log-probabilities agree nothing is sampled.
+After every change of weights the engine and the trainer read the same fixed text, longer than the model's windows, and
+the same two freshly sampled turns, the second after a reply; unless their log-probabilities agree nothing is sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -28,6 +28,7 @@ _PROBE_TEXT = (
     "</documents>\n<think> China. Its capital is Beijing. </think>\n"
 )
 _PROBE_NEW_TOKENS = 16
+_PROBE_REPLY = 16
 _PROBE_SEED = 20_260_518
 
 
@@ -47,6 +48,7 @@ class ProbeReading:
     place: str  # Which engine, for messages.
     text_logprobs: tuple[float | None, ...]  # Of each token of the text but the first, at temperature 1.
     turn: EngineTurn
+    second: EngineTurn  # After the first and a reply: its past comes from the engine's cache.
 
 
 class WeightedEngine(TurnGenerator, Protocol):
@@ -65,10 +67,23 @@ class ProbeResult:
     mean_difference: float
 
 
-def probe_prompt(tokenizer: PreTrainedTokenizerBase, temperature: float, max_tokens: int) -> Prompt:
-    """Return the fixed text, cut to what the model can read, as a prompt for one more turn."""
-    token_ids = tuple(encode(tokenizer, _PROBE_TEXT))[: max_tokens - _PROBE_NEW_TOKENS]
+def probe_prompt(
+    tokenizer: PreTrainedTokenizerBase, temperature: float, max_tokens: int, num_tokens: int = 0
+) -> Prompt:
+    """Return the fixed text as a prompt for two more turns.
+
+    It is repeated up to `num_tokens`, which a model with windows needs, and cut to what the model can read.
+    """
+    text = encode(tokenizer, _PROBE_TEXT)
+    repeated = text * max(1, -(-num_tokens // len(text)))
+    token_ids = tuple(repeated)[: max(1, max_tokens - 2 * _PROBE_NEW_TOKENS - _PROBE_REPLY)]
     return Prompt(token_ids, TurnRequest("probe", token_ids, _PROBE_SEED, _PROBE_NEW_TOKENS, temperature))
+
+
+def second_prompt(prompt: Prompt, turn: EngineTurn) -> Prompt:
+    """Return the probe's prompt after its first turn and a reply."""
+    token_ids = (*prompt.token_ids, *turn.token_ids, *prompt.token_ids[:_PROBE_REPLY])
+    return Prompt(token_ids, replace(prompt.request, token_ids=token_ids, seed=_PROBE_SEED + 1))
 
 
 class WeightProbe:
@@ -96,9 +111,14 @@ class WeightProbe:
         self, reading: ProbeReading, model: nn.Module, weights: PolicyWeights, current: Tensor
     ) -> ProbeResult:
         turn = reading.turn
-        own = read_by_trainer(model, self.prompt.token_ids, turn.token_ids, self.prompt.request.temperature)
         text = _differences(reading.text_logprobs, current)
-        differences = torch.cat([text, _differences(turn.logprobs, own)])
+        differences = torch.cat(
+            [
+                text,
+                self._of_turn(self.prompt, turn, model),
+                self._of_turn(second_prompt(self.prompt, turn), reading.second, model),
+            ]
+        )
         result = ProbeResult(float(differences.max()), float(differences.mean()))
         stale = self._former is not None and float(
             _differences(reading.text_logprobs, self._former).mean()
@@ -112,6 +132,10 @@ class WeightProbe:
                 "Nothing was sampled; if precision is the cause, use one dtype for both or raise the tolerance"
             )
         return result
+
+    def _of_turn(self, prompt: Prompt, turn: EngineTurn, model: nn.Module) -> Tensor:
+        own = read_by_trainer(model, prompt.token_ids, turn.token_ids, prompt.request.temperature)
+        return _differences(turn.logprobs, own)
 
 
 @torch.no_grad()

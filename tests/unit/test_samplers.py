@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,14 @@ from sdsearch.policy import trainable_parameters
 from sdsearch.sampling.ports import TurnRequest
 from sdsearch.sampling.vllm_engine import VllmEngine
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
-from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, WeightProbe, probe_prompt, read_by_trainer
+from sdsearch.sampling.vllm_weights import (
+    PolicyWeights,
+    ProbeReading,
+    WeightProbe,
+    probe_prompt,
+    read_by_trainer,
+    second_prompt,
+)
 from tests.builders import make_model, make_tokenizer
 
 PROMPT = probe_prompt(make_tokenizer(), 0.8, 512)
@@ -25,11 +33,15 @@ WEIGHTS = PolicyWeights(1, "full", "/checkpoints/1")
 
 def reading(model: torch.nn.Module, noise: float = 0.0, place: str = "the engine") -> ProbeReading:
     """What an engine with this model says of the probe."""
-    turn = (30, 31, 32)
     text = read_by_trainer(model, PROMPT.token_ids[:1], PROMPT.token_ids[1:], 1.0)
     text[3] += noise
-    own = read_by_trainer(model, PROMPT.token_ids, turn, 0.8)
-    return ProbeReading(place, tuple(text.tolist()), EngineTurn(turn, tuple(own.tolist()), 0, "length"))
+    turn = turn_after(model, PROMPT, (30, 31, 32))
+    return ProbeReading(place, tuple(text.tolist()), turn, turn_after(model, second_prompt(PROMPT, turn), (40, 41)))
+
+
+def turn_after(model: torch.nn.Module, prompt: Prompt, token_ids: tuple[int, ...]) -> EngineTurn:
+    own = read_by_trainer(model, prompt.token_ids, token_ids, 0.8)
+    return EngineTurn(token_ids, tuple(own.tolist()), 0, "length")
 
 
 def moved(scale: float) -> torch.nn.Module:
@@ -84,14 +96,32 @@ def test_the_sampled_turn_is_compared_at_its_temperature() -> None:
     model = make_model()
     told = reading(model)
     at_one = read_by_trainer(model, PROMPT.token_ids, told.turn.token_ids, 1.0)
-    wrong = ProbeReading(told.place, told.text_logprobs, EngineTurn((30, 31, 32), tuple(at_one.tolist()), 0, "length"))
+    wrong = replace(told, turn=EngineTurn((30, 31, 32), tuple(at_one.tolist()), 0, "length"))
     with pytest.raises(SamplerError, match="does not sample"):
         WeightProbe(PROMPT, 1e-3).check([wrong], model, WEIGHTS)
 
 
+def test_a_second_turn_from_other_tokens_is_refused() -> None:
+    """As from a prefix cache that holds another conversation's past."""
+    model = make_model()
+    elsewhere = replace(PROMPT, token_ids=PROMPT.token_ids[1:])
+    wrong = replace(reading(model), second=turn_after(model, elsewhere, (40, 41)))
+    with pytest.raises(SamplerError, match="does not sample"):
+        WeightProbe(PROMPT, 1e-3).check([wrong], model, WEIGHTS)
+
+
+def test_the_probe_is_as_long_as_windows_need_and_leaves_room_for_two_turns() -> None:
+    assert len(probe_prompt(make_tokenizer(), 1.0, 4096, 900).token_ids) >= 900
+    prompt = probe_prompt(make_tokenizer(), 1.0, 128, 900)
+    turn = EngineTurn((5,) * prompt.request.max_new_tokens, (), 0, "length")
+    second = second_prompt(prompt, turn)
+    assert len(second.token_ids) + second.request.max_new_tokens == 128
+    assert second.token_ids[: len(prompt.token_ids)] == prompt.token_ids
+
+
 def test_missing_logprobs_do_not_pass() -> None:
     told = reading(make_model())
-    silent = ProbeReading(told.place, (None, *told.text_logprobs[1:]), told.turn)
+    silent = replace(told, text_logprobs=(None, *told.text_logprobs[1:]))
     with pytest.raises(SamplerError, match="up to inf nats"):
         WeightProbe(PROMPT, 1e-3).check([silent], make_model(), WEIGHTS)
 

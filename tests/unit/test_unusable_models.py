@@ -17,6 +17,7 @@ from transformers import (
     FalconConfig,
     FalconForCausalLM,
     T5Config,
+    T5ForConditionalGeneration,
 )
 
 from flows.policies import check_device
@@ -109,20 +110,19 @@ def test_files_that_are_no_tokenizer(folder: Path, content: bytes | None) -> Non
 
 def test_weights_that_are_missing_are_not_drawn_at_random(folder: Path) -> None:
     weights_with(lambda tensors: tensors.pop(LAYER))(folder)
-    assert re.search(
-        rf"lacks 1 of the weights of LlamaForCausalLM, such as {LAYER}", refusal(lambda: load_model(folder, "float32"))
-    )
+    message = refusal(lambda: load_model(folder, "float32"))
+    assert f"lacks 1 of the weights of LlamaForCausalLM, such as {LAYER}" in message
 
 
 def test_models_that_are_no_decoder(tmp_path: Path) -> None:
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     bart = BartForConditionalGeneration(BartConfig(**SMALL, **sizes, **heads))
-    for name, model in {"bart": bart, "t5": T5(T5Config(**SMALL, d_kv=8, d_ff=16, num_layers=1, num_heads=2))}.items():
+    t5 = T5ForConditionalGeneration(T5Config(**SMALL, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    for name, model in {"bart": bart, "t5": t5}.items():
         model.save_pretrained(tmp_path / name)
-        assert f"has an encoder and a decoder ({name})" in refusal(
-            lambda name=name: load_model(tmp_path / name, "float32")
-        )
+        message = refusal(lambda name=name: load_model(tmp_path / name, "float32"))
+        assert f"has an encoder and a decoder ({name})" in message
 
 
 def test_a_class_that_knows_its_own_attentions_alone(tmp_path: Path) -> None:

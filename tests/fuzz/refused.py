@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
 from tests.builders import make_tokenizer
+from tests.families import small_model
 from tests.fuzz.bench import NUM_QUESTIONS, Bench, setting
 from tests.question_files import flashrag_rows, world_questions, write_rows
 
@@ -128,6 +129,11 @@ def _no_decoder(folder: Path) -> None:
         path.write_bytes(content)
 
 
+def _another_family(folder: Path) -> None:
+    """A recurrent model: siblings in one row would see each other."""
+    small_model("mamba", vocab_size=2048).save_pretrained(folder)
+
+
 def _change(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -186,6 +192,7 @@ REFUSED: Final[dict[str, Callable[[Bench], Case]]] = {
     "a template that repeats the message": _template("{{ messages[0]['content'] }}{{ messages[0]['content'] }}"),
     "more tokens than embedding rows": _model(_one_row_less),
     "a model that is no decoder": _model(_no_decoder),
+    "a model that the update would compute otherwise": _model(_another_family),
     "an encoder without a pad token": _encoder(lambda folder: _bert(folder, pads=False)),
     "an encoder with a decoder": _encoder(_t5),
     "an encoder of fewer positions": _encoder(_bert, "retrieval.encoder.max_length=4096"),

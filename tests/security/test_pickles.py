@@ -237,7 +237,8 @@ def unsafe_call(call: ast.Call) -> str | None:
     if text in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
         return f"{text} with pickles"
     if text.endswith(".from_pretrained") and text != "HFEncoder.from_pretrained":
-        safe = text.endswith("Tokenizer.from_pretrained") or given.get("use_safetensors") == "True"
+        without_weights = text.endswith(("Tokenizer.from_pretrained", "Config.from_pretrained"))
+        safe = without_weights or given.get("use_safetensors") == "True"
         return None if safe and "trust_remote_code" in given else text
     return None
 
@@ -253,6 +254,7 @@ def unsafe_call(call: ast.Call) -> str | None:
         ("AutoModel.from_pretrained(path)", {"AutoModel.from_pretrained"}),
         ("AutoModel.from_pretrained(path, use_safetensors=True)", {"AutoModel.from_pretrained"}),
         ("AutoModel.from_pretrained(path, use_safetensors=True, trust_remote_code=False)", set()),
+        ("AutoConfig.from_pretrained(path)", {"AutoConfig.from_pretrained"}),
         ("PeftModel.from_pretrained(base, folder)", {"PeftModel.from_pretrained"}),
         ("model.eval()", set()),
     ],

@@ -7,6 +7,7 @@ STAMP := $(VENV)/installed
 PIP_OPTIONS ?=
 CRASH_OPTIONS ?=
 FUZZ_OPTIONS ?=
+DOCS_OPTIONS ?=
 TEST_PROCESSES ?= 2
 
 # Sampling with vLLM where there is no GPU: an environment of its own, since vLLM pins much of what it needs.
@@ -16,7 +17,7 @@ VLLM_STAMP := $(VLLM_VENV)/installed
 # Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
 UV_OPTIONS ?=
 
-.PHONY: help install train test test-long test-crash test-fuzz test-vllm vllm-install mutants bench lint clean
+.PHONY: help install train test test-long test-crash test-fuzz docs-check test-vllm vllm-install mutants bench lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
@@ -27,6 +28,8 @@ help:
 	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
 	@echo 'make test-fuzz   install, then draw odd settings and files, start runs with them and see how they end;'
 	@echo '              FUZZ_OPTIONS="--minutes 10 --seed 1" bounds it'
+	@echo 'make docs-check  install, then run again what the documentation shows and compare (ten minutes);'
+	@echo '              DOCS_OPTIONS=--write puts what is printed in its place'
 	@echo 'make vllm-install  a second environment in $(VLLM_VENV) with vLLM for the CPU in it'
 	@echo 'make test-vllm     vllm-install, then test sampling with real vLLM engines and servers (minutes)'
 	@echo 'make bench    install with TRL, then measure updates, iterations, sampling (35 minutes on two idle cores)'
@@ -59,6 +62,9 @@ test-crash: install
 
 test-fuzz: install
 	$(BIN)/python -m tests.fuzz.run $(FUZZ_OPTIONS)
+
+docs-check: install
+	$(BIN)/python -m tests.docs.run $(DOCS_OPTIONS)
 
 vllm-install: $(VLLM_STAMP)
 

@@ -43,7 +43,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/attention.py": ("tests/unit/test_attention.py", "tests/unit/test_families.py", *_LOSS_TESTS),
     "sdsearch/visibility.py": ("tests/unit/test_attention.py", "tests/unit/test_families.py", *_LOSS_TESTS),
     "sdsearch/dropout.py": ("tests/unit/test_dropout.py",),
-    "sdsearch/policy.py": ("tests/unit/test_families.py",),
+    "sdsearch/policy.py": ("tests/unit/test_vocabulary.py", "tests/unit/test_families.py"),
     "sdsearch/sampling/slots.py": ("tests/unit/test_families.py",),
     "sdsearch/selfcheck.py": ("tests/unit/test_families.py",),
     "sdsearch/trial.py": ("tests/unit/test_families.py",),
@@ -74,6 +74,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,
     "sdsearch/sampling/vllm_turns.py": (*_TURN_TESTS, "tests/unit/test_overlapping_sampler.py"),
     "sdsearch/nothing_learnt.py": ("tests/unit/test_nothing_learnt.py",),
+    "flows/settings.py": ("tests/unit/test_model_settings.py",),
+    "flows/model_settings.py": ("tests/unit/test_model_settings.py",),
     "flows/watch.py": ("tests/integration/test_nothing_learnt.py",),
     "schemas/rollout.py": ("tests/unit/test_rollouts.py", *_LOSS_TESTS),
 }

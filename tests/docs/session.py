@@ -27,6 +27,7 @@ from tests.docs.form import is_like
 ROOT: Final = Path(__file__).parents[2]
 _TIMEOUT_S: Final = 1800.0
 _SERVES_WITHIN_S: Final = 600.0
+_QUIET_S: Final = 60.0
 _ENVIRONMENT: Final = {"COLUMNS": "160", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -72,8 +73,7 @@ class Session:
         printed: list[list[str]] = []
         for place, step in enumerate(block.steps):
             serves = block.keeps_running and place == 0
-            lines = self._serve(step) if serves else self._run(step)
-            printed.append([line.replace(f"{self._place}/", "") for line in lines])
+            printed.append(self._serve(step) if serves else self._run(step))
         return printed
 
     def _prepare(self, line: str) -> None:
@@ -96,7 +96,7 @@ class Session:
             return self._run_within(words[1:])
         process = self._start(step.command)
         out, _ = process.communicate(timeout=_TIMEOUT_S)
-        return _lines(out)
+        return self._lines(out)
 
     def _run_within(self, words: Sequence[str]) -> list[str]:
         printed = io.StringIO()
@@ -113,7 +113,7 @@ class Session:
             logging.getLogger().removeHandler(warnings)
             os.environ.clear()
             os.environ.update(former)
-        return _lines(printed.getvalue())
+        return self._lines(printed.getvalue())
 
     def _serve(self, step: Step) -> list[str]:
         """Start a command that serves, and return its lines up to those that the block shows."""
@@ -124,12 +124,17 @@ class Session:
         def read() -> None:
             """Read to the end: a pipe that nobody empties would stop the server."""
             assert process.stdout is not None
-            printed.extend(line.rstrip("\n") for line in process.stdout)
+            printed.extend(line for text in process.stdout for line in self._lines(text))
 
         threading.Thread(target=read, daemon=True).start()
         until = time.monotonic() + _SERVES_WITHIN_S
+        num_lines, since = 0, time.monotonic()
         while not is_like(step.output, printed) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.2)
+            if len(printed) > num_lines:
+                num_lines, since = len(printed), time.monotonic()
+            if num_lines and time.monotonic() - since > _QUIET_S:
+                break
         return list(printed)
 
     def _start(self, command: str) -> subprocess.Popen[str]:
@@ -144,12 +149,11 @@ class Session:
             start_new_session=True,
         )
 
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of a text without blank ones at its ends."""
-    lines = [line.rstrip() for line in text.splitlines()]
-    while lines and not lines[-1]:
-        lines.pop()
-    while lines and not lines[0]:
-        lines.pop(0)
-    return lines
+    def _lines(self, text: str) -> list[str]:
+        """Return the lines of a text, without blank ones at its ends, paths as from the session's folder."""
+        lines = [line.rstrip() for line in text.replace(f"{self._place}/", "").splitlines()]
+        while lines and not lines[-1]:
+            lines.pop()
+        while lines and not lines[0]:
+            lines.pop(0)
+        return lines

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flows.errors import UserError
 from flows.replay_table import print_comparison
+from flows.settings import stored_settings
 from flows.sql import as_table
 from flows.standing import shown_status
 from flows.terminal import format_seconds, make_table, print_line
@@ -18,6 +19,7 @@ from schemas.commands import command
 from schemas.config import Settings
 from schemas.ledger import RunRecord
 from schemas.paths import local_path
+from schemas.rules import notes
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.ledger import Ledger
@@ -31,7 +33,7 @@ _STAGE_SECONDS = """
     FROM stages WHERE run = $run GROUP BY stage ORDER BY min(started_at)
 """
 _CURVE = """
-    SELECT updates_done, num_questions AS questions, greedy_em, sampled_em, greedy_f1, sampled_f1,
+    SELECT updates_done, alpha, num_questions AS questions, greedy_em, sampled_em, greedy_f1, sampled_f1,
         greedy_search_quality AS search_quality, greedy_searches_per_rollout AS searches
     FROM v_learning_curve WHERE run = $run ORDER BY dataset, split, updates_done
 """
@@ -86,6 +88,9 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     print_line(console, _standing(record, shown_status(workspace, record)))
     for warning in record.warnings:
         print_line(console, f"warning after {warning.iteration} updates: {warning.text}")
+    trains = record.replay_of is None and record.evaluation_of is None
+    for note in notes(stored_settings(record)) if trains else ():
+        print_line(console, f"note: {note}")
     console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))

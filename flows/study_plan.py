@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flows.errors import UserError
-from flows.settings import load_settings, shipped_configs, shipped_studies
+from flows.settings import changed_settings, load_settings, shipped_configs, shipped_studies
 from flows.toml_files import read_toml
 from schemas.base import Record
 from schemas.config import Settings
 from schemas.explain import explain
 from schemas.paths import local_path
 from schemas.study import Study, Variant
+from schemas.void import effective, void_notes
 from storage.studies import read_study
 from storage.workspace import Workspace
 
@@ -118,16 +119,31 @@ def _check_comparable(study: Study, by_variant: dict[str, Settings]) -> None:
     baseline = by_variant[study.baseline]
     names_of: dict[str, str] = {}
     for name, settings in by_variant.items():
-        same = names_of.setdefault(settings.content_hash(), name)
-        if same != name:
-            raise UserError(
-                f"study {study.name}: variants.{name}: has the same settings as '{same}'; change its set, or remove it"
-            )
         if _evaluated_on(settings) != _evaluated_on(baseline):
             raise UserError(
                 f"study {study.name}: variants.{name}: is evaluated otherwise than the baseline '{study.baseline}'; "
                 "put evaluation.*, data.questions and data.dataset into the study's own set"
             )
+        same = names_of.setdefault(effective(settings).content_hash(), name)
+        if same != name:
+            what = _why_the_same(settings, by_variant[same], same)
+            raise UserError(f"study {study.name}: variants.{name}: {what}; change its set, or remove it")
+
+
+def _why_the_same(settings: Settings, other: Settings, other_name: str) -> str:
+    """Return why two variants would train alike, though their settings may differ."""
+    differing = [name for name, _, _ in changed_settings(other.model_dump_json(), settings)]
+    if not differing:
+        return f"has the same settings as '{other_name}'"
+    reasons = [*void_notes(settings), *void_notes(other)]
+    for variant in (settings, other):
+        if variant.only_warms_up:
+            reasons.append(
+                f"distillation.warmup_iterations ({variant.distillation.warmup_iterations}) is not below iterations "
+                f"({variant.iterations}), so alpha is zero to the end: lower it, or raise iterations"
+            )
+    because = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+    return f"trains exactly as '{other_name}' does, since {', '.join(differing)} cannot act{because}"
 
 
 def _evaluated_on(settings: Settings) -> tuple[object, ...]:

@@ -104,7 +104,7 @@ def _panels(results: StudyResults) -> list[_Panel]:
         return [_Panel(f"{mode} decoding", mode, variants) for mode in modes]
     others = [variant for variant in variants if variant != study.baseline]
     baseline = [study.baseline] if study.baseline in variants else []
-    return [_Panel(study.title_of(variant), modes[0], [*baseline, variant]) for variant in others]
+    return [_Panel(results.title_of(variant), modes[0], [*baseline, variant]) for variant in others]
 
 
 def _draw_panel(ax: Axes, results: StudyResults, panel: _Panel) -> None:
@@ -138,7 +138,7 @@ def _draw_line(ax: Axes, results: StudyResults, variant: str, mode: EvaluationMo
         marker=style.marker,
         markersize=4.5,
         linewidth=1.6,
-        label=f"{results.study.title_of(variant)} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
+        label=f"{results.title_of(variant)} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
     )
 
 

@@ -70,6 +70,7 @@ def _outcome(plan: PlannedRun, record: RunRecord | None, reports: Sequence[Evalu
         finished=done and last_modes >= set(plan.settings.evaluation.modes),
         updates_done=record.iterations_done if record else 0,
         num_iterations=plan.settings.iterations,
+        only_warms_up=plan.settings.only_warms_up,
         evaluations=tuple(reports),
     )
 

@@ -61,7 +61,7 @@ def table_markdown(results: StudyResults, picture: str | None = None) -> str:
     if picture:
         parts.append(f"![EM over updates]({picture})")
     for variant in dict.fromkeys(summary.variant for summary in results.summaries):
-        parts += [f"{study.title_of(variant)}:", _curve_markdown(results, variant)]
+        parts += [f"{results.title_of(variant)}:", _curve_markdown(results, variant)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,14 +78,14 @@ def curves_csv(results: StudyResults) -> str:
 
 
 def _columns(results: StudyResults) -> tuple[str, ...]:
-    baseline = results.study.title_of(results.study.baseline)
+    baseline = results.title_of(results.study.baseline)
     figures = ("final EM", "best EM", f"difference to {baseline}", "95 % interval", "search quality", "searches")
     return ("variant", "seeds", *figures)
 
 
 def _rows(results: StudyResults, mode: EvaluationMode) -> list[tuple[str, ...]]:
     return [
-        (results.study.title_of(summary.variant), str(summary.num_seeds), *_figures(summary))
+        (results.title_of(summary.variant), str(summary.num_seeds), *_figures(summary))
         for summary in results.summaries
         if summary.mode == mode
     ]

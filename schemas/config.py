@@ -161,6 +161,11 @@ class Settings(Section):
         """Whether any iteration distils: alpha is zero for good when it is so at the end."""
         return self.alpha_at(self.iterations) > 0
 
+    @property
+    def only_warms_up(self) -> bool:
+        """Whether distillation is on and every iteration is warm-up: the run is plain GRPO."""
+        return self.distillation.enabled and not self.distils
+
     def alpha_at(self, iteration: int) -> float:
         """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""
         distillation = self.distillation

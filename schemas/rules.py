@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from schemas.data import HUB, WORLD, SetName
+from schemas.void import void_notes
 
 if TYPE_CHECKING:
     from schemas.config import Settings
@@ -64,8 +65,9 @@ REFUSED: Final[tuple[Rule, ...]] = (
 
 NOTED: Final[tuple[Rule, ...]] = (
     Rule(
-        lambda s: s.distillation.enabled and s.distillation.warmup_iterations >= s.iterations,
-        "distillation.warmup_iterations is not below iterations: this run is plain GRPO to its end",
+        lambda s: s.only_warms_up,
+        "distillation.warmup_iterations is not below iterations: this run is plain GRPO to its end; lower it, or raise "
+        "iterations",
     ),
     Rule(
         lambda s: s.update.warmup_steps >= s.iterations * s.num_steps_per_iteration,
@@ -91,4 +93,4 @@ def broken_rules(settings: Settings) -> list[str]:
 
 def notes(settings: Settings) -> list[str]:
     """Return what a person should know before these settings run, a sentence each."""
-    return [rule.sentence for rule in NOTED if rule.applies(settings)]
+    return [*(rule.sentence for rule in NOTED if rule.applies(settings)), *void_notes(settings)]

@@ -65,6 +65,9 @@ class RunOutcome(Record):
     finished: bool = Field(description="The run is done and has every evaluation after its last update.")
     updates_done: int
     num_iterations: int = Field(description="Iterations that the study asks for.")
+    only_warms_up: bool = Field(
+        default=False, description="Distillation is on, but every iteration is warm-up: plain GRPO."
+    )
     evaluations: tuple[EvaluationReport, ...] = Field(description="Ordered by updates done, then mode.")
 
 
@@ -110,3 +113,8 @@ class StudyResults(Record):
     study: Study
     outcomes: tuple[RunOutcome, ...] = Field(description="Variants in the study's order, seeds in theirs.")
     summaries: tuple[VariantSummary, ...] = Field(description="Modes as evaluated, variants in the study's order.")
+
+    def title_of(self, variant: str) -> str:
+        """Return what a variant is called in tables and curves, and that it is plain GRPO where it never distils."""
+        plain = any(outcome.only_warms_up for outcome in self.outcomes if outcome.variant == variant)
+        return f"{self.study.title_of(variant)}{' (all warm-up: plain GRPO)' if plain else ''}"

@@ -66,6 +66,7 @@ SELECT
     updates_done,
     dataset,
     split,
+    any_value(alpha) AS alpha,
     max(num_questions) AS num_questions,
     max(em) FILTER (mode = 'greedy') AS greedy_em,
     max(em) FILTER (mode = 'sampled') AS sampled_em,
@@ -75,8 +76,12 @@ SELECT
     max(searches_per_rollout) FILTER (mode = 'greedy') AS greedy_searches_per_rollout,
     max(valid_share) FILTER (mode = 'greedy') AS greedy_valid_share
 FROM evaluations
+LEFT JOIN (
+    SELECT run, iteration AS updates_done, max(alpha) AS alpha FROM update_metrics GROUP BY run, iteration
+) AS updates USING (run, updates_done)
 GROUP BY run, updates_done, dataset, split;
 COMMENT ON VIEW v_learning_curve IS 'Evaluations side by side, one row a number of updates done and data set.';
+COMMENT ON COLUMN v_learning_curve.alpha IS 'Weight of the distillation term in the last update before; 0: plain GRPO.';
 COMMENT ON COLUMN v_learning_curve.greedy_em IS 'Mean exact match, greedy decoding.';
 COMMENT ON COLUMN v_learning_curve.sampled_em IS 'Mean exact match, sampled decoding.';
 COMMENT ON COLUMN v_learning_curve.greedy_f1 IS 'Mean token F1, greedy decoding.';

@@ -4,6 +4,7 @@ SELECT
     updates_done,
     dataset,
     split,
+    alpha,
     num_questions,
     round(greedy_em, 3) AS greedy_em,
     round(sampled_em, 3) AS sampled_em,

@@ -69,6 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "storage/ddl/06_views.sql": ("tests/integration/test_two_runs.py",),
     "storage/queries/rollout_text.sql": ("tests/integration/test_two_runs.py",),
     "schemas/hindsight.py": _TEXT_TESTS,
+    "schemas/void.py": ("tests/unit/test_void_settings.py",),
     "sdsearch/sampling/transformers_sampler.py": (*_TURN_TESTS, "tests/integration/test_sampler.py"),
     "sdsearch/sampling/stopping.py": _TURN_TESTS,
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,

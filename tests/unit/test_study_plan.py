@@ -101,7 +101,9 @@ def test_runs_are_what_their_settings_file_and_lines_say(workspace: Workspace, t
 def test_a_base_is_found_beside_the_study(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own.toml").write_text('iterations = 7\n[model]\npath = "x"\n', encoding="utf-8")
+    (tmp_path / "own.toml").write_text(
+        'iterations = 7\ndistillation.warmup_iterations = 0\n[model]\npath = "x"\n', encoding="utf-8"
+    )
     (tmp_path / "study.toml").write_text(
         GOOD.replace('"tiny"', '"own.toml"').replace("iterations=2", "data.shuffle_seed=1"), encoding="utf-8"
     )
@@ -141,6 +143,18 @@ def test_a_study_of_the_workspace_is_found_by_its_name(workspace: Workspace, tmp
         ('"iterations=2"', '"seed=2"', "set: 'seed' is the study's: list it in seeds"),
         ("distillation.enabled=false", "seed=4", r"variants\.grpo\.set: 'seed' is the study's"),
         ('title = "SD-Search"', 'set = ["distillation.enabled=false"]', "has the same settings as 'grpo'"),
+        (
+            'base = "tiny"',
+            'base = "quickstart"',
+            r"variants\.full: trains exactly as 'grpo' does, since distillation\.enabled cannot act "
+            r"\(distillation\.warmup_iterations \(5\) is not below iterations \(2\).*: lower it, or raise iterations",
+        ),
+        (
+            'title = "SD-Search"',
+            'set = ["distillation.enabled=false", "hindsight.labels=none"]',
+            r"variants\.full: trains exactly as 'grpo' does, since hindsight\.labels cannot act "
+            r"\(hindsight\.labels has no effect: distillation\.enabled is false",
+        ),
         ('title = "SD-Search"', 'set = ["evaluation.seed=3"]', r"variants\.full: is evaluated otherwise"),
         ("[variants.grpo]", "[variants.grpo", "not TOML"),
     ],

@@ -88,6 +88,17 @@ def test_the_table_has_each_figure_and_what_is_not_finished() -> None:
     assert "](" not in table_markdown(make_results())
 
 
+def test_a_variant_that_only_warms_up_is_called_plain_grpo() -> None:
+    results = make_results()
+    outcomes = tuple(o.model_copy(update={"only_warms_up": o.variant == "v0"}) for o in results.outcomes)
+    warmed = results.model_copy(update={"outcomes": outcomes})
+    assert "(all warm-up: plain GRPO)" not in table_markdown(results)
+    rows = [line for line in table_markdown(warmed).splitlines() if line.startswith("| b&#124;ar")]
+    assert rows
+    assert all(line.startswith("| b&#124;ar (all warm-up: plain GRPO) |") for line in rows)
+    assert "b|ar (all warm-up: plain GRPO)" in draw_curves(warmed, "svg").decode()
+
+
 def test_learning_curves_are_means_over_finished_runs() -> None:
     text = table_markdown(make_results())
     curve = text[text.index("GRPO:") : text.index("b|ar:")].splitlines()

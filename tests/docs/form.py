@@ -46,15 +46,21 @@ def without_rows(lines: Sequence[str]) -> list[str]:
 
 
 def rewritten(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
-    """Return what a page should show: what was printed, long lines folded, left out what it leaves out."""
+    """Return what a page should show: what was printed, long lines folded; what it leaves out stays left out.
+
+    Blank lines at its ends stay as the page has them.
+    """
     if form(" ".join(shown)) == form(" ".join(printed)) or not any(ANYTHING in line for line in shown):
-        return [part for line in printed for part in _folded(line.rstrip())]
+        above, below = (bool(shown) and not shown[place].strip() for place in (0, -1))
+        folded = [part for line in printed for part in _folded(line.rstrip())]
+        return [*[""] * above, *folded, *[""] * (below and bool(folded))]
     lines: list[str] = []
     place = 0
     for line in shown:
+        stays = ANYTHING in line or not line.strip() or _is_rule(line)
         found = _line_like(line, printed, place)
-        lines.append(line if found is None or ANYTHING in line else printed[found].rstrip())
-        place = place if found is None else found + 1
+        lines.append(line if found is None or stays else printed[found].rstrip())
+        place = place if found is None or not line.strip() else found + 1
     return lines
 
 

@@ -42,9 +42,7 @@ class Made(NamedTuple):
         """The block's new content."""
         lines: list[str] = []
         for step, printed in zip(self.block.steps, self.printed, strict=True):
-            shown = [line for line in step.output if line]
-            above, below = ([""] * (step.output[place:][:1] == ("",)) for place in (0, len(step.output) - 1))
-            lines += [*step.typed, *above, *rewritten(shown, printed), *(below if shown else [])]
+            lines += [*step.typed, *rewritten(step.output, printed)]
         return lines
 
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import pytest
 
@@ -24,6 +26,7 @@ from tests.fuzz.files import draw_files
 from tests.fuzz.pools import draw_choices, leaves, odd_values
 from tests.fuzz.run import check
 
+T = TypeVar("T")
 BARE = Machine(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
 
 
@@ -37,15 +40,19 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
-def loaded(config: str, overrides: list[str]) -> Settings | None:
-    """Return the settings, None where they are refused, in one line for one odd value."""
-    said = ""
+def in_one_line(make: Callable[[], T]) -> T | None:
+    """Return what is made, None where it is refused, in one line for one odd value."""
     try:
-        return load_settings(config, overrides)
+        return make()
     except PEOPLES_ERRORS as error:
         said = str(error)
     assert "\n" not in said, said
     return None
+
+
+def loaded(config: str, overrides: list[str]) -> Settings | None:
+    """Return the settings, None where they are refused."""
+    return in_one_line(lambda: load_settings(config, overrides))
 
 
 def test_every_leaf_is_drawn() -> None:
@@ -75,7 +82,8 @@ def test_the_doctor_s_look_ends_in_checks_or_one_line(bench: Bench, tmp_path: Pa
         settings = loaded(config, overrides)
         if settings is None:
             continue
-        checks = diagnose(Asked(config, overrides, Workspace(tmp_path / "workspace")), settings, BARE)
+        asked = Asked(config, overrides, Workspace(tmp_path / "workspace"))
+        checks = in_one_line(lambda asked=asked, settings=settings: diagnose(asked, settings, BARE)) or []
         assert all(check.ok or check.remedy for check in checks), f"{leaf.name}={value}"
         assert all("\n" not in check.remedy for check in checks), f"{leaf.name}={value}"
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from flows.answers import evaluate_sets
+from flows.noise import told_of_noise
 from flows.refusals import refused_steps_kept
 from flows.room import told_of_cuts
 from flows.rows import file_of
@@ -165,6 +166,8 @@ def update_weights(
             ):
                 steps.append(step)
                 runtime.reporter.stage_progress(len(steps), num_steps)
+        if (lost := told_of_noise(iteration, steps)) is not None:
+            runtime.note_once("noise", lost)
         checkpoint = policy.save_as(iteration)
         report = UpdateReport(
             iteration=iteration,

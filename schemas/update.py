@@ -32,6 +32,11 @@ class StepReport(Record):
     grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
     grad_norm_grpo: float | None = Field(description="Norm of the GRPO part (with KL); None where it was not measured.")
     grad_norm_sd: float | None = Field(description="Norm of alpha times the SD part; None where it was not measured.")
+    grad_noise: float | None = Field(
+        default=None,
+        description="Error that bfloat16 leaves in the gradient, estimated as a 26th of grad_norm_grpo (measured on "
+        "the mini policy); None under float32 weights, and where the parts were not measured.",
+    )
     clip_share: float | None = Field(description="Share of the read tokens whose ratio was clipped.")
     ratio_max: float | None = Field(
         description="Largest ratio of the policy's and the denominator's probability of a read token."

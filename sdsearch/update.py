@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from schemas.config import Settings
 from schemas.update import StepReport
 from sdsearch.dropout import update_mode, without_randomness
-from sdsearch.gradient import zero_gradient
+from sdsearch.gradient import rounding_noise, zero_gradient
 from sdsearch.logprobs import score_once
 from sdsearch.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
 from sdsearch.optimiser import learning_rate_at, scale_gradient
@@ -130,6 +130,7 @@ def _report(
         grad_norm=norms[0],
         grad_norm_grpo=norms[1],
         grad_norm_sd=norms[2],
+        grad_noise=rounding_noise(norms[1], settings.model.dtype),
         clip_share=mean(totals.num_clipped),
         ratio_max=float(totals.ratio_max) if num_read else None,
         truncated_share=mean(totals.num_truncated),

@@ -182,6 +182,7 @@ def make_update(iteration: int = 3) -> UpdateReport:
             grad_norm=2.0,
             grad_norm_grpo=2.0 if place == 0 else None,
             grad_norm_sd=0.5 if place == 0 else None,
+            grad_noise=0.25 if place == 0 else None,
             clip_share=0.0,
             ratio_max=1.5 + place,
             truncated_share=0.0,

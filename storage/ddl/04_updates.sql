@@ -16,6 +16,7 @@ CREATE TABLE update_metrics (
     grad_norm DOUBLE NOT NULL,
     grad_norm_grpo DOUBLE,
     grad_norm_sd DOUBLE,
+    grad_noise DOUBLE,
     clip_share DOUBLE,
     ratio_max DOUBLE,
     truncated_share DOUBLE,
@@ -44,6 +45,7 @@ COMMENT ON COLUMN update_metrics.entropy IS 'Mean entropy of the policy at the r
 COMMENT ON COLUMN update_metrics.grad_norm IS 'Norm of the whole gradient before clipping.';
 COMMENT ON COLUMN update_metrics.grad_norm_grpo IS 'Norm of the GRPO part with KL; empty where it was not measured.';
 COMMENT ON COLUMN update_metrics.grad_norm_sd IS 'Norm of alpha times the distillation part; empty where it was not measured.';
+COMMENT ON COLUMN update_metrics.grad_noise IS 'Error that bfloat16 leaves in the gradient, estimated from grad_norm_grpo; empty under float32 weights, and where the parts were not measured.';
 COMMENT ON COLUMN update_metrics.clip_share IS 'Share of the read tokens whose ratio was clipped; empty where none was read.';
 COMMENT ON COLUMN update_metrics.ratio_max IS 'Largest ratio of the policy''s and the denominator''s probability of a read token; empty where none was read.';
 COMMENT ON COLUMN update_metrics.truncated_share IS 'Share of the read tokens whose importance weight was cut to importance_cap; empty where none was read.';

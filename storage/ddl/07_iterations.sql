@@ -1,11 +1,15 @@
 CREATE VIEW v_steps AS
 SELECT
     * EXCLUDE (update_num_tokens),
-    grad_norm_sd / nullif(grad_norm_grpo, 0) AS grad_norm_ratio
+    grad_norm_sd / nullif(grad_norm_grpo, 0) AS grad_norm_ratio,
+    grad_norm_sd / nullif(grad_noise, 0) AS sd_signal_to_noise
 FROM update_metrics;
 COMMENT ON VIEW v_steps IS 'update_metrics with the ratio of the gradient''s parts, one row an optimiser step.';
 COMMENT ON COLUMN v_steps.grad_norm_ratio IS
     'Norm of the distillation gradient over norm of the GRPO gradient: whether distillation acts.';
+
+COMMENT ON COLUMN v_steps.sd_signal_to_noise IS
+    'Norm of the distillation gradient over the error that bfloat16 leaves in the gradient, by estimate: below 1 a single step is lost in it.';
 
 CREATE VIEW v_updates AS
 SELECT
@@ -22,6 +26,7 @@ SELECT
     avg(grad_norm_grpo) AS grad_norm_grpo,
     avg(grad_norm_sd) AS grad_norm_sd,
     avg(grad_norm_sd) / nullif(avg(grad_norm_grpo), 0) AS grad_norm_ratio,
+    avg(grad_norm_sd) / nullif(avg(grad_noise), 0) AS sd_signal_to_noise,
     avg(clip_share) AS clip_share,
     max(ratio_max) AS ratio_max,
     avg(truncated_share) AS truncated_share,
@@ -38,6 +43,7 @@ COMMENT ON COLUMN v_updates.num_steps IS 'Optimiser steps of the iteration.';
 COMMENT ON COLUMN v_updates.sampler_max_difference IS 'Largest difference of the sampler''s and the trainer''s log-probability of a read token in the first step, while the weights are still those that sampled, nats.';
 COMMENT ON COLUMN v_updates.sampler_kl_first_step IS 'sampler_kl of the first step alone: what the engines differ by, nats per token.';
 COMMENT ON COLUMN v_updates.num_missing_logprobs IS 'Read tokens of the iteration without a log-probability of the sampler.';
+COMMENT ON COLUMN v_updates.sd_signal_to_noise IS 'Mean norm of the distillation gradient over the error that bfloat16 leaves in the gradient, by estimate; empty under float32 weights.';
 COMMENT ON COLUMN v_updates.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
 
 CREATE VIEW v_credit AS

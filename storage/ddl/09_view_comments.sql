@@ -46,6 +46,7 @@ COMMENT ON COLUMN v_iterations.entropy IS 'Mean over the iteration''s steps: mea
 COMMENT ON COLUMN v_iterations.grad_norm IS 'Mean over the iteration''s steps: norm of the whole gradient before clipping.';
 COMMENT ON COLUMN v_iterations.grad_norm_grpo IS 'Mean over the iteration''s steps: norm of the GRPO part with KL; empty where it was not measured.';
 COMMENT ON COLUMN v_iterations.grad_norm_sd IS 'Mean over the iteration''s steps: norm of alpha times the distillation part; empty where it was not measured.';
+COMMENT ON COLUMN v_iterations.sd_signal_to_noise IS 'Mean norm of the distillation gradient over the error that bfloat16 leaves in the gradient, by estimate; empty under float32 weights.';
 COMMENT ON COLUMN v_iterations.clip_share IS 'Mean over the iteration''s steps: share of the read tokens whose ratio was clipped.';
 COMMENT ON COLUMN v_iterations.ratio_max IS 'Largest ratio of the policy''s and the denominator''s probability of a read token, over the steps.';
 COMMENT ON COLUMN v_iterations.truncated_share IS 'Mean over the iteration''s steps: share of the read tokens whose importance weight was cut to importance_cap.';
@@ -141,6 +142,7 @@ COMMENT ON COLUMN v_steps.entropy IS 'Mean entropy of the policy at the read tok
 COMMENT ON COLUMN v_steps.grad_norm IS 'Norm of the whole gradient before clipping.';
 COMMENT ON COLUMN v_steps.grad_norm_grpo IS 'Norm of the GRPO part with KL; empty where it was not measured.';
 COMMENT ON COLUMN v_steps.grad_norm_sd IS 'Norm of alpha times the distillation part; empty where it was not measured.';
+COMMENT ON COLUMN v_steps.grad_noise IS 'Error that bfloat16 leaves in the gradient, estimated from grad_norm_grpo; empty under float32 weights, and where the parts were not measured.';
 COMMENT ON COLUMN v_steps.clip_share IS 'Share of the read tokens whose ratio was clipped.';
 COMMENT ON COLUMN v_steps.ratio_max IS 'Largest ratio of the policy''s and the denominator''s probability of a read token.';
 COMMENT ON COLUMN v_steps.truncated_share IS 'Share of the read tokens whose importance weight was cut to importance_cap.';

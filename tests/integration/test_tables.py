@@ -240,6 +240,8 @@ def test_what_is_to_be_logged_is_a_column_of_the_iteration(filled: Database, par
         steps = filled.query("SELECT * FROM v_steps ORDER BY step").to_pylist()
         assert LOGGED[part] <= set(steps[0])
         assert [step["grad_norm_ratio"] for step in steps] == [0.25, None]
+        assert [step["sd_signal_to_noise"] for step in steps] == [2.0, None]
+        assert row["sd_signal_to_noise"] == 2.0
 
 
 def test_speeds_are_tokens_over_the_seconds_of_their_stage(filled: Database) -> None:

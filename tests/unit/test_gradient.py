@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flows.noise import told_of_noise
 from schemas.config import Settings
 from sdsearch.batching import TokenSequence
 from sdsearch.gradient import sum_precisely, zero_gradient
@@ -17,6 +18,7 @@ from sdsearch.optimiser import make_optimiser, scale_gradient
 from sdsearch.policy import trainable_parameters
 from sdsearch.update import update_policy
 from tests.builders import make_model
+from tests.records import make_update
 
 NUM_ROLLOUTS, ALPHA = 24, 1e-3
 Gradient = dict[str, Tensor]
@@ -159,6 +161,20 @@ def test_an_update_leaves_no_gradient_behind(every: int) -> None:
     reports = list(update_policy(model, None, optimiser, make_rollouts(), settings, iteration=1, steps_done=0))
     assert len(reports) == 2
     assert all((report.grad_norm_sd is not None) == bool(every) for report in reports)
+    expected = [report.grad_norm_grpo / 26 if every else None for report in reports]
+    assert [report.grad_noise for report in reports] == expected
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(master.grad is None for master in optimiser.param_groups[0]["params"])
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_distillation_gradient_below_the_rounding_is_told() -> None:
+    step = make_update().steps[0]
+
+    def told(**changed: float | None) -> str | None:
+        return told_of_noise(3, [step.model_copy(update=changed)])
+
+    assert "iteration 3: the distillation gradient is about 0.25 of the error" in (told(grad_norm_sd=0.0625) or "")
+    assert told(grad_norm_sd=0.25) is None
+    assert told(grad_norm_sd=0.0625, alpha=0.0) is None, "a warm-up has nothing to lose"
+    assert told(grad_norm_sd=0.0625, grad_noise=None) is None

@@ -88,8 +88,7 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     print_line(console, _standing(record, shown_status(workspace, record)))
     for warning in record.warnings:
         print_line(console, f"warning after {warning.iteration} updates: {warning.text}")
-    trains = record.replay_of is None and record.evaluation_of is None
-    for note in notes(stored_settings(record)) if trains else ():
+    for note in _notes(record):
         print_line(console, f"note: {note}")
     console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
     database = Database(workspace)
@@ -124,6 +123,16 @@ def _origin(record: RunRecord) -> str:
     if record.evaluation_of is not None:
         return f"evaluation of {record.evaluation_of}, version {record.policy_version}"
     return "" if record.fork_of is None else f"fork of run {record.fork_of} after {record.first_iteration - 1} updates"
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """Return what was said when the run began; nothing where it trains nothing, or its settings are unknown here."""
+    if record.replay_of is not None or record.evaluation_of is not None:
+        return []
+    try:
+        return notes(stored_settings(record))
+    except UserError:
+        return []
 
 
 def _changed_settings(record: RunRecord) -> list[tuple[str, str]]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from flows.browse import print_run
 from flows.settings import load_settings, shipped_configs
+from flows.train import open_stores
 from schemas.config import Settings
 from schemas.rules import notes
 from schemas.void import VOID, effective
+from tests.records import make_run
 
 DISTILS = "distillation.warmup_iterations=0"
 # Settings under which something is void -> what is void there -> what of the note is told; "" where none is.
@@ -88,3 +95,15 @@ def test_every_rule_has_a_case_and_no_shipped_settings_have_a_note() -> None:
             void.applies(loaded(*where, given)) for where, given, _ in CASES if given.partition("=")[0] in void.names
         )
     assert all(notes(load_settings(config)) == [] for config in shipped_configs())
+
+
+@pytest.mark.parametrize(("warmup", "plain"), [(3, True), (2, False)])
+def test_show_says_that_a_run_only_warms_up(tmp_path: Path, warmup: int, plain: bool) -> None:
+    settings = loaded(f"distillation.warmup_iterations={warmup}")
+    record = make_run("warm").model_copy(update={"settings_json": settings.model_dump_json()})
+    stores = open_stores(tmp_path)
+    stores.create_run(record)
+    console = Console(file=io.StringIO(), width=200)
+    print_run(stores.workspace, "warm", console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("note: distillation.warmup_iterations is not below iterations: this run is plain GRPO" in shown) == plain

@@ -94,6 +94,7 @@ def estimate_bytes(shape: Shape, settings: Settings) -> float:
         bytes_each=2,
         lora_rank=None,
         has_reference=True,
+        measures_parts=False,
         tokens=settings.update.max_tokens_per_microbatch,
         head_chunk=settings.update.head_chunk,
         recomputes=settings.update.gradient_checkpointing,

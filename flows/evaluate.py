@@ -88,8 +88,8 @@ def evaluate_and_print(plan: EvaluationPlan, stores: Stores, console: Console) -
     all_answers = [answer for _, answers in results for answer in answers]
     if writes_no_turn(all_answers):
         print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/nothing-learnt.md)")
-    query = f"SELECT * FROM evaluation_answers WHERE run = '{plan.run}'"
-    print_line(console, f"answers: {command('sql', query, workspace=stores.workspace.root)}")
+    query = "SELECT * FROM evaluation_answers WHERE run = $run"
+    print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=stores.workspace.root)}")
 
 
 def evaluate(plan: EvaluationPlan, stores: Stores, reporter: Reporter) -> list[SetResult]:

@@ -111,7 +111,7 @@ def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming:
         )
         for place, (queries, label) in enumerate(scene.attempts)
     ]
-    return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS)[1]
+    return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS).token_ids
 
 
 def _document_weights(num_tokens: int, random: Random) -> list[float]:

@@ -13,6 +13,7 @@ from schemas.config import Settings
 from sdsearch.dropout import update_mode, without_randomness
 from sdsearch.optimiser import make_optimiser
 from sdsearch.policy import backbone, set_gradient_checkpointing
+from sdsearch.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.scoring import score_groups
@@ -47,7 +48,9 @@ def first_step(model: nn.Module, **update: Any) -> Any:
         distillation={"enabled": False},
     )
     limits = RolloutLimits(1, 8, 200, 30, 512, 1)
-    loop = RolloutLoop(TOKENIZER, TransformersSampler(model, TOKENIZER), FixedRetriever(), limits, "compact")
+    loop = RolloutLoop(
+        TOKENIZER, TransformersSampler(model, TOKENIZER), FixedRetriever(), limits, render_frame(TOKENIZER, "compact")
+    )
     asked = {"run_seed": 3, "iteration": 1, "policy_version": 0, "group_size": 2, "temperature": 1.0}
     groups = loop.roll_out([make_question()], **asked)
     scores = score_groups(groups, settings.reward, settings.grpo)

@@ -22,7 +22,7 @@ UV_OPTIONS ?=
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
 	@echo 'make test     install, then run every test'
-	@echo 'make test-long    install, then run the tests that take a minute or more'
+	@echo 'make test-long    install, then run the tests that take long or start many trainings (minutes)'
 	@echo 'make mutants  install, then see that the tests notice small errors made in the sources (half an hour)'
 	@echo 'make test-crash  install, then kill runs at drawn moments and compare how they end (half an hour);'
 	@echo '              CRASH_OPTIONS="--minutes 10 --seed 1" bounds it'
@@ -52,7 +52,7 @@ test: install
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-long: install
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 mutants: install
 	$(BIN)/python -m tests.mutation.run

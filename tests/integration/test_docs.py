@@ -14,6 +14,7 @@ FAST = ("doctor", "first", "questions")
 """Sessions that take seconds."""
 
 
+@pytest.mark.long
 def test_what_is_shown_is_printed(tmp_path: Path) -> None:
     made = list(make(blocks_of(FAST), tmp_path, within=True))
     assert {item.block.session for item in made} == set(FAST)

@@ -97,6 +97,7 @@ def test_a_case_that_fails_is_told_and_one_that_no_longer_fits_is_named(
     assert done == {"part": "b", "size": "3B", "s": 1.5}
 
 
+@pytest.mark.long
 def test_a_card_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(SCRIPT), "--device", "cuda:99", "--out", str(tmp_path)],
@@ -147,6 +148,7 @@ def test_tables_are_made_of_what_was_written_before_a_run_was_cut_off(tmp_path: 
     ]
 
 
+@pytest.mark.long
 def test_what_a_card_s_machine_lacks_is_not_imported() -> None:
     program = (
         "import sys\n"

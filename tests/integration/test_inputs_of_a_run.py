@@ -26,6 +26,8 @@ from tests.builders import make_model
 from tests.faults.runs import RUN, quick, train
 from tests.faults.test_fork import StoppedError, stop_in_the_second_iteration
 
+pytestmark = pytest.mark.long
+
 TIMED = (
     "{{ strftime_now('%H:%M:%S.%f') }} {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}<|im_start|>assistant\n"

@@ -19,6 +19,8 @@ from storage.run_inputs import read_run_inputs
 from storage.workspace import Workspace
 from tests.question_files import Rows, flashrag_rows, world_questions, write_rows
 
+pytestmark = pytest.mark.long
+
 TOKENIZER = load_tokenizer(model_folder("mini"))
 LONG = {"id": "long", "question": "why " * 300 + "?", "golden_answers": ["x"]}
 NUM_LONG = sum(len(TOKENIZER.encode(part, add_special_tokens=False)) for part in ("Question: ", LONG["question"], "\n"))

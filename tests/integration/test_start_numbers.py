@@ -14,6 +14,8 @@ from tests.families import small_model
 from tests.fuzz.bench import Bench, setting
 from tests.fuzz.commands import begin, doctor, problems_of, runs_in, sdsearch, train
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:

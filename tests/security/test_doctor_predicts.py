@@ -11,6 +11,8 @@ from tests.fuzz.bench import Bench, setting
 from tests.fuzz.commands import doctor, problems_of, runs_in, sdsearch, train
 from tests.fuzz.refused import REFUSED, Case
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:

@@ -88,6 +88,7 @@ def test_the_doctor_s_look_ends_in_checks_or_one_line(bench: Bench, tmp_path: Pa
         assert all("\n" not in check.remedy for check in checks), f"{leaf.name}={value}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(8))
 def test_files_changed_in_one_place(number: int, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "bench")
@@ -101,6 +102,7 @@ def test_settings_with_an_odd_value(number: int) -> None:
     assert wrong == [], drawn
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(2))
 def test_settings_of_any_choice_train_to_the_end(number: int, bench: Bench, tmp_path: Path) -> None:
     config, overrides = draw_choices(Random(number), bench)

@@ -167,7 +167,10 @@ def test_a_wrong_study_is_explained(workspace: Workspace, tmp_path: Path, old: s
     assert all(line.startswith(places) for line in str(caught.value).splitlines())
 
 
-def test_an_unknown_study_names_the_nearest(workspace: Workspace) -> None:
+def test_an_unknown_study_names_the_nearest(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no study file 'study_quik': did you mean 'study_quick'"):
         load_study("study_quik", workspace)
     with pytest.raises(UserError, match="no study file"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from flows.errors import UserError
+from flows.layers import leaves
 from flows.toml_files import read_toml
 from schemas.base import nearest_name
 from schemas.config import Settings
@@ -62,7 +63,7 @@ def model_settings(path: str) -> dict[str, Any]:
     if file.stat().st_size > _LARGEST_BYTES:
         raise UserError(f"{file}: {file.stat().st_size} bytes, expected a few settings; remove it")
     tree = read_toml(str(file), (), "settings")
-    named = dict(_leaves(tree))
+    named = dict(leaves(tree))
     for name in named:
         if name not in BELONGS:
             raise UserError(f"{file}: '{name}' is no setting that a model may bring{_meant(name)}; remove it")
@@ -143,14 +144,6 @@ def _file_of(path: str) -> Path | None:
         return file if file.is_file() else None
     except (OSError, ValueError, RuntimeError):  # No path at all: what reads the model says so.
         return None
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _meant(name: str) -> str:

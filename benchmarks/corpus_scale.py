@@ -47,7 +47,7 @@ def run(step: str, *arguments: str, threads: int) -> None:
     """Run one command of the program, and print its time and memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     started = time.perf_counter()
-    command = [sys.executable, "-m", "flows.cli", *arguments]
+    command = [sys.executable, "-m", "flows.app", *arguments]
     child = os.posix_spawn(sys.executable, command, environment)
     _, status, usage = os.wait4(child, 0)
     print(

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from update_measures import forget_peak_memory, peak_memory
 
-from sdsearch.attention import TREE_ATTENTIONS
-from sdsearch.policy import backbone
+from sdsearch.model.attention import TREE_ATTENTIONS
+from sdsearch.model.policy import backbone
 
 Attention = Literal["split", "flex"]
 GIGA = 1e9

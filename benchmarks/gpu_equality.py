@@ -13,10 +13,10 @@ from gpu_common import Bench, set_attention
 from gpu_padded import padded_rows
 from torch import Tensor, nn
 
-from sdsearch.loss import accumulate_gradient, weigh
-from sdsearch.policy import set_gradient_checkpointing
-from tests.builders import ModelKind, make_groups, make_model, make_tokenizer
+from sdsearch.model.policy import set_gradient_checkpointing
+from sdsearch.training.loss import accumulate_gradient, weigh
 from tests.golden.cases import Case, gradients_of, make_case, make_settings
+from tests.support.builders import ModelKind, make_groups, make_model, make_tokenizer
 
 KINDS: tuple[ModelKind, ...] = ("llama", "qwen2", "qwen3", "mistral")  # mistral has a sliding window of 20 tokens
 WAYS = ("padded", "split", "flex")

@@ -15,8 +15,8 @@ import torch
 from gpu_common import set_attention
 from torch import Tensor, nn
 
-from sdsearch.batching import TokenSequence
-from sdsearch.policy import backbone
+from sdsearch.model.batching import TokenSequence
+from sdsearch.model.policy import backbone
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ class PaddedBatch:
 def padded_rows(model: nn.Module) -> Iterator[None]:
     """Make the update lay its micro-batches out as padded rows, by transformers' own attention."""
     set_attention(model, "sdpa")
-    with patch("sdsearch.loss.TokenBatch", PaddedBatch):
+    with patch("sdsearch.training.loss.TokenBatch", PaddedBatch):
         yield

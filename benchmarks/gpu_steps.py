@@ -9,14 +9,14 @@ import torch
 from gpu_common import Bench, Shape
 from update_cases import Case, draw_sequences
 
-from flows.settings import load_settings
-from schemas.config import Settings
-from schemas.hindsight import HindsightAttempt, HindsightBlock
-from schemas.question import Question
-from schemas.rollout import Answer, Generation, Group, Observation, Rollout, Search, Turn
-from sdsearch.attention import TreeLayout
-from sdsearch.batching import TokenBatch, TokenSequence
-from sdsearch.loss import ScoredRollout, TrainingRollout
+from flows.settings.load import load_settings
+from schemas.records.hindsight import HindsightAttempt, HindsightBlock
+from schemas.records.question import Question
+from schemas.records.rollout import Answer, Generation, Group, Observation, Rollout, Search, Turn
+from schemas.settings.root import Settings
+from sdsearch.model.attention import TreeLayout
+from sdsearch.model.batching import TokenBatch, TokenSequence
+from sdsearch.training.loss import ScoredRollout, TrainingRollout
 
 QUERY, BLOCK = 12, 200  # tokens
 

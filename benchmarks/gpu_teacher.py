@@ -10,13 +10,13 @@ from gpu_steps import BLOCK, draw_blocks, draw_groups, settings_for, step_case
 from gpu_update import REPEATS, SECONDS_A_SIZE, gradient_of, policy_of
 from torch import nn
 
-from schemas.config import Settings
-from schemas.rollout import Group
-from schemas.score import Score
-from sdsearch.logprobs import sampled_tensor, sequence_logprobs
-from sdsearch.loss import ScoredRollout, weigh
-from sdsearch.teacher import TargetTensors, compute_targets
-from sdsearch.training_set import training_rollouts
+from schemas.records.rollout import Group
+from schemas.records.score import Score
+from schemas.settings.root import Settings
+from sdsearch.credit.teacher import TargetTensors, compute_targets
+from sdsearch.training.logprobs import sampled_tensor, sequence_logprobs
+from sdsearch.training.loss import ScoredRollout, weigh
+from sdsearch.training.training_set import training_rollouts
 
 CHUNKS = (512, 2048, 8192)
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from gpu_common import Bench
 
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.train import open_stores, train_plain
-from schemas.config import Settings
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import open_stores, train_plain
+from schemas.settings.root import Settings
 
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 
@@ -98,7 +98,7 @@ def start_reference(bench: Bench, folder: Path, seed: int, iterations: int) -> s
     """Start the same training on the CPU."""
     words = ["train", config(bench), "--no-prefect", "--run", f"seed-{seed}", "--workspace", str(folder)]
     words += [word for option in options(bench, "cpu", seed, iterations) for word in ("--set", option)]
-    return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "flows.app", *words], stdout=subprocess.DEVNULL)
 
 
 def figures(folder: Path, run: str, iterations: int) -> dict[str, Any]:

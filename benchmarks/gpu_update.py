@@ -13,11 +13,11 @@ from gpu_padded import padded_rows
 from gpu_steps import drawn_rollouts, settings_for, step_case, step_flops, useful_tokens
 from torch import nn
 
-from schemas.config import Settings
-from sdsearch.footprint import CUDA_CONTEXT, ModelShape, training_needs
-from sdsearch.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
-from sdsearch.optimiser import make_optimiser
-from sdsearch.policy import set_gradient_checkpointing
+from flows.doctor.footprint import CUDA_CONTEXT, ModelShape, training_needs
+from schemas.settings.root import Settings
+from sdsearch.model.policy import set_gradient_checkpointing
+from sdsearch.training.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
+from sdsearch.training.optimiser import make_optimiser
 
 WAYS = ("split", "flex", "padded")
 REPEATS = 3

@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel
 
-from sdsearch.pretrained import open_model, open_tokenizer
+from sdsearch.model.pretrained import open_model, open_tokenizer
 from sdsearch.retrieval.kinds import Refined, without_warnings
 from sdsearch.world import load_passages, load_questions
 

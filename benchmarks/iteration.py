@@ -23,8 +23,8 @@ from pathlib import Path
 from results import machine, put_results
 from widened import save_widened
 
-from flows.stores import Stores
-from schemas.ledger import StageKey
+from schemas.records.ledger import StageKey
+from storage.stores import Stores
 from storage.workspace import Workspace
 
 STAGES = ("sample", "persist", "hindsight", "teacher", "update")
@@ -81,7 +81,7 @@ def train(way: Way, workspace: Path, overrides: Sequence[str]) -> None:
     words += [word for override in (*overrides, *way.overrides) for word in ("--set", override)]
     environment = {**os.environ, "PREFECT_HOME": str(workspace / "prefect"), "OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("PREFECT_API_URL", None)
-    subprocess.run([sys.executable, "-m", "flows.cli", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "flows.app", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def seconds_of(workspace: Path, iterations: int) -> list[dict[str, float]]:

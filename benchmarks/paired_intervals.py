@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 
-from sdsearch.comparison import Floats, Interval, paired_bootstrap
+from sdsearch.evaluation.intervals import Floats, Interval, paired_bootstrap
 
 _TRUTH = 0.05
 _NUM_QUESTIONS = 200

@@ -25,20 +25,20 @@ import torch
 from results import machine, put_results
 from torch import Tensor, nn
 
-from flows.policies import model_folder
-from flows.rows import file_of
-from flows.settings import load_settings
-from flows.stores import Stores
-from schemas.config import Settings
-from schemas.ledger import StageKey
-from schemas.rollout import Group
-from schemas.score import Score
-from schemas.teacher import TeacherTargets
-from sdsearch.batching import microbatches
-from sdsearch.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
-from sdsearch.policy import load_model, trainable_parameters
-from sdsearch.teacher import TargetTensors
-from sdsearch.training_set import training_rollouts
+from flows.run.policy import model_folder
+from flows.settings.load import load_settings
+from schemas.records.ledger import StageKey
+from schemas.records.rollout import Group
+from schemas.records.score import Score
+from schemas.records.teacher import TeacherTargets
+from schemas.settings.root import Settings
+from sdsearch.credit.teacher import TargetTensors
+from sdsearch.model.batching import microbatches
+from sdsearch.model.policy import load_model, trainable_parameters
+from sdsearch.training.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
+from sdsearch.training.training_set import training_rollouts
+from storage.database.stage_rows import file_of
+from storage.stores import Stores
 from storage.workspace import Workspace
 
 RUN = "precision"
@@ -72,7 +72,7 @@ def settings_of(questions: int, max_tokens: int) -> Settings:
 def draw_members(questions: int, folder: Path) -> list[StepMember]:
     """Train one iteration there, and return its rollouts as the update's one step has them."""
     settings = settings_of(questions, WHOLE)
-    command = [sys.executable, "-m", "flows.cli", "train", "quickstart", "--no-prefect", "--run", RUN]
+    command = [sys.executable, "-m", "flows.app", "train", "quickstart", "--no-prefect", "--run", RUN]
     sets = ["iterations=1", "distillation.warmup_iterations=0", f"data.questions_per_iteration={questions}"]
     overrides = [word for line in [*sets, "evaluation.num_questions=1"] for word in ("--set", line)]
     subprocess.run([*command, "--workspace", str(folder), *overrides], check=True, stdout=subprocess.DEVNULL)

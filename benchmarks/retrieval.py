@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from sklearn.random_projection import GaussianRandomProjection
 
-from schemas.passage import Passage
+from schemas.records.passage import Passage
 from sdsearch.retrieval.bm25 import BM25Retriever, build_bm25
 from sdsearch.retrieval.dense import build_dense_retriever
 from sdsearch.retrieval.hybrid import HybridRetriever

@@ -35,7 +35,7 @@ LOADS = ((1, 1), (8, 1), (1, 64), (8, 64))
 def serving(kind: str) -> Iterator[tuple[str, psutil.Process]]:
     """Start a server and give its URL and process."""
     with tempfile.TemporaryDirectory() as workspace:
-        command = [sys.executable, "-m", "flows.cli", "retriever", "serve", "tiny", "--port=0"]
+        command = [sys.executable, "-m", "flows.app", "retriever", "serve", "tiny", "--port=0"]
         options = [f"--workspace={workspace}", f"--set=retrieval.kind={kind}"]
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
         try:

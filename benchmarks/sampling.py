@@ -24,13 +24,13 @@ from generate_sampler import GenerateSampler
 from results import machine, put_results
 from widened import save_widened
 
-from flows.report import SilentReporter
-from flows.runtime import Runtime, open_runtime
-from flows.settings import load_settings
-from flows.train import open_stores
-from schemas.question import Question
+from flows.run.live import Runtime, open_runtime
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import open_stores
+from schemas.records.question import Question
 from sdsearch.sampling.rollouts import RolloutLoop
-from storage.runlock import RunLock
+from storage.runs.lock import RunLock
 
 KINDS = ("transformers", "vllm", "generate")
 Speeds = dict[str, list[tuple[float, float]]]

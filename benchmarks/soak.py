@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.terminal import make_table
-from schemas.ledger import StageKey
+from flows.console.terminal import make_table
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from schemas.records.ledger import StageKey
 from storage.workspace import Workspace
 
 RUN = "soak"
@@ -135,15 +135,15 @@ def soak(workspace: Path, iterations: int, prefect: bool) -> list[Sample]:
     opened = Workspace.open(workspace)
     recorder = Recorder(opened.database)
     if not prefect:
-        from flows.train import train_plain
+        from flows.training.loop import train_plain
 
         train_plain(load_settings("tiny", overrides), RUN, workspace, recorder)
         return recorder.samples
-    from flows.server import prefect_api
+    from flows.orchestration.prefect_server import prefect_api
 
     with ExitStack() as stack:
         stack.enter_context(prefect_api(opened))
-        from flows.orchestration import train_with_prefect
+        from flows.orchestration.train_flow import train_with_prefect
 
         train_with_prefect("tiny", RUN, overrides, workspace, recorder)
     return recorder.samples

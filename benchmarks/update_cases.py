@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from flows.policies import model_folder
-from schemas.config import Settings
-from sdsearch.batching import TokenBatch, TokenSequence
-from sdsearch.logprobs import sequence_logprobs
-from sdsearch.loss import ScoredRollout, TrainingRollout
-from sdsearch.policy import load_model, set_gradient_checkpointing, trainable_parameters, with_lora
+from flows.run.policy import model_folder
+from schemas.settings.root import Settings
+from sdsearch.model.batching import TokenBatch, TokenSequence
+from sdsearch.model.policy import load_model, set_gradient_checkpointing, trainable_parameters, with_lora
+from sdsearch.training.logprobs import sequence_logprobs
+from sdsearch.training.loss import ScoredRollout, TrainingRollout
 
 NO_TARGETS = (torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
 KL, CLIP = 1e-3, 0.2

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from update_cases import CASES, CLIP, KL, draw_rollouts, draw_sequences, make_model, settings_of
 from update_measures import ATTENTION_FLOPS, forget_peak_memory, give_back_memory, matmul_peak, peak_memory, profile
 
-from schemas.config import Settings
-from sdsearch.loss import ScoredRollout, accumulate_gradient, weigh
-from sdsearch.policy import causal_lm, trainable_parameters
+from schemas.settings.root import Settings
+from sdsearch.model.policy import causal_lm, trainable_parameters
+from sdsearch.training.loss import ScoredRollout, accumulate_gradient, weigh
 
 
 def our_way(model: nn.Module, scored: Sequence[ScoredRollout], settings: Settings) -> Callable[[], float]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from flows.policies import model_folder
-from sdsearch.policy import load_model, load_tokenizer
+from flows.run.policy import model_folder
+from sdsearch.model.policy import load_model, load_tokenizer
 
 WIDTH, LAYERS, FEED_FORWARD, VOCABULARY, HEADS, KV_HEADS = 576, 30, 1536, 49_152, 18, 6
 # One dimension of the stream tells the mini policy's tokens from the others; small, so that the norms hardly see it.

@@ -10,22 +10,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.browse import open_existing
-from flows.errors import UserError
-from flows.evaluate_plan import EvaluationPlan, Request, plan_model, plan_run
-from flows.evaluate_plan import plan_of as evaluation_plan_of
-from flows.fork import fork_run
-from flows.interrupts import resumable, resume_command
-from flows.replay_plan import plan_of, plan_replay
-from flows.report import RichReporter
-from flows.server import prefect_api
-from flows.settings import load_settings, new_run_name
-from flows.stores import Stores
-from flows.terminal import print_line
-from schemas.config import Settings
-from storage.artifacts import ArtifactStore
-from storage.ledger import Ledger
-from storage.runlock import take_over
+from flows.console.errors import UserError
+from flows.console.interrupts import resumable, resume_command
+from flows.console.terminal import print_line
+from flows.evaluation.plan import EvaluationPlan, Request, plan_model, plan_run
+from flows.evaluation.plan import plan_of as evaluation_plan_of
+from flows.inspect.browse import open_existing
+from flows.orchestration.prefect_server import prefect_api
+from flows.replay.plan import plan_of, plan_replay
+from flows.run.progress import RichReporter
+from flows.settings.load import load_settings, new_run_name
+from flows.training.fork import fork_run
+from schemas.settings.root import Settings
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
+from storage.runs.lock import take_over
+from storage.stores import Stores
 from storage.workspace import Workspace, validate_run_name
 
 
@@ -70,7 +70,7 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool,
     if record.replay_of is None:
         _Job(workspace, console, run).do(use_prefect)
         return
-    from flows.replay import replay_and_print
+    from flows.replay.work import replay_and_print
 
     with resumable(console, resume_command(run, workspace.root)):
         replay_and_print(plan_of(record), Stores(workspace), console)
@@ -86,7 +86,7 @@ def start_replay(
     workspace = open_existing(folder, needs_database=False)
     plan = plan_replay(Ledger(ArtifactStore(workspace)).get_run(source), iterations, overrides, run)
     with console.status("loading the libraries"):
-        from flows.replay import replay_and_print
+        from flows.replay.work import replay_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
         replay_and_print(plan, Stores(workspace), console)
 
@@ -115,7 +115,7 @@ def start_evaluation(
 
 def _evaluate(plan: EvaluationPlan, workspace: Workspace, console: Console) -> None:
     with console.status("loading the libraries"):
-        from flows.evaluate import evaluate_and_print
+        from flows.evaluation.work import evaluate_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
         evaluate_and_print(plan, Stores(workspace, plan.settings.storage.database_deadline_s), console)
 
@@ -144,14 +144,14 @@ class _Job:
 
     def _plain(self, reporter: RichReporter) -> None:
         with self.console.status("loading the libraries"):
-            from flows.train import train_plain
+            from flows.training.loop import train_plain
         train_plain(self.settings, self.run, self.workspace.root, reporter, resume=self._resumes)
 
     def _with_prefect(self, reporter: RichReporter) -> None:
         with ExitStack() as stack:
             with self.console.status("loading the libraries and a Prefect server"):
                 server = stack.enter_context(prefect_api(self.workspace, _load_libraries))
-                from flows.orchestration import train_with_prefect
+                from flows.orchestration.train_flow import train_with_prefect
             whose = "started for this run" if server.started else "named by PREFECT_API_URL or the profile"
             print_line(self.console, f"Prefect server: {server.url.removesuffix('/api')} ({whose})")
             unseen = train_with_prefect(
@@ -171,4 +171,4 @@ class _Job:
 
 def _load_libraries() -> None:
     """Load torch and all else that a run needs: work for the seconds in which a server starts."""
-    importlib.import_module("flows.orchestration")
+    importlib.import_module("flows.orchestration.train_flow")

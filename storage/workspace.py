@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from schemas.ledger import STAGES, StageKey
 from schemas.names import NAME_RULE, is_name
 from schemas.paths import local_path
+from schemas.records.ledger import STAGES, StageKey
+from storage.disk.files import describe_failure, make_folder
 from storage.errors import WorkspaceError
-from storage.files import describe_failure, make_folder
 
 RUN_FILE = "run.json"
 STAGE_FILE = "stage.json"

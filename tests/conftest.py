@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from hypothesis import Phase, settings
 
-from tests.shell import be_a_plain_shell
+from tests.support.shell import be_a_plain_shell
 
 be_a_plain_shell()
 

@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from benchmarks.results import put_results
 from schemas.errors import UserError, reason_of
-from sdsearch.attention import TREE_ATTENTIONS
+from sdsearch.model.attention import TREE_ATTENTIONS
 from sdsearch.sampling.transformers_sampler import TransformersSampler
-from sdsearch.selfcheck import check_model, compare, ordinary_tokens
-from tests.builders import make_tokenizer
-from tests.families import FAMILIES, VARIANTS, small_model
+from sdsearch.training.selfcheck import check_model, compare, ordinary_tokens
+from tests.support.builders import make_tokenizer
+from tests.support.families import FAMILIES, VARIANTS, small_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HEAD = ("| family | class | sampler | update | verdict |", "|---|---|---|---|---|")

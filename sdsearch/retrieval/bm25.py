@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.base import hash_json
 from schemas.errors import UserError
-from schemas.passage import Passage, SearchHit
+from schemas.records.passage import Passage, SearchHit
 from sdsearch.retrieval.lexical import WORD_PATTERN, word_splitter, words_recipe
 
 _VARIANT: Final = "lucene"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.passage import SearchHit
+from schemas.records.passage import SearchHit
 from sdsearch.retrieval.ports import Retriever, search_all
 
 Hits = tuple[SearchHit, ...]

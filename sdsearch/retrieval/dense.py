@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import UserError
-from schemas.passage import Passage, SearchHit
+from schemas.records.passage import Passage, SearchHit
 from sdsearch.retrieval.kinds import VectorIndex
 from sdsearch.retrieval.ports import Encoder, RetrieverDownError
 from sdsearch.retrieval.vectors import encode_texts

@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.base import hash_json
 from schemas.errors import UserError, library_errors
-from sdsearch.pretrained import open_model, open_tokenizer
+from sdsearch.model.pretrained import open_model, open_tokenizer
 from sdsearch.retrieval.ports import TextKind
 from sdsearch.retrieval.vectors import encode_texts, refuse_zero_vectors
 

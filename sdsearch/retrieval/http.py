@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from schemas.base import hash_json
 from schemas.errors import UserError
-from schemas.passage import Passage, SearchHit
+from schemas.records.passage import Passage, SearchHit
 from sdsearch.connections import client_options
-from sdsearch.readers import split_contents
+from sdsearch.data.readers import split_contents
 from sdsearch.retrieval.ports import RetrieverDownError
 
 logger = logging.getLogger(__name__)

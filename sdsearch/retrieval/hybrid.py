@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas.passage import Passage, SearchHit
+from schemas.records.passage import Passage, SearchHit
 from sdsearch.retrieval.ports import Retriever, search_all
 
 

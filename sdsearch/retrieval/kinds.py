@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import UserError, library_errors
-from schemas.retrieval import (
+from schemas.settings.retrieval import (
     FlatIndexSettings,
     HnswIndexSettings,
     IndexSettings,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import UserError
-from schemas.passage import SearchHit
+from schemas.records.passage import SearchHit
 
 TextKind = Literal["query", "passage"]
 

@@ -21,7 +21,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, Strict, mo
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.passage import SearchHit
+from schemas.records.passage import SearchHit
 from sdsearch.retrieval.http import INDEX_HEADER
 from sdsearch.retrieval.ports import Retriever, RetrieverDownError, search_all
 

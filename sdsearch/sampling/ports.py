@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.rollout import StopReason
+from schemas.records.rollout import StopReason
 
 
 @dataclass(frozen=True)

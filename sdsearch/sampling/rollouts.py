@@ -9,11 +9,11 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import UserError
-from schemas.inputs import PromptFrame
-from schemas.question import Question
-from schemas.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
-from sdsearch.parsing import make_generation, parse_action
-from sdsearch.prompting import PromptTokens, render_documents, render_notice, render_prompt
+from schemas.records.question import Question
+from schemas.records.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
+from schemas.records.run_inputs import PromptFrame
+from sdsearch.protocol.parsing import make_generation, parse_action
+from sdsearch.protocol.prompting import PromptTokens, render_documents, render_notice, render_prompt
 from sdsearch.retrieval.ports import Retriever, search_all
 from sdsearch.sampling.ports import SampledTurn, Sampler, TurnRequest
 from sdsearch.seeds import derive_seed

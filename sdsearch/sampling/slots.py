@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from sdsearch.visibility import Sees
+from sdsearch.model.visibility import Sees
 
 _GROWTH = 256
 

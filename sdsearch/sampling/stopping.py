@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from schemas.rollout import StopReason
-from sdsearch.parsing import ANSWER_CLOSE, SEARCH_CLOSE
-from sdsearch.tokens import decode
+from schemas.records.rollout import StopReason
+from sdsearch.protocol.parsing import ANSWER_CLOSE, SEARCH_CLOSE
+from sdsearch.protocol.tokens import decode
 
 CLOSING_TAGS: dict[str, StopReason] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import UserError
-from schemas.rollout import StopReason
-from sdsearch.attention import attend_to_trees
-from sdsearch.policy import backbone, head
+from schemas.records.rollout import StopReason
+from sdsearch.model.attention import attend_to_trees
+from sdsearch.model.policy import backbone, head
+from sdsearch.model.visibility import masks_from
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
 from sdsearch.sampling.slots import SlotCache
 from sdsearch.sampling.stopping import TurnEnds
-from sdsearch.visibility import masks_from
 
 
 @dataclass

@@ -6,12 +6,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Literal, get_args
 
-from schemas.data import WORLD
 from schemas.errors import UserError
-from schemas.passage import Passage
-from schemas.question import Question
-from sdsearch.questions import read_questions
-from sdsearch.readers import read_passages
+from schemas.records.passage import Passage
+from schemas.records.question import Question
+from schemas.settings.data import WORLD
+from sdsearch.data.questions import read_questions
+from sdsearch.data.readers import read_passages
 
 Split = Literal["train", "dev", "test"]
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from schemas.passage import Passage
-from sdsearch.evaluation import fixed_sample
-from sdsearch.hindsight import HEADER
-from sdsearch.prompting import render_frame
+from schemas.records.passage import Passage
+from sdsearch.credit.hindsight import HEADER
+from sdsearch.evaluation.answering import fixed_sample
+from sdsearch.protocol.prompting import render_frame
 from sdsearch.retrieval.dense import build_dense_retriever
 from sdsearch.retrieval.lexical import LexicalEncoder
 from sdsearch.retrieval.ports import Retriever

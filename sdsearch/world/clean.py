@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sdsearch.scoring import normalise_answer
+from sdsearch.credit.scoring import normalise_answer
 
 Row = dict[str, Any]
 

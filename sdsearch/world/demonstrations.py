@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from schemas.hindsight import HindsightAttempt, Label
-from schemas.passage import Passage, SearchHit
-from sdsearch.hindsight import encode_block, neutralise
-from sdsearch.prompting import render_documents, render_frame, render_prompt
-from sdsearch.tokens import encode
+from schemas.records.hindsight import HindsightAttempt, Label
+from schemas.records.passage import Passage, SearchHit
+from sdsearch.credit.hindsight import encode_block, neutralise
+from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
+from sdsearch.protocol.tokens import encode
 from sdsearch.world.markup import MarkedWorld, NameSource, Plan, Renaming
 from sdsearch.world.scripts import (
     Candidate,

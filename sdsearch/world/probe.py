@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 from torch import nn
 
-from schemas.config import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
-from schemas.evaluation import EvaluationMode
-from schemas.hindsight import HindsightAttempt, HindsightBlock, Label
-from schemas.method import BLOCK_TOKENS
-from schemas.passage import Passage
-from schemas.question import Question
-from schemas.rollout import Group
-from schemas.score import Score
-from sdsearch.evaluation import evaluate
-from sdsearch.hindsight import build_blocks, encode_block
+from schemas.records.evaluation import EvaluationMode
+from schemas.records.hindsight import HindsightAttempt, HindsightBlock, Label
+from schemas.records.passage import Passage
+from schemas.records.question import Question
+from schemas.records.rollout import Group
+from schemas.records.score import Score
+from schemas.settings.method import BLOCK_TOKENS
+from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
+from sdsearch.credit.hindsight import build_blocks, encode_block
+from sdsearch.credit.scoring import score_groups
+from sdsearch.credit.teacher import compute_targets
+from sdsearch.evaluation.answering import evaluate
 from sdsearch.retrieval.ports import Retriever
 from sdsearch.sampling.rollouts import RolloutLoop
-from sdsearch.scoring import score_groups
-from sdsearch.teacher import compute_targets
 from sdsearch.world.markup import MarkedWorld, NameSource, Renaming
 
 _GROUP_SIZE = 5

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from schemas.hindsight import Label, label_outcome
+from schemas.records.hindsight import Label, label_outcome
+from sdsearch.credit.scoring import f1_score
 from sdsearch.retrieval.ports import Retriever
-from sdsearch.scoring import f1_score
 from sdsearch.world.markup import Hop, MarkedWorld, Plan, slots, unmark
 
 PASSAGES_PER_QUERY = 3

@@ -125,8 +125,8 @@ def test_every_package_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("package", "source", "wrong"),
     [
-        ("sdsearch", "from storage.database import Database", {"storage"}),
-        ("storage", "def f():\n    import sdsearch.teacher", {"sdsearch"}),
+        ("sdsearch", "from storage.database.connection import Database", {"storage"}),
+        ("storage", "def f():\n    import sdsearch.credit.teacher", {"sdsearch"}),
         ("schemas", "import torch.nn as nn", {"torch"}),
         ("sdsearch", "from prefect import flow", {"prefect"}),
         ("flows", "import duckdb", {"duckdb"}),

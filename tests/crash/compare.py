@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.database import Database, table_schemas
-from storage.files import is_temporary, sha256_file
+from storage.database.connection import Database, table_schemas
+from storage.disk.files import is_temporary, sha256_file
 from storage.workspace import Workspace
 
 # What of a stage was searched at which attempt is a circumstance; which index, is not.

@@ -75,9 +75,9 @@ class Probe:
         transactions, each at the same place in every run.
         """
         if eager:
-            import storage.index
+            import storage.database.sync
 
-            storage.index.FLUSH_EVERY_S = 0.0
+            storage.database.sync.FLUSH_EVERY_S = 0.0
         self._wrap_stages()
         self._wrap_files()
         self._wrap_database()
@@ -98,11 +98,11 @@ class Probe:
             os.kill(os.getpid(), strike.signal)
 
     def _wrap_stages(self) -> None:
-        import flows.stages
-        from flows.runtime import Runtime
+        import flows.training.stages
+        from flows.run.live import Runtime
         from sdsearch.sampling.rollouts import RolloutLoop
 
-        perform, roll_out, update_policy = Runtime.perform, RolloutLoop.roll_out, flows.stages.update_policy
+        perform, roll_out, update_policy = Runtime.perform, RolloutLoop.roll_out, flows.training.stages.update_policy
 
         @wraps(perform)
         def performed(runtime: Any, stage: str, iteration: int, upstream: Any, work: Callable[..., Any]) -> Any:
@@ -132,7 +132,7 @@ class Probe:
 
         Runtime.perform = performed
         RolloutLoop.roll_out = rolled_out
-        flows.stages.update_policy = updated
+        flows.training.stages.update_policy = updated
 
     def _wrap_files(self) -> None:
         fsync, unlink = os.fsync, os.unlink

@@ -28,14 +28,14 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900.0
 # The last ones are what a run imports when it first needs them.
 _MODULES = (
-    "flows.cli",
+    "flows.app",
     "flows.launch",
-    "flows.train",
+    "flows.training.loop",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "faiss",
-    "storage.corpora",
-    "storage.indexes",
+    "storage.retrieval.corpora",
+    "storage.retrieval.indexes",
 )
 
 
@@ -160,9 +160,9 @@ def _be_the_child(request: dict[str, Any], executioner: int) -> None:
         workspace = Path(request["workspace"])
         strike = Strike(**request["strike"]) if request["strike"] else None
         Probe(workspace, folder / "trace", strike, executioner).install(request["eager"])
-        import flows.cli
+        import flows.app
 
-        code = flows.cli.run_command(request["command"])
+        code = flows.app.run_command(request["command"])
     except BaseException:
         sys.excepthook(*sys.exc_info())  # Goes to the output that the answer carries.
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from schemas.ledger import StageHistory
+from schemas.records.ledger import StageHistory
 from storage.errors import StorageError
 from tests.crash.compare import Snapshot, differences, snapshot, tables
 from tests.crash.events import Event, Strike

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.ledger import STAGES
+from schemas.records.ledger import STAGES
 from tests.crash.events import Event, Strike
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
-from storage.runlock import RunLock
+from storage.database.connection import Database
+from storage.runs.lock import RunLock
 from storage.workspace import Workspace
 from tests.crash.compare import differences, snapshot
 from tests.crash.events import Strike

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.docs.session import ROOT
-from tests.question_files import flashrag_rows, search_r1_rows, world_questions, write_rows
+from tests.support.question_files import flashrag_rows, search_r1_rows, world_questions, write_rows
 
 _TABLE = re.compile(r"^```toml\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _NAMED = 'questions = "data/{split}.parquet"'

@@ -20,7 +20,7 @@ from typing import Final
 
 from transformers.utils.logging import disable_progress_bar
 
-from flows.cli import run_command
+from flows.app import run_command
 from tests.docs.blocks import Block, Step
 from tests.docs.form import is_like
 
@@ -43,7 +43,7 @@ class Session:
         tools = folder / "bin"
         tools.mkdir(parents=True)
         program = tools / "sdsearch"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n', encoding="utf-8")
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.app "$@"\n', encoding="utf-8")
         program.chmod(0o755)
         path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         own = {"PATH": path, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "prefect")}

@@ -16,17 +16,17 @@ import httpx
 import pytest
 import yaml
 
-from storage.artifacts import ArtifactStore
-from storage.database import Database, table_schemas
-from storage.ledger import Ledger
+from storage.database.connection import Database, table_schemas
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
 from tests.e2e.proxy import Proxy
-from tests.proxying import RecordingProxy, recording_proxy
+from tests.support.proxying import RecordingProxy, recording_proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-SDSEARCH = [sys.executable, "-m", "flows.cli"]
+SDSEARCH = [sys.executable, "-m", "flows.app"]
 PREFECT = [sys.executable, "-m", "prefect"]
 # Prefect's start counts here: a cold machine that does other work as well needs minutes.
 DEADLINE_S = 400
@@ -178,7 +178,7 @@ def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple
 def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[Path, Path, str]) -> None:
     _, workspace, url = served
     study = HTTP.get(f"{url}/deployments/name/sdsearch-study/run").raise_for_status().json()
-    assert study["entrypoint"] == "flows.study_flow.study_flow"
+    assert study["entrypoint"] == "flows.orchestration.study_flow.study_flow"
     assert study["parameters"] == {"workspace": str(workspace)}
     recipe = yaml.safe_load((ROOT / "flows" / "automations" / "heartbeat.yaml").read_text(encoding="utf-8"))
     made = HTTP.post(f"{url}/automations/", json=recipe).raise_for_status().json()

@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.train import train_plain
-from schemas.config import Settings
-from schemas.ledger import StageKey
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import train_plain
+from schemas.records.ledger import StageKey
+from schemas.settings.root import Settings
 from sdsearch.world import load_passages, load_questions
-from tests.builders import make_model, make_tokenizer
+from tests.support.builders import make_model, make_tokenizer
 
 RUN = "run"
 _QUICK = (

@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-import flows.runtime
-import flows.standing
-import flows.train
-import storage.ledger
-from flows.cli import run_command
-from schemas.ledger import StageKey
-from schemas.rollout import Group
-from sdsearch.teacher import compute_targets
-from storage.artifacts import ArtifactStore
-from storage.database import Database
-from storage.ledger import Ledger
+import flows.run.live
+import flows.run.status
+import flows.training.loop
+import storage.runs.ledger
+from flows.app import run_command
+from schemas.records.ledger import StageKey
+from schemas.records.rollout import Group
+from sdsearch.credit.teacher import compute_targets
+from storage.database.connection import Database
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.faults.runs import RUN, quick, train
@@ -52,11 +52,11 @@ def stop_in_the_second_iteration(
 def test_a_clock_that_goes_backwards(
     tmp_path: Path, expected: Snapshot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (storage.ledger, flows.runtime, flows.standing, flows.train):
+    for module in (storage.runs.ledger, flows.run.live, flows.run.status, flows.training.loop):
         monkeypatch.setattr(module, "datetime", BackwardsClock)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.stages.compute_targets", stop_in_the_second_iteration)
+        patch.setattr("flows.training.stages.compute_targets", stop_in_the_second_iteration)
         with pytest.raises(StoppedError):
             train(tmp_path, quick())
     train(tmp_path)

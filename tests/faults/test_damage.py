@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import run_command
-from schemas.ledger import StageKey
-from storage.database import Database
+from flows.app import run_command
+from schemas.records.ledger import StageKey
+from storage.database.connection import Database
 from storage.errors import DamagedArtifactError, DatabaseUnusableError, RunNotFoundError
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot

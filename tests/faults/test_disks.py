@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import run_command
-from flows.index import open_retriever
-from schemas.ledger import STAGES, StageKey, StageName
-from storage.artifacts import ArtifactStore
-from storage.database import Database
+from flows.app import run_command
+from flows.retrieval.open import open_retriever
+from schemas.records.ledger import STAGES, StageKey, StageName
+from storage.database.connection import Database
+from storage.disk.files import is_temporary
 from storage.errors import DatabaseUnusableError, WorkspaceError, WriteFailedError
-from storage.files import is_temporary
-from storage.ledger import Ledger
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.faults.disks import Disk, limited_files

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import run_command
-from flows.errors import UserError
-from flows.fork import fork_run
-from flows.report import SilentReporter
-from flows.stores import Stores
-from flows.train import train_plain
-from schemas.ledger import RunRecord, StageKey
-from storage.database import table_schemas
+from flows.app import run_command
+from flows.console.errors import UserError
+from flows.run.progress import SilentReporter
+from flows.training.fork import fork_run
+from flows.training.loop import train_plain
+from schemas.records.ledger import RunRecord, StageKey
+from storage.database.connection import table_schemas
+from storage.disk.files import sha256_file
 from storage.errors import DamagedArtifactError, RunLockedError
-from storage.files import sha256_file
-from storage.runlock import RunLock
+from storage.runs.lock import RunLock
+from storage.stores import Stores
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.faults.runs import RUN, quick, train

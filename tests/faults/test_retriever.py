@@ -15,29 +15,29 @@ from typing import Any
 
 import pytest
 
-from flows.index import open_local
-from flows.report import SilentReporter
-from flows.settings import stored_settings
-from flows.train import train_plain
-from schemas.config import Settings
+from flows.retrieval.open import open_local
+from flows.run.progress import SilentReporter
+from flows.settings.load import stored_settings
+from flows.training.loop import train_plain
 from schemas.errors import UserError
-from schemas.ledger import StageKey
-from schemas.passage import Passage, SearchHit
-from schemas.question import Question
-from schemas.retrieval import HttpRetrievalSettings
-from sdsearch.prompting import render_frame
+from schemas.records.ledger import StageKey
+from schemas.records.passage import Passage, SearchHit
+from schemas.records.question import Question
+from schemas.settings.retrieval import HttpRetrievalSettings
+from schemas.settings.root import Settings
+from sdsearch.protocol.prompting import render_frame
 from sdsearch.retrieval.cached import CachedRetriever
 from sdsearch.retrieval.ports import RetrieverDownError, search_all
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
-from storage.artifacts import ArtifactStore
-from storage.database import Database
-from storage.ledger import Ledger
+from storage.database.connection import Database
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
-from tests.builders import make_question, make_tokenizer
 from tests.crash.compare import differences, snapshot
-from tests.fakes import FixedRetriever, ScriptedSampler
 from tests.faults.runs import RUN, quick, train
-from tests.serving import serving
+from tests.support.builders import make_question, make_tokenizer
+from tests.support.fakes import FixedRetriever, ScriptedSampler
+from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ class Served:
 @contextmanager
 def served(workspace: Path) -> Iterator[Served]:
     corpus = briefly().retrieval.corpus
-    command = [sys.executable, "-m", "flows.cli", "retriever", "serve", "tiny", "--port=0", f"--workspace={workspace}"]
+    command = [sys.executable, "-m", "flows.app", "retriever", "serve", "tiny", "--port=0", f"--workspace={workspace}"]
     process = subprocess.Popen(
         [*command, "--set", f"retrieval.corpus={corpus}"],
         stdout=subprocess.PIPE,

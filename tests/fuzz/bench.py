@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from flows.model_settings import local_folder
+from flows.settings.model_folder import local_folder
 from schemas.commands import value_text
 from sdsearch.world import load_passages
-from tests.question_files import flashrag_rows, world_questions, write_rows
+from tests.support.question_files import flashrag_rows, world_questions, write_rows
 
 NUM_QUESTIONS: Final = 8
 _NUM_PASSAGES: Final = 40

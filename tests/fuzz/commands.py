@@ -12,10 +12,10 @@ from unittest import mock
 
 from transformers.utils.logging import disable_progress_bar
 
-from flows.cli import run_command
-from flows.report import RichReporter
-from storage.artifacts import ArtifactStore
-from storage.ledger import Ledger
+from flows.app import run_command
+from flows.run.progress import RichReporter
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
 
 TRACEBACK = "Traceback (most recent call last)"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from safetensors.numpy import load_file, save_file
 
-from flows.model_settings import MODEL_SETTINGS
+from flows.settings.model_folder import MODEL_SETTINGS
 from tests.fuzz.bench import Bench, setting
 
 _ODD: Final[Sequence[Any]] = (

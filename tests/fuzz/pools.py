@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from flows.errors import UserError
-from flows.settings import load_settings
-from schemas.config import Settings
-from schemas.tree import kind_of, sections_of
+from flows.console.errors import UserError
+from flows.settings.load import load_settings
+from schemas.settings.root import Settings
+from schemas.settings.tree import kind_of, sections_of
 from tests.fuzz.bench import Bench, setting
 
 _NUMBERS: Final = ("0", "-1", "1", "2", "3", "64", "1000000", "4294967296", "9223372036854775808", "1" + "0" * 40)

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
-from tests.builders import make_tokenizer
-from tests.families import small_model
 from tests.fuzz.bench import NUM_QUESTIONS, Bench, setting
-from tests.question_files import flashrag_rows, world_questions, write_rows
+from tests.support.builders import make_tokenizer
+from tests.support.families import small_model
+from tests.support.question_files import flashrag_rows, world_questions, write_rows
 
 Case = tuple[str, list[str]]
 """A settings file and overrides."""

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from schemas.config import Settings
-from schemas.hindsight import HindsightBlock
-from schemas.rollout import Group
-from schemas.score import Score
-from schemas.teacher import QueryCredit, TeacherTargets
-from sdsearch.hindsight import build_blocks
-from sdsearch.logprobs import score_once
-from sdsearch.loss import ScoredRollout, StepTerms, TrainingRollout, accumulate_gradient, weigh
-from sdsearch.policy import trainable_parameters, with_lora
-from sdsearch.scoring import score_groups
-from sdsearch.teacher import TargetTensors, compute_targets
-from sdsearch.training_set import training_rollouts
-from tests.builders import ModelKind, make_groups, make_model, make_tokenizer, with_logprobs
+from schemas.records.hindsight import HindsightBlock
+from schemas.records.rollout import Group
+from schemas.records.score import Score
+from schemas.records.teacher import QueryCredit, TeacherTargets
+from schemas.settings.root import Settings
+from sdsearch.credit.hindsight import build_blocks
+from sdsearch.credit.scoring import score_groups
+from sdsearch.credit.teacher import TargetTensors, compute_targets
+from sdsearch.model.policy import trainable_parameters, with_lora
+from sdsearch.training.logprobs import score_once
+from sdsearch.training.loss import ScoredRollout, StepTerms, TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.training_set import training_rollouts
 from tests.golden.naive import Naive, NaiveLoss, at_sampled, logprobs_of
+from tests.support.builders import ModelKind, make_groups, make_model, make_tokenizer, with_logprobs
 
 ALPHA = 5.0
 

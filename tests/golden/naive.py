@@ -1,6 +1,6 @@
 """A second, deliberately naive objective, written from the formulas: one rollout at a time, full logits, float64.
 
-It shares no code with sdsearch.loss, sdsearch.batching, sdsearch.teacher or sdsearch.objective.
+It shares no code with sdsearch.training.loss, sdsearch.model.batching, sdsearch.credit.teacher or sdsearch.objective.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from schemas.config import Settings
-from schemas.hindsight import HindsightBlock
-from schemas.rollout import Group, Rollout
-from schemas.score import Score
+from schemas.records.hindsight import HindsightBlock
+from schemas.records.rollout import Group, Rollout
+from schemas.records.score import Score
+from schemas.settings.root import Settings
 
 
 def divergence_from_formula(p: Tensor, q: Tensor, ids: Sequence[int] | None, kind: str, tail: str) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdsearch.objective.divergence import divergence, truncate
+from sdsearch.credit.divergence import divergence, truncate
 from tests.golden.naive import divergence_from_formula, most_likely
 
 KINDS = ["jsd", "forward_kl", "reverse_kl", "mse"]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from schemas.rollout import Group
-from sdsearch.batching import microbatches
-from sdsearch.loss import accumulate_gradient, weigh
-from sdsearch.policy import set_gradient_checkpointing, trainable_parameters
-from tests.builders import make_groups, make_tokenizer
+from schemas.records.rollout import Group
+from sdsearch.model.batching import microbatches
+from sdsearch.model.policy import set_gradient_checkpointing, trainable_parameters
+from sdsearch.training.loss import accumulate_gradient, weigh
 from tests.golden.cases import ALPHA, assert_close_gradients, assert_same_loss, make_case, make_settings
+from tests.support.builders import make_groups, make_tokenizer
 
 KINDS = ["jsd", "forward_kl", "reverse_kl", "mse"]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas.config import Settings
-from schemas.rollout import Group
-from tests.builders import make_groups, make_tokenizer
+from schemas.records.rollout import Group
+from schemas.settings.root import Settings
 from tests.golden.cases import assert_same_loss, make_case, make_settings
+from tests.support.builders import make_groups, make_tokenizer
 
 words = st.lists(st.sampled_from(["capital", "Andorra", "river", "東京", "a", "|", "\n", "of"]), min_size=1, max_size=5)
 searches = st.builds("<think> {} </think><search> {} </search>".format, words.map(" ".join), words.map(" ".join))

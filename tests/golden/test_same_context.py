@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from schemas.rollout import Group
-from sdsearch.logprobs import score_once
-from sdsearch.loss import accumulate_gradient, weigh
-from sdsearch.training_set import training_rollouts
+from schemas.records.rollout import Group
+from sdsearch.training.logprobs import score_once
+from sdsearch.training.loss import accumulate_gradient, weigh
+from sdsearch.training.training_set import training_rollouts
 from tests.golden.cases import ALPHA, Case, gradients_of, make_case, make_settings, teach
 
 

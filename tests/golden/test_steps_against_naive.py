@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from schemas.rollout import Group, Rollout
-from sdsearch.optimiser import make_optimiser
-from sdsearch.policy import trainable_parameters
+from schemas.records.rollout import Group, Rollout
+from sdsearch.model.policy import trainable_parameters
 from sdsearch.seeds import derive_seed
-from sdsearch.update import update_policy
-from tests.builders import make_groups, make_tokenizer
+from sdsearch.training.optimiser import make_optimiser
+from sdsearch.training.update import update_policy
 from tests.golden.cases import Case, assert_close_gradients, gradients_of, make_case, make_settings
+from tests.support.builders import make_groups, make_tokenizer
 
 ITERATION = 3
 

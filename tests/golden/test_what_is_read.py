@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from schemas.config import Settings
-from schemas.rollout import Group
-from sdsearch.batching import TokenBatch, microbatches
-from sdsearch.policy import backbone
-from tests.builders import make_groups, make_tokenizer
+from schemas.records.rollout import Group
+from schemas.settings.root import Settings
+from sdsearch.model.batching import TokenBatch, microbatches
+from sdsearch.model.policy import backbone
 from tests.golden.cases import Case, make_case, make_settings
+from tests.support.builders import make_groups, make_tokenizer
 
 
 def predicts_sampled(case: Case) -> list[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsearch.advantage import group_advantages
+from sdsearch.credit.advantage import group_advantages
 
 rewards = st.lists(st.floats(0, 1.5), min_size=2, max_size=8)
 

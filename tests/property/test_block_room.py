@@ -7,11 +7,11 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.hindsight import HindsightAttempt
-from sdsearch.fitting import MARK
-from sdsearch.hindsight import HEADER, encode_block, neutralise
-from sdsearch.tokens import encode_foreign
-from tests.builders import make_tokenizer
+from schemas.records.hindsight import HindsightAttempt
+from sdsearch.credit.hindsight import HEADER, encode_block, neutralise
+from sdsearch.protocol.fitting import MARK
+from sdsearch.protocol.tokens import encode_foreign
+from tests.support.builders import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 LINE = re.compile(r"Attempt (\d+) \((CORRECT|INCORRECT)\): (.*)")

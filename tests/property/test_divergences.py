@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsearch.objective.divergence import divergence, entropy, truncate
+from sdsearch.credit.divergence import divergence, entropy, truncate
 
 seeds, scales, supports = st.integers(0, 10_000), st.floats(0.1, 40), st.integers(1, 29)
 KINDS = ["jsd", "forward_kl", "reverse_kl", "mse"]

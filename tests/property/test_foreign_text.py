@@ -9,13 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
-from schemas.hindsight import HindsightAttempt, HindsightBlock
-from schemas.rollout import Group, Observation, Search
-from sdsearch.hindsight import HEADER, build_blocks, neutralise, render_block
-from sdsearch.scoring import score_groups
-from sdsearch.tokens import TAGS, neutralise_tags
-from tests.builders import make_groups, make_tokenizer
+from schemas.records.hindsight import HindsightAttempt, HindsightBlock
+from schemas.records.rollout import Group, Observation, Search
+from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSettings
+from sdsearch.credit.hindsight import HEADER, build_blocks, neutralise, render_block
+from sdsearch.credit.scoring import score_groups
+from sdsearch.protocol.tokens import TAGS, neutralise_tags
+from tests.support.builders import make_groups, make_tokenizer
 
 CHAT = ["<|im_start|>", "<|im_end|>", "<|end|>", "<pad>", "<|endoftext|>"]
 HOSTILE = [

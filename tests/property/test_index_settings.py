@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.errors import UserError
-from schemas.retrieval import (
+from schemas.settings.retrieval import (
     FlatIndexSettings,
     HnswIndexSettings,
     IndexSettings,

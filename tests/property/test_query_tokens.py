@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sdsearch.parsing import make_generation
-from sdsearch.policy import load_tokenizer
-from sdsearch.tokens import decode, token_char_spans
+from sdsearch.model.policy import load_tokenizer
+from sdsearch.protocol.parsing import make_generation
+from sdsearch.protocol.tokens import decode, token_char_spans
 
 OPEN, CLOSE = b"<search>", b"</search>"
 _WORDS = ["quiet", "river", "é", "東京", "Zürich?", "a", "q", "capital of Chad"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.rollout import Answer, Group, Malformed, Rollout, Search
-from sdsearch.prompting import render_documents, render_frame, render_notice, render_prompt
+from schemas.records.rollout import Answer, Group, Malformed, Rollout, Search
+from sdsearch.protocol.prompting import render_documents, render_frame, render_notice, render_prompt
 from sdsearch.sampling.ports import Sampler
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
-from tests.builders import make_question, make_tokenizer
-from tests.fakes import FixedRetriever
-from tests.scripted import OneByOne, Script
+from tests.support.builders import make_question, make_tokenizer
+from tests.support.fakes import FixedRetriever
+from tests.support.scripted import OneByOne, Script
 
 TOKENIZER = make_tokenizer()
 VOCABULARY = TOKENIZER.get_vocab()

@@ -15,7 +15,7 @@ from sdsearch.sampling.stopping import TurnEnds
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler
 from sdsearch.seeds import derive_seed
-from tests.scripted import END_IDS, NO_TEXT, PIECES, OneByOne, Script, ScriptedEngine, make_pieces_tokenizer
+from tests.support.scripted import END_IDS, NO_TEXT, PIECES, OneByOne, Script, ScriptedEngine, make_pieces_tokenizer
 
 TOKENIZER = make_pieces_tokenizer()
 STOPS = (*END_IDS, PIECES.index("</search>"), PIECES.index("</answer>"))

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import pytest
 
-from flows.doctor import Asked, diagnose
-from flows.errors import PEOPLES_ERRORS
-from flows.machine import Machine
-from flows.settings import load_settings
-from schemas.config import Settings
-from schemas.tree import setting_names
+from flows.console.errors import PEOPLES_ERRORS
+from flows.doctor.doctor import Asked, diagnose
+from flows.doctor.hardware import Machine
+from flows.settings.load import load_settings
+from schemas.settings.root import Settings
+from schemas.settings.tree import setting_names
 from storage.workspace import Workspace
 from tests.fuzz.bench import Bench
 from tests.fuzz.commands import disagreement, problems_of, runs_in, sdsearch, train

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from flows.model_files import model_folder
-from schemas.config import GrpoSettings, HindsightSettings, RewardSettings
-from schemas.question import Question
-from schemas.rollout import Answer, Group, Search
-from sdsearch.hindsight import build_blocks
-from sdsearch.policy import load_tokenizer
-from sdsearch.prompting import NOTHING_FOUND, render_documents, render_frame, render_prompt
+from flows.run.model_files import model_folder
+from schemas.records.question import Question
+from schemas.records.rollout import Answer, Group, Search
+from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSettings
+from sdsearch.credit.hindsight import build_blocks
+from sdsearch.credit.scoring import score_groups
+from sdsearch.model.policy import load_tokenizer
+from sdsearch.protocol.prompting import NOTHING_FOUND, render_documents, render_frame, render_prompt
+from sdsearch.protocol.tokens import TAGS, encode, encode_foreign
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
-from sdsearch.scoring import score_groups
-from sdsearch.tokens import TAGS, encode, encode_foreign
-from tests.builders import make_tokenizer
-from tests.fakes import FixedRetriever, ScriptedSampler
+from tests.support.builders import make_tokenizer
+from tests.support.fakes import FixedRetriever, ScriptedSampler
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

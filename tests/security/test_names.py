@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.cli import run_command
-from flows.orchestration import train_flow
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.stores import Stores
-from flows.train import train_plain
-from schemas.config import DataSettings, EvaluationSettings
-from schemas.ledger import StageKey
-from schemas.study import Study
-from sdsearch.questions import read_questions
-from sdsearch.readers import DataError
-from storage.artifacts import ArtifactStore
-from storage.checkpoints import CheckpointStore
+from flows.app import run_command
+from flows.orchestration.train_flow import train_flow
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import train_plain
+from schemas.records.ledger import StageKey
+from schemas.records.study import Study
+from schemas.settings.root import DataSettings, EvaluationSettings
+from sdsearch.data.questions import read_questions
+from sdsearch.data.readers import DataError
 from storage.errors import StorageError, WorkspaceError
-from storage.ledger import Ledger
-from storage.runlock import RunLock, lock_holder
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.checkpoints import CheckpointStore
+from storage.runs.ledger import Ledger
+from storage.runs.lock import RunLock, lock_holder
+from storage.stores import Stores
 from storage.workspace import Workspace
-from tests.records import make_run
+from tests.support.records import make_run
 
 BAD = [
     "../outside",

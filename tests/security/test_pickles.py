@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from flows.index import open_retriever
-from flows.model_files import model_folder
-from flows.policies import LivePolicy
-from schemas.config import Settings
+from flows.retrieval.open import open_retriever
+from flows.run.model_files import model_folder
+from flows.run.policy import LivePolicy
 from schemas.errors import UserError
-from schemas.retrieval import DenseRetrievalSettings
-from sdsearch.policy import load_model, load_tokenizer
+from schemas.settings.retrieval import DenseRetrievalSettings
+from schemas.settings.root import Settings
+from sdsearch.model.policy import load_model, load_tokenizer
 from sdsearch.retrieval.hf import HFEncoder
-from storage.checkpoints import CheckpointStore
+from storage.disk.manifest import write_folder_atomic
 from storage.errors import DamagedArtifactError
-from storage.manifest import write_folder_atomic
+from storage.runs.checkpoints import CheckpointStore
 from storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.database.connection import Database
 from storage.errors import QueryError
 from storage.workspace import Workspace
 

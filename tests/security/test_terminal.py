@@ -14,12 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flows.cli import run_command
-from flows.settings import load_settings
-from flows.stores import Stores
-from schemas.ledger import StageKey
+from flows.app import run_command
+from flows.settings.load import load_settings
+from schemas.records.ledger import StageKey
+from storage.stores import Stores
 from storage.workspace import Workspace
-from tests.records import all_rows, fill, make_groups, make_run
+from tests.support.records import all_rows, fill, make_groups, make_run
 
 # Colour, bell, title, cursor, a C1 control, a right-to-left override, markup of the table library.
 EVIL = "\x1b[31mred\x1b]0;owned\x07\x1b[2J\x9b2J\u202etxet\u2028[bold red]x[/]\r"
@@ -137,7 +137,7 @@ def test_an_encoding_without_a_name_s_letters_stops_nothing(tmp_path: Path) -> N
     config = tmp_path / "réglages.toml"
     config.write_text('[model]\npath = "modèle"\n', encoding="utf-8")
     ended = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "doctor", str(config), "--workspace", str(tmp_path / "workspace")],
+        [sys.executable, "-m", "flows.app", "doctor", str(config), "--workspace", str(tmp_path / "workspace")],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,

@@ -13,9 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flows.model_files import model_folder
-from sdsearch.policy import load_model, load_tokenizer
-from sdsearch.prompting import render_frame
+from flows.run.model_files import model_folder
+from sdsearch.model.policy import load_model, load_tokenizer
+from sdsearch.protocol.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -23,7 +23,7 @@ from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.sampling.vllm_engine import EngineOptions, VllmEngine
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler, TurnGenerator
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeResult, WeightProbe, probe_prompt
-from tests.fakes import FixedRetriever
+from tests.support.fakes import FixedRetriever
 
 MINI = Path(model_folder("mini"))
 BASE = PolicyWeights(0, "base", str(MINI))

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdsearch.policy import load_model, with_lora
+from sdsearch.model.policy import load_model, with_lora
 from sdsearch.sampling.ports import SampledTurn, TurnRequest
 from sdsearch.sampling.vllm_turns import SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from schemas.rollout import Group
-from sdsearch.policy import trainable_parameters
+from schemas.records.rollout import Group
+from sdsearch.model.policy import trainable_parameters
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.sampling.vllm_turns import SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, read_by_trainer
 from sdsearch.world import load_questions
-from storage.tensors import save_tensors
+from storage.disk.tensors import save_tensors
 from tests.vllm.conftest import BASE, TOLERANCE, Bench, rollout_loop
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import flows.samplers
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.train import open_stores, train_plain
+import flows.run.sampler
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import open_stores, train_plain
 from sdsearch.sampling.vllm_engine import VllmEngine
 from sdsearch.sampling.vllm_turns import SamplerError
 from tests.vllm.conftest import Bench
@@ -42,8 +42,8 @@ def shared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     async def close(self: VllmEngine) -> None:
         return None
 
-    monkeypatch.setattr(flows.samplers.VllmEngine, "open", staticmethod(lambda options, loop: bench.engine))
-    monkeypatch.setattr(flows.samplers, "EventLoopThread", lambda: bench.loop)
+    monkeypatch.setattr(flows.run.sampler.VllmEngine, "open", staticmethod(lambda options, loop: bench.engine))
+    monkeypatch.setattr(flows.run.sampler, "EventLoopThread", lambda: bench.loop)
     monkeypatch.setattr(VllmEngine, "close", close)
     monkeypatch.setattr(bench.loop, "close", lambda: None)
     return bench
@@ -99,7 +99,7 @@ def test_a_swap_that_is_withheld_stops_the_run_before_anything_is_sampled(
 
 def test_the_engine_ends_with_a_trainer_that_is_killed_and_the_run_goes_on(shared: Bench, tmp_path: Path) -> None:
     words = [part for override in OVERRIDES for part in ("--set", override)]
-    command = [sys.executable, "-m", "flows.cli", "train", "tiny", "--run", "killed", "--no-prefect", *words]
+    command = [sys.executable, "-m", "flows.app", "train", "tiny", "--run", "killed", "--no-prefect", *words]
     environment = {**os.environ, "SDSEARCH_HOME": str(tmp_path)}
     with (tmp_path / "output").open("w") as output:
         trainer = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)

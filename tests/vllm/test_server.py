@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from flows.report import SilentReporter
-from flows.settings import load_settings
-from flows.train import open_stores, train_plain
-from schemas.passage import SearchHit
-from schemas.rollout import Group
-from sdsearch.policy import load_model, load_tokenizer
-from sdsearch.prompting import render_frame
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import open_stores, train_plain
+from schemas.records.passage import SearchHit
+from schemas.records.rollout import Group
+from sdsearch.model.policy import load_model, load_tokenizer
+from sdsearch.protocol.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -25,7 +25,7 @@ from sdsearch.sampling.vllm_server import ServerOptions, VllmServers
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, WeightProbe, probe_prompt
 from sdsearch.world import load_questions
-from tests.fakes import FixedRetriever
+from tests.support.fakes import FixedRetriever
 from tests.vllm.conftest import BASE, MINI, TOLERANCE, rollout_loop
 from tests.vllm.servers import ServerProcess, serve
 from tests.vllm.test_engine import moved

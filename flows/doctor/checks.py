@@ -1,0 +1,165 @@
+"""The doctor's checks of the model, of memory and of disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import httpx
+
+from flows.doctor.footprint import (
+    ModelShape,
+    TrainingNeeds,
+    checkpoint_bytes,
+    device_needs,
+    guessed_shape,
+    shape_of,
+    training_needs,
+)
+from flows.doctor.hardware import Machine, ModelFiles, free_bytes
+from schemas.commands import quoted
+from schemas.errors import UserError, reason_of
+from schemas.settings.retrieval import HFEncoderSettings
+from schemas.settings.root import Settings
+from schemas.settings.sampling import VllmSamplerSettings
+from sdsearch.connections import client_options
+from storage.workspace import Workspace
+
+_CONNECT_S = 1.0
+_GATEWAY_ERRORS = {502, 503, 504}  # What a proxy says of a server that it cannot reach.
+_PROGRAM = 1.2e9  # Python with torch, transformers and Prefect's client.
+_ENCODER = 0.6e9
+_ROLLOUT = 30e3  # What a rollout's records and rows take, mean; a distilled query token takes top_k * 8 bytes more.
+_QUERY_TOKENS = 60
+
+
+class Check(NamedTuple):
+    """One row of the doctor's table; `remedy` says what to do where it is not ok."""
+
+    name: str
+    found: str
+    needed: str
+    ok: bool
+    remedy: str = ""
+
+
+def answers(name: str, url: str, remedy: str) -> Check:
+    """Return whether something answers at a URL, reached as a run reaches it: through a proxy where there is one."""
+    try:
+        with httpx.Client(timeout=_CONNECT_S, **client_options([url], name)) as client:
+            status = client.get(url).status_code
+    except (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError):
+        status = 200  # What listens may be busy, or speak to those it knows alone.
+    except httpx.HTTPError as error:
+        return Check(name, f"no answer ({reason_of(error)})", url, False, remedy)
+    except UserError as error:
+        return Check(name, "not asked", url, False, str(error))
+    reached = status not in _GATEWAY_ERRORS
+    return Check(name, "answers" if reached else f"no answer (status {status})", url, reached, remedy)
+
+
+def model_checks(settings: Settings, model: ModelFiles) -> Iterator[Check]:
+    """Yield whether the model's weights and tokenizer are here."""
+    path = settings.model.path
+    remedy = f"hf download {quoted(path)}, or point model.path at a folder that has {', '.join(model.missing)}"
+    weights = [name for name in model.missing if name != "tokenizer"]
+    found = f"{_gb(model.weights_bytes)} of weights" if not weights else f"without {', '.join(weights[:3])}"
+    yield Check("model", found, path, not weights, remedy)
+    has_tokenizer = "tokenizer" not in model.missing
+    yield Check("tokenizer", "there" if has_tokenizer else "not there", path, has_tokenizer, remedy)
+
+
+def unknown_model(settings: Settings) -> Check:
+    """Return the check of a model whose size neither its files nor its name tell."""
+    remedy = "get the model first: its size is not known without its config.json"
+    return Check("memory", "size of the model unknown", settings.model.path, False, remedy)
+
+
+def memory_checks(settings: Settings, model: ModelFiles, machine: Machine, workspace: Workspace) -> list[Check]:
+    """Return the checks of GPU, RAM and disk by estimate; none where the model's size is not known."""
+    shape = shape_of(model.config) if model.config else None
+    guess = "" if shape else ", guessed from the model's name"
+    shape = shape or guessed_shape(settings.model.path)
+    if shape is None:
+        return []
+    needs = _needs(settings, shape)
+    parts = [_disk(settings, needs, workspace)]
+    if settings.model.device == "cpu":
+        wanted = needs.peak + _PROGRAM
+        parts.insert(0, _ram(wanted, machine, f"{_gb(wanted)}{guess}"))
+    else:
+        parts.insert(0, _ram(needs.weights + _PROGRAM, machine, f"{_gb(needs.weights + _PROGRAM)} for loading{guess}"))
+        parts.insert(0, _gpu(settings, needs, machine, guess))
+    return parts
+
+
+def _needs(settings: Settings, shape: ModelShape) -> TrainingNeeds:
+    return training_needs(
+        shape,
+        bytes_each=2 if settings.model.dtype == "bfloat16" else 4,
+        lora_rank=_lora_rank(settings),
+        has_reference=settings.grpo.kl_coefficient > 0,
+        measures_parts=settings.update.gradient_parts_every > 0,
+        tokens=min(
+            settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * settings.longest_conversation
+        ),
+        head_chunk=settings.update.head_chunk,
+        recomputes=settings.update.gradient_checkpointing,
+    )
+
+
+def _lora_rank(settings: Settings) -> int | None:
+    return settings.model.lora_rank if settings.model.tuning == "lora" else None
+
+
+def _gpu(settings: Settings, needs: TrainingNeeds, machine: Machine, guess: str) -> Check:
+    sampling = settings.sampling
+    share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
+    sleeps = isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training
+    wanted = device_needs(needs, share, sleeps) + _encoder_bytes(settings)
+    what = (
+        f"{_gb(wanted)}: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, optimiser "
+        f"{_gb(needs.optimiser)}, reference {_gb(needs.reference)}, activations {_gb(needs.activations)}"
+        f"{f', vLLM {share:.0%} of the GPU' if share else ''}{guess}"
+    )
+    remedy = (
+        "train where there is one of that size, or with update.gradient_checkpointing = true (fewer activations), "
+        "model.tuning = 'lora' (no optimiser of all weights, no reference) or a smaller sampling.gpu_memory_utilization"
+    )
+    if not machine.gpus:
+        why = "torch sees no GPU" if machine.torch_cuda else "this torch is built without CUDA"
+        return Check("GPU", f"none ({why})", what, False, remedy)
+    number = settings.model.device.partition(":")[2]
+    place = int(number) if number.isdecimal() else 0
+    if place >= len(machine.gpus):
+        return Check("GPU", f"{len(machine.gpus)}", settings.model.device, False, "choose a model.device that is there")
+    gpu = machine.gpus[place]
+    return Check("GPU", f"{gpu.name}, {_gb(gpu.total_bytes)}", what, gpu.total_bytes >= wanted, remedy)
+
+
+def _encoder_bytes(settings: Settings) -> float:
+    """Return what the retriever's encoder takes of the policy's GPU."""
+    encoder = getattr(settings.retrieval, "encoder", None)
+    return _ENCODER if isinstance(encoder, HFEncoderSettings) and encoder.device == settings.model.device else 0.0
+
+
+def _ram(wanted: float, machine: Machine, needed: str) -> Check:
+    remedy = "use a machine with more memory, a smaller model, or a smaller update.max_tokens_per_microbatch"
+    return Check("RAM", _gb(machine.ram_bytes), needed, machine.ram_bytes >= wanted, remedy)
+
+
+def _disk(settings: Settings, needs: TrainingNeeds, workspace: Workspace) -> Check:
+    """The newest checkpoints, the best, the one being written; and the records of every rollout."""
+    number = min(settings.storage.keep_checkpoints + 2, settings.iterations + 1)
+    each = checkpoint_bytes(needs, _lora_rank(settings))
+    distilled = settings.distillation.top_k * 8 * _QUERY_TOKENS if settings.distillation.enabled else 0
+    rollouts = settings.iterations * settings.data.questions_per_iteration * settings.rollout.group_size
+    wanted = number * each + rollouts * (_ROLLOUT + distilled)
+    free = free_bytes(workspace.root)
+    needed = f"{_gb(wanted)}: {number} checkpoints of {_gb(each)}, records of {rollouts} rollouts"
+    remedy = f"free some space at {workspace.root}, name another --workspace, or lower storage.keep_checkpoints"
+    return Check("disk", f"{_gb(free)} free", needed, free >= wanted, remedy)
+
+
+def _gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"

@@ -1,0 +1,167 @@
+"""What an evaluation is asked for: whose weights, which data sets, how many questions of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import ValidationError
+
+from flows.console.errors import UserError
+from flows.settings.load import change_settings, changed_settings, load_settings, stored_settings
+from schemas.base import hash_json, nearest_name
+from schemas.commands import value_text
+from schemas.names import is_name
+from schemas.records.evaluation import EvaluationMode
+from schemas.records.ledger import RunRecord
+from schemas.settings.data import SetName, is_set_text, set_name
+from schemas.settings.explain import explain
+from schemas.settings.root import EvaluationSettings, Settings
+from storage.workspace import validate_run_name
+
+_RUN: Final = "run:"
+_MODEL: Final = "model:"
+_CHANGEABLE: Final = re.compile(
+    r"(data|retrieval|sampling|evaluation|storage)\..+|rollout\.questions_per_batch|model\.(device|torch_threads)"
+)
+ALL: Final = "all"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """An evaluation: a run of its own (`run`) whose settings name the data sets, the questions and the decoding.
+
+    `source` is the run whose weights of `version` are evaluated; None for a model folder, which is version 0.
+    """
+
+    run: str
+    source: str | None
+    version: int
+    settings: Settings
+
+    @property
+    def sets(self) -> tuple[SetName, ...]:
+        """The data sets in the table's order."""
+        return self.settings.data.test_sets(self.settings.evaluation.split)
+
+    @property
+    def policy(self) -> str:
+        """Whose weights, as the run's record keeps it."""
+        return f"{_MODEL}{self.settings.model.path}" if self.source is None else f"{_RUN}{self.source}"
+
+    @property
+    def title(self) -> str:
+        """Whose weights, as people name them."""
+        return self.settings.model.path if self.source is None else f"run {self.source}, version {self.version}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; None takes the settings' own."""
+
+    datasets: str | None = None
+    split: str | None = None
+    num_questions: int | None = None
+    mode: EvaluationMode = "greedy"
+    name: str | None = None
+
+
+def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> EvaluationPlan:
+    """Return the evaluation of a run's current policy, with the run's settings.
+
+    Raises UserError for a run that trains nothing, a change that would make it another policy's, and a request that
+    cannot be met.
+    """
+    if source.replay_of is not None:
+        raise UserError(
+            f"run '{source.run}' is a replay and trains nothing; name the run that sampled: {source.replay_of}"
+        )
+    if source.evaluation_of is not None:
+        raise UserError(
+            f"run '{source.run}' is an evaluation itself; it is shown again with: sdsearch resume {source.run}"
+        )
+    settings = stored_settings(source)
+    if overrides:
+        settings = change_settings(json.loads(source.settings_json), overrides, f"run '{source.run}'")
+    for name, _, _ in changed_settings(source.settings_json, settings):
+        if not _CHANGEABLE.fullmatch(name):
+            raise UserError(
+                f"--set {name}: evaluate --run takes the run's own settings; data.*, retrieval.*, sampling.*, "
+                "evaluation.*, storage.*, rollout.questions_per_batch and model.device can be changed"
+            )
+    return _plan(source.run, source.policy_version, settings, request)
+
+
+def plan_model(policy: str | None, config: str, overrides: Sequence[str], request: Request) -> EvaluationPlan:
+    """Return the evaluation of a model folder or hub name with the settings of `config`; UserError as of `plan_run`."""
+    named = [] if policy is None else [f"model.path={value_text(policy)}"]
+    settings = load_settings(config, [*overrides, *named])
+    return _plan(None, 0, settings, request)
+
+
+def plan_of(record: RunRecord) -> EvaluationPlan:
+    """Return what an evaluation that exists was asked for."""
+    of = record.evaluation_of
+    assert of is not None, f"{record.run} is no evaluation"
+    source = of.removeprefix(_RUN) if of.startswith(_RUN) else None
+    return EvaluationPlan(record.run, source, record.policy_version, stored_settings(record))
+
+
+def chosen_sets(settings: Settings, datasets: str | None, split: str | None) -> tuple[SetName, ...]:
+    """Return the data sets that `--datasets` names: 'all', or names that data.test has, or name:split.
+
+    Raises UserError, with the nearest name, for one that data.test does not have.
+    """
+    data = settings.data
+    if datasets is None:
+        return (SetName(data.dataset, split or settings.evaluation.split),)
+    if split is not None:
+        raise UserError("--split chooses a split of data.dataset; with --datasets write it to the name, such as nq:dev")
+    known = data.test_sets(settings.evaluation.split)
+    if datasets.strip() == ALL:
+        return known
+    names = [text.strip() for text in datasets.split(",") if text.strip()]
+    if not names:
+        raise UserError(f"--datasets {datasets!r}: expected 'all' or names, such as nq,hotpotqa")
+    return tuple(dict.fromkeys(_chosen(text, known) for text in names))
+
+
+def _chosen(text: str, known: Sequence[SetName]) -> SetName:
+    found = [name for name in known if text in (name.dataset, str(name))]
+    if found:
+        return found[0]
+    if ":" in text and is_set_text(text):
+        return set_name(text, "")
+    names = [name.dataset for name in known]
+    near = nearest_name(text, names)
+    hint = f"did you mean '{near}'?" if near else f"data.test has {', '.join(names)}"
+    raise UserError(
+        f"--datasets: data.test has no '{text}'; {hint} (one that it lacks is named with its split: nq:dev)"
+    )
+
+
+def _plan(source: str | None, version: int, settings: Settings, request: Request) -> EvaluationPlan:
+    sets = chosen_sets(settings, request.datasets, request.split)
+    number = request.num_questions
+    if number is None:
+        number = 0 if request.datasets is not None else settings.evaluation.num_questions
+    changes = {"num_questions": number, "modes": (request.mode,), "split": request.split or settings.evaluation.split}
+    try:
+        evaluation = EvaluationSettings.model_validate(settings.evaluation.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(explain(error, EvaluationSettings, "evaluate")) from error
+    data = settings.data.model_copy(update={"test": tuple(map(str, sets))})
+    settings = settings.model_copy(update={"evaluation": evaluation, "data": data})
+    plan = EvaluationPlan("", source, version, settings)
+    request_hash = hash_json([plan.policy, version, settings.content_hash()])
+    made = f"{_stem(source or settings.model.path)}-evaluation-{request_hash[:8]}"
+    return EvaluationPlan(validate_run_name(request.name or made), source, version, settings)
+
+
+def _stem(policy: str) -> str:
+    """Return the last part of a run's or model's name, as far as it can be part of a path."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", policy.rstrip("/").rpartition("/")[2])[:50].lstrip(".-")
+    return stem if is_name(stem) else "policy"

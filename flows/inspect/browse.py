@@ -1,0 +1,151 @@
+"""What the commands `runs` and `show` print: read from files and database, without any model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.console.errors import UserError
+from flows.console.terminal import format_seconds, make_table, print_line
+from flows.inspect.sql import as_table
+from flows.replay.show import print_comparison
+from flows.run.status import shown_status
+from flows.settings.load import stored_settings
+from schemas.commands import command
+from schemas.paths import local_path
+from schemas.records.ledger import RunRecord
+from schemas.settings.root import Settings
+from schemas.settings.rules import notes
+from storage.database.connection import Database
+from storage.runs.artifacts import ArtifactStore
+from storage.runs.ledger import Ledger
+from storage.workspace import Workspace
+
+_STAGE_SECONDS = """
+    SELECT stage, count(*) FILTER (status = 'done') AS done, count(*) FILTER (status = 'failed') AS failed,
+        count(*) FILTER (status = 'interrupted') AS interrupted,
+        round(coalesce(sum(duration_s) FILTER (status = 'done'), 0), 2) AS seconds,
+        round(avg(duration_s) FILTER (status = 'done'), 3) AS seconds_each
+    FROM stages WHERE run = $run GROUP BY stage ORDER BY min(started_at)
+"""
+_CURVE = """
+    SELECT updates_done, alpha, num_questions AS questions, greedy_em, sampled_em, greedy_f1, sampled_f1,
+        greedy_search_quality AS search_quality, greedy_searches_per_rollout AS searches
+    FROM v_learning_curve WHERE run = $run ORDER BY dataset, split, updates_done
+"""
+_SETS = """
+    SELECT dataset, split, mode, num_questions AS questions, em, f1, search_quality,
+        searches_per_rollout AS searches, valid_share AS valid
+    FROM evaluations WHERE run = $run ORDER BY dataset, split
+"""
+
+
+def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
+    """Return a workspace that holds runs or questions; UserError when there is none. Nothing is written."""
+    workspace = Workspace(local_path(folder).resolve())
+    if workspace.database.is_file():
+        return workspace
+    if not workspace.run_files() and not workspace.questions.is_dir():
+        raise UserError(
+            f"no database in the workspace {workspace.root}; name another with --workspace or SDSEARCH_HOME, or make "
+            f"one with: {command('train', 'quickstart', workspace=workspace.root)}"
+        )
+    if needs_database:
+        raise UserError(
+            f"{workspace.database} is missing; make it again from the files with: "
+            f"{command('db', 'rebuild', workspace=workspace.root)}"
+        )
+    return workspace
+
+
+def print_runs(workspace: Workspace, console: Console) -> None:
+    """Print one row a run, oldest first."""
+    origin = "replay, fork or evaluation of"
+    columns = ("run", "status", "iterations", "policy version", "seed", "model", origin, "started (UTC)")
+    rows = [
+        (
+            record.run,
+            shown_status(workspace, record),
+            f"{record.iterations_done}/{record.num_iterations}",
+            record.policy_version,
+            record.seed,
+            json.loads(record.settings_json)["model"]["path"],
+            record.replay_of or record.fork_of or record.evaluation_of,
+            f"{record.created_at:%Y-%m-%d %H:%M:%S}",
+        )
+        for record in _ledger(workspace).list_runs()
+    ]
+    console.print(make_table(columns, rows))
+
+
+def print_run(workspace: Workspace, run: str, console: Console) -> None:
+    """Print a run's standing, the settings that differ from the defaults, its stages and what it measured."""
+    record = _ledger(workspace).get_run(run)
+    print_line(console, _standing(record, shown_status(workspace, record)))
+    for warning in record.warnings:
+        print_line(console, f"warning after {warning.iteration} updates: {warning.text}")
+    for note in _notes(record):
+        print_line(console, f"note: {note}")
+    console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
+    database = Database(workspace)
+    console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))
+    if record.evaluation_of is not None:
+        console.print(as_table(database.answer(_SETS, {"run": run}), "data sets"))
+    elif record.replay_of is None:
+        console.print(as_table(database.answer(_CURVE, {"run": run}), "learning curve"))
+    else:
+        print_comparison(run, database, console)
+
+
+def _ledger(workspace: Workspace) -> Ledger:
+    return Ledger(ArtifactStore(workspace))
+
+
+def _standing(record: RunRecord, status: str) -> str:
+    seconds = (record.updated_at - record.created_at).total_seconds()
+    policy = "" if record.replay_of or record.evaluation_of else f"policy {record.policy_sha256[:16] or '-'}"
+    return (
+        f"run {record.run}: {status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
+        f"{record.seed}, {format_seconds(max(seconds, 0.0))} from start to last change, "
+        f"{', '.join(filter(None, (policy, _origin(record))))}"
+    )
+
+
+def _origin(record: RunRecord) -> str:
+    """Return which run another one builds on, '' when there is none."""
+    last = record.first_iteration + record.num_iterations - 1
+    if record.replay_of is not None:
+        return f"replay of iterations {record.first_iteration}:{last} of run {record.replay_of}"
+    if record.evaluation_of is not None:
+        return f"evaluation of {record.evaluation_of}, version {record.policy_version}"
+    return "" if record.fork_of is None else f"fork of run {record.fork_of} after {record.first_iteration - 1} updates"
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """Return what was said when the run began; nothing where it trains nothing, or its settings are unknown here."""
+    if record.replay_of is not None or record.evaluation_of is not None:
+        return []
+    try:
+        return notes(stored_settings(record))
+    except UserError:
+        return []
+
+
+def _changed_settings(record: RunRecord) -> list[tuple[str, str]]:
+    stored = json.loads(record.settings_json)
+    defaults = Settings.model_validate({"model": {"path": stored["model"]["path"]}}).model_dump(mode="json")
+    known = dict(_flat(defaults))
+    return [("model.path", stored["model"]["path"])] + [
+        (name, json.dumps(value)) for name, value in _flat(stored) if known.get(name) != value
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs

@@ -1,0 +1,121 @@
+"""`sdsearch mini build`: the mini policy made again from the embedded world."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flows.console.errors import UserError
+from flows.console.terminal import format_seconds, make_table, print_line
+from flows.run.model_files import model_folder
+from flows.settings.model_folder import MODEL_SETTINGS, local_folder
+from schemas.commands import command
+from schemas.paths import local_path
+from sdsearch.model.policy import load_model, load_tokenizer
+from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
+from sdsearch.world.probe import Estimate
+from storage.disk.files import write_bytes_atomic
+from storage.disk.manifest import MANIFEST, write_folder_atomic
+
+_STEPS_PER_LINE = 500
+
+
+def build(folder: Path, seed: int, console: Console) -> None:
+    """Build the policy, write it to `folder` as save_pretrained does, and print its figures.
+
+    Raises UserError, before the work begins, for a folder that holds something else or cannot be written, and
+    WriteFailedError when the disk refuses it at the end.
+    """
+    target = local_path(folder).resolve()
+    _check_target(target)
+    started = time.monotonic()
+    # The number of threads decides the last bits of sums, and so the weights: the shipped ones were made with one.
+    torch.set_num_threads(1)
+    with _progress(console) as show:
+        model, tokenizer, figures = build_mini(seed, show)
+
+    def save(path: Path) -> None:
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        write_bytes_atomic(path / MODEL_SETTINGS, (local_folder("mini") / MODEL_SETTINGS).read_bytes(), path)
+
+    write_folder_atomic(target, save, target.parent)
+    print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
+    print_figures(figures, console)
+    print_line(console, f"try it: {command('evaluate', '--policy', str(target))}")
+
+
+def measure(folder: str, seed: int, console: Console) -> None:
+    """Print what a mini policy can do; raises UserError for a folder that holds none."""
+    torch.set_num_threads(1)
+    path = model_folder(folder)
+    model, tokenizer = load_model(path, "float32"), load_tokenizer(path)
+    with _progress(console) as show:
+        figures = measure_mini(model, tokenizer, seed, show)
+    print_figures(figures, console)
+
+
+def print_figures(figures: MiniFigures, console: Console) -> None:
+    """Print what the policy can do, on the world's names and on invented ones, and how it uses the block."""
+    kinds = {
+        "greedy": figures.greedy,
+        "sampled": figures.sampled,
+        "invented names, greedy": figures.renamed_greedy,
+        "invented names, sampled": figures.renamed_sampled,
+    }
+    columns = ("dev", "EM", "F1", "valid format", "searches", "search quality")
+    console.print(make_table(columns, [(name, *values) for name, values in kinds.items()], "the plain policy"))
+    blocks = figures.blocks
+    estimates: dict[str, Estimate] = {f"sampled EM, {kind} block": value for kind, value in blocks.em.items()} | {
+        "sampled EM, full minus shuffled labels": blocks.full_minus_shuffled,
+        "log-ratio of queries, CORRECT rollouts": blocks.log_ratio_correct,
+        "log-ratio of queries, INCORRECT rollouts": blocks.log_ratio_incorrect,
+    }
+    title = f"with a hindsight block, {blocks.num_groups} groups of mixed outcomes"
+    console.print(
+        make_table(
+            ("figure", "mean", "standard error"), [(n, e.mean, e.standard_error) for n, e in estimates.items()], title
+        )
+    )
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[BuildProgress], None]]:
+    """Give what shows the build's progress: a bar, or a plain line now and then where output is no terminal."""
+    if not console.is_terminal:
+        yield lambda progress: _print_progress(progress, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, speed_estimate_period=300.0) as bars:
+        bar = bars.add_task("", loss="")
+
+        def show(progress: BuildProgress) -> None:
+            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+            bars.update(bar, description=progress.stage, completed=progress.done, total=progress.total, loss=loss)
+
+        yield show
+
+
+def _print_progress(progress: BuildProgress, console: Console) -> None:
+    if progress.loss is None:
+        print_line(console, f"{progress.stage} {progress.done}/{progress.total}")
+    elif progress.done % _STEPS_PER_LINE == 0 or progress.done == progress.total:
+        print_line(console, f"{progress.stage} {progress.done}/{progress.total}, loss {progress.loss:.3f}")
+
+
+def _check_target(target: Path) -> None:
+    """Refuse a folder whose files would be lost, or that cannot be made."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; name a folder with --out")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise UserError(f"{target} holds files that are no mini policy; name a new folder with --out")
+    nearest = next(path for path in (target, *target.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"{target} cannot be written ({nearest} is no folder that you may write); choose another --out")

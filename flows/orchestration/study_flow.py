@@ -1,0 +1,33 @@
+"""A study as Prefect sees it: flow `sdsearch-study`, each training a sub-flow `sdsearch`."""
+
+from __future__ import annotations
+
+import os
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.orchestration.train_flow import artifact_key, train_flow
+from flows.study.plan import PlannedRun, load_study
+from flows.study.show import table_markdown
+from flows.study.work import carry_out
+from storage.workspace import Workspace
+
+
+@flow(name="sdsearch-study", flow_run_name="{study}", persist_result=False, validate_parameters=False)
+def study_flow(study: str = "study_quick", workspace: str | None = None) -> str:
+    """Train a study's variants over its seeds and compare them; goes on where it stopped. Returns the table's folder.
+
+    study: name of a shipped study or of one in the workspace, or the path of a TOML file; workspace: folder of the
+    database and the files, SDSEARCH_HOME or ./workspace when not given.
+    """
+    opened = Workspace.open(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
+    loaded = load_study(study, opened)
+
+    def train(plan: PlannedRun) -> None:
+        train_flow(plan.config, plan.run, list(plan.overrides), str(opened.root))
+
+    # Prefect shows each sub-flow by itself; what a finished run did stands under its own flow run.
+    results = carry_out(loaded, opened, train, lambda plan, place, finished: None)
+    create_markdown_artifact(table_markdown(results), key=f"{artifact_key(loaded.name)}-study")
+    return str(opened.study_folder(loaded.name))

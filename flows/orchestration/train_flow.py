@@ -1,0 +1,241 @@
+"""The same run as Prefect sees it: flow `sdsearch`, a sub-flow an iteration, a task a stage.
+
+Tasks pass small records, cache nothing and retry nothing: the ledger is the one truth about what is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from flows.console.interrupts import resume_command
+from flows.orchestration.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_server
+from flows.run.progress import Reporter, SilentReporter
+from flows.settings.load import load_settings, new_run_name
+from flows.training.iteration import PLAIN, Stage, Stages, iterate
+from flows.training.loop import Steps, drive, iterate_plainly, open_stores
+from schemas.records.ledger import StageRecord
+from schemas.settings.root import Settings
+from storage.stores import Stores
+from storage.workspace import validate_run_name
+
+_SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
+_CONFIG = "quickstart"
+_LAUNCHES: list[Launch] = []
+logger = logging.getLogger(__name__)
+
+
+def _as_task(stage: Stage, tag: str) -> Stage:
+    name = stage.__name__.replace("_", " ")
+    # No tags: Prefect asks its server for a concurrency slot for each tag of a task, which takes two seconds.
+    as_task = task(
+        name=name,
+        task_run_name=f"{tag} {{iteration}}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=0,
+    )
+    return as_task(stage)
+
+
+TASKS = Stages(*(_as_task(stage, stage.__name__.split("_")[0]) for stage in PLAIN))
+
+
+@flow(name="sdsearch-iteration", flow_run_name="{run}-{iteration}", persist_result=False, validate_parameters=False)
+def iteration_flow(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+    """One iteration, its stages as tasks."""
+    return iterate(TASKS, run, iteration, policy, evaluation_is_due)
+
+
+def name_of_run() -> str:
+    """Return the name of the current flow run and of the run that it trains, the same at each retry.
+
+    A run that was given no name is called after its settings, when its flow run was made, and the flow run's id.
+    """
+    context = FlowRunContext.get()
+    assert context is not None, "inside a flow run"
+    assert context.flow_run is not None, "inside a flow run"
+    parameters = context.parameters or {}
+    if parameters.get("run"):
+        return str(parameters["run"])
+    stem = new_run_name(parameters.get("config", _CONFIG), context.flow_run.created)
+    return f"{stem}-{context.flow_run.id.hex[-4:]}"
+
+
+@flow(name=RUN_FLOW, flow_run_name=name_of_run, persist_result=False, validate_parameters=False)
+def train_flow(
+    config: str = _CONFIG,
+    run: str | None = None,
+    overrides: list[str] | None = None,
+    workspace: str | None = None,
+    resume: bool = False,
+) -> str:
+    """Train a policy by SD-Search; a run that exists goes on where it stopped. Returns the run's name.
+
+    config: name of a shipped settings file or a path; overrides: `section.key=value` lines; workspace: folder of the
+    database and the files, SDSEARCH_HOME or ./workspace when not given.
+    """
+    settings = None if resume else load_settings(config, overrides or [])
+    folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
+    stores = open_stores(folder, settings)
+    name = validate_run_name(run or name_of_run())
+    launch = _LAUNCHES[-1] if _LAUNCHES else Launch()
+    with _served(name, stores), _Shown(stores, name, settings, launch) as shown:
+        drive(settings, name, stores, launch.reporter, shown.steps, resume=resume)
+        launch.trained = True
+    return name
+
+
+@dataclass
+class Launch:
+    """How a flow was called from this process, and what became of it."""
+
+    reporter: Reporter = field(default_factory=SilentReporter)
+    trained: bool = False
+    unseen: list[str] = field(default_factory=list)
+
+
+def train_with_prefect(
+    config: str, run: str, overrides: list[str], workspace: Path, reporter: Reporter, resume: bool = False
+) -> list[str]:
+    """Run the flow in this process against the server that PREFECT_API_URL names.
+
+    Returns what Prefect has no record of, since its server did not answer: training does not wait for it.
+    """
+    launch = Launch(reporter)
+    _LAUNCHES.append(launch)
+    try:
+        train_flow(config, run, overrides, str(workspace), resume)
+    except Exception as error:
+        if not launch.trained or not is_of_server(error):
+            raise
+        launch.unseen.append("the end of the run")
+    finally:
+        _LAUNCHES.pop()
+    return launch.unseen
+
+
+@contextmanager
+def _served(run: str, stores: Stores) -> Iterator[None]:
+    """Ignore Ctrl-C in a process that a runner started, and say in the flow run's log how an interrupted run goes on.
+
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to the runner's processes too, which end by the runner's
+    SIGTERM alone.
+    """
+    if deployment.id is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        get_run_logger().warning("interrupted; go on with: %s", resume_command(run, stores.workspace.root))
+        raise
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def artifact_key(name: str) -> str:
+    """Return a name as Prefect's artifact keys may be: small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class _Shown:
+    """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts.
+
+    The figures are published by a thread beside the next iteration; what could not be published is counted and told
+    at the end, since a run must not fail for it.
+    """
+
+    def __init__(self, stores: Stores, run: str, settings: Settings | None, launch: Launch) -> None:
+        self._stores = stores
+        self._run = run
+        self._prefect = WhileItAnswers(launch.unseen)
+        self._key = artifact_key(run)
+        created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
+        assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
+        self._progress_id = created
+        self._num_iterations = settings.iterations if settings else stores.ledger.get_run(run).num_iterations
+        self._publisher = ThreadPoolExecutor(max_workers=1)
+        self._published: list[Future[None]] = []
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._publisher.shutdown(wait=True)
+        failed = [future for future in self._published if future.exception() is not None]
+        if failed:
+            logger.warning(
+                "the figures of %d iterations are not among Prefect's artifacts (%s); they are in the database",
+                len(failed),
+                failed[0].exception(),
+            )
+
+    @property
+    def steps(self) -> Steps:
+        """The run's parts as tasks and sub-flows."""
+        return Steps(self._evaluate_start, self._iterate_once, self._held, self._show, get_run_logger().warning)
+
+    def _held(self) -> None:
+        own_id = flow_run.id
+        try:
+            num_crashed = crash_former_runs(self._stores.workspace, self._run, UUID(own_id) if own_id else None)
+        except Exception as error:
+            if not is_of_server(error):
+                raise
+            num_crashed = 0  # They can be set Crashed when the server is back.
+        if num_crashed:
+            logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
+
+    def _evaluate_start(self, run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
+        return self._prefect.do(
+            "the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, policy
+        )
+
+    def _iterate_once(
+        self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
+    ) -> StageRecord:
+        """Run the sub-flow."""
+        arguments = (run, iteration, policy, evaluation_is_due)
+        # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            return self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
+
+    def _show(self, iteration: int, numbers: dict[str, float]) -> None:
+        if self._prefect.answers:
+            # The artifacts belong to this flow run, which the thread learns from the context.
+            self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
+
+    def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
+        table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]
+        create_table_artifact(table, key=f"{self._key}-metrics", description=f"iteration {iteration}")
+        lines = [f"| {name} | {numbers[name]:.4f} |" for name in _SHOWN if name in numbers]
+        markdown = "\n".join([f"## {self._run}, iteration {iteration}", "", "| metric | value |", "|---|---|", *lines])
+        create_markdown_artifact(markdown, key=f"{self._key}-summary")
+        update_progress_artifact(self._progress_id, 100.0 * iteration / self._num_iterations)

@@ -1,0 +1,149 @@
+"""What a replay is asked for: which iterations of which run, and the settings its teacher is asked under."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flows.console.errors import UserError
+from flows.settings.load import change_settings, changed_settings, stored_settings
+from schemas.base import hash_json
+from schemas.records.ledger import RunRecord, StageKey
+from schemas.settings.root import DistillationSettings, Settings
+from storage.stores import Stores
+from storage.workspace import validate_run_name
+
+_RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
+_CHANGEABLE: Final = re.compile(
+    r"hindsight\..+|distillation\.(positions|divergence|support|tail|top_k)"
+    r"|update\.(max_tokens_per_microbatch|head_chunk)"
+)
+_OF_THE_LOSS: Final = ("distillation.enabled", "distillation.alpha", "distillation.warmup_iterations")
+
+
+@dataclass(frozen=True)
+class ReplayPlan:
+    """A replay of the iterations `first` to `last`, both included, of the run `source`."""
+
+    run: str
+    source: str
+    first: int
+    last: int
+    settings: Settings
+
+    @property
+    def iterations(self) -> range:
+        """The iterations in order."""
+        return range(self.first, self.last + 1)
+
+
+def plan_replay(source: RunRecord, iterations: str, overrides: Sequence[str], run: str | None) -> ReplayPlan:
+    """Return what is asked for; a replay without a name gets one that the same request gives again.
+
+    Raises UserError for iterations that are no range and settings that a replay cannot change.
+    """
+    if source.replay_of is not None:
+        raise UserError(f"run '{source.run}' is a replay itself; name the run that sampled: {source.replay_of}")
+    first, last = parse_iterations(iterations)
+    settings = replay_settings(source, overrides)
+    if run is None:
+        request = hash_json([source.run, first, last, settings.content_hash()])
+        run = f"{source.run[:60]}-replay-{request[:8]}"
+    return ReplayPlan(validate_run_name(run), source.run, first, last, settings)
+
+
+def plan_of(record: RunRecord) -> ReplayPlan:
+    """Return what a replay that exists was asked for."""
+    assert record.replay_of is not None, f"{record.run} is no replay"
+    last = record.first_iteration + record.num_iterations - 1
+    return ReplayPlan(record.run, record.replay_of, record.first_iteration, last, stored_settings(record))
+
+
+def parse_iterations(text: str) -> tuple[int, int]:
+    """Return the first and the last iteration of '3:8', or of a single '3'; UserError for anything else."""
+    match = _RANGE.fullmatch(text.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--iterations {text}: expected FIRST:LAST, counted from 1 and both included, such as 3:8")
+    return first, last
+
+
+def format_iterations(iterations: Iterable[int]) -> str:
+    """Return iterations as people name them, such as '1:3, 5'."""
+    ranges: list[list[int]] = []
+    for iteration in sorted(iterations):
+        if ranges and iteration == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], iteration]
+        else:
+            ranges.append([iteration])
+    return ", ".join(":".join(map(str, ends)) for ends in ranges)
+
+
+def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
+    """Return the source's settings with `overrides`, and with a teacher in every iteration.
+
+    Raises UserError for a change that a replay cannot make, and for what no settings may hold.
+    """
+    values = json.loads(source.settings_json)
+    distillation = values["distillation"]
+    # Neither plain GRPO nor the warm-up nor a loss of no weight keeps a replay from asking the teacher.
+    alpha = distillation["alpha"] or DistillationSettings().alpha
+    values["distillation"] = {**distillation, "enabled": True, "alpha": alpha, "warmup_iterations": 0}
+    unchanged = json.dumps(values)
+    settings = change_settings(values, overrides, f"run '{source.run}'")
+    for name, _, _ in changed_settings(unchanged, settings):
+        if not _CHANGEABLE.fullmatch(name):
+            raise UserError(_refusal(name, source.run))
+    return settings
+
+
+def requested_changes(source: RunRecord, settings: Settings) -> str:
+    """Return `name: source's -> replay's` for each setting that was asked for, empty for none."""
+    changes = changed_settings(source.settings_json, settings)
+    return ", ".join(f"{name}: {before} -> {after}" for name, before, after in changes if name not in _OF_THE_LOSS)
+
+
+def check_replayable(stores: Stores, plan: ReplayPlan) -> None:
+    """Raise UserError, which names the iterations that can be replayed, when one of the plan's cannot.
+
+    What is needed of an iteration are its rollouts, their scores, and the weights that sampled: the checkpoint of one
+    update before.
+    """
+    settings = stored_settings(stores.ledger.get_run(plan.source))
+    held = {0, *stores.checkpoints.versions(plan.source)}
+    scored = {
+        iteration
+        for iteration in range(1, settings.iterations + 1)
+        if all(stores.ledger.done(_key(plan.source, iteration, stage)) for stage in ("sample", "persist"))
+    }
+    possible = [iteration for iteration in sorted(scored) if iteration - 1 in held]
+    instead = f"what can be replayed: {format_iterations(possible) or 'nothing'}"
+    if absent := [iteration for iteration in plan.iterations if iteration not in scored]:
+        raise UserError(f"run '{plan.source}' has no rollouts of iterations {format_iterations(absent)}; {instead}")
+    if gone := [iteration for iteration in plan.iterations if iteration - 1 not in held]:
+        kept = settings.storage.keep_checkpoints
+        raise UserError(
+            f"run '{plan.source}' does not have the weights any more that sampled iterations "
+            f"{format_iterations(gone)}: it keeps the newest {kept} checkpoints and the best on dev; {instead}; a "
+            "larger storage.keep_checkpoints when training keeps more"
+        )
+
+
+def _key(run: str, iteration: int, stage: str) -> StageKey:
+    return StageKey.model_validate({"run": run, "iteration": iteration, "stage": stage})
+
+
+def _refusal(name: str, source: str) -> str:
+    if name in _OF_THE_LOSS:
+        return (
+            f"--set {name}: it weighs the teacher in the loss, and a replay trains nothing: it asks the teacher in "
+            "every iteration; leave it out"
+        )
+    return (
+        f"--set {name}: a replay takes the rollouts of run '{source}' as they are and asks another teacher about them; "
+        "it can change hindsight.*, distillation.positions, .divergence, .support, .tail and .top_k, and "
+        "update.max_tokens_per_microbatch and .head_chunk; train a run with the others"
+    )

@@ -1,0 +1,93 @@
+"""The commands `sdsearch corpus …`, and those of `sdsearch index …` that compare indexes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.console.options import HOME, ConfigArgument, SetOption, WorkspaceOption, make_console
+from flows.console.streams import stop_when_unread
+from flows.mini.commands import index_app
+
+corpus_app = typer.Typer(no_args_is_help=True, help="Corpora: the passages that are searched.")
+
+
+@corpus_app.command("import")
+def corpus_import(
+    file: Annotated[Path, typer.Argument(help='Search-R1 jsonl of {"id", "contents"} rows; also .gz or .zst.')],
+    max_bad_rows: Annotated[
+        int, typer.Option("--max-bad-rows", min=0, help="Broken rows that are left out before it is an error.")
+    ] = 1000,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Import a corpus into the workspace, in bounded memory; rows that are broken are left out and counted."""
+    from flows.retrieval.show import import_in_terminal
+
+    import_in_terminal(file, workspace, max_bad_rows, make_console())
+
+
+@corpus_app.command("list")
+def corpus_list(workspace: WorkspaceOption = HOME) -> None:
+    """List the imported corpora of a workspace."""
+    from flows.retrieval.show import print_corpora
+
+    stop_when_unread()
+    print_corpora(workspace, make_console())
+
+
+@corpus_app.command("embed")
+def corpus_embed(
+    config: ConfigArgument = "quickstart",
+    num_shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Number of shards; one for each 100,000 passages by default.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="FIRST:LAST", help="Only these shards, both ends included, from 0.")
+    ] = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Encode the settings' corpus in shards; goes on where it stopped, and shares the work with other processes."""
+    from flows.settings.load import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from flows.retrieval.show import embed_in_terminal
+
+    embed_in_terminal(settings.retrieval, workspace, num_shards, only, make_console())
+
+
+@index_app.command("evaluate")
+def index_evaluate(
+    config: ConfigArgument = "quickstart",
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="Which to compare; the settings' own index where it is of the kind.")
+    ] = "flat,hnsw,ivf_sq,ivf_pq",
+    queries: Annotated[
+        str, typer.Option("--queries", metavar="N|FILE", help="So many training questions, or a file of one a line.")
+    ] = "500",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write the table to, as JSON.")] = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Compare indexes of the settings' corpus with exact search: recall, queries/s, memory; builds what is missing."""
+    from flows.settings.load import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from flows.retrieval.compare import evaluate_indexes
+
+    evaluate_indexes(settings, workspace, kinds, queries, out, make_console())
+
+
+@index_app.command("plan")
+def index_plan(
+    num_passages: Annotated[int, typer.Option("--passages", min=1, help="Passages of the corpus.")] = 21_015_324,
+    num_dimensions: Annotated[int, typer.Option("--dim", min=8, help="Width of the encoder's vectors.")] = 768,
+    ram_gb: Annotated[float | None, typer.Option("--ram-gb", min=0.1, help="Memory that the index may take.")] = None,
+) -> None:
+    """Say what each kind of index of a corpus would take: memory, disk, time; from small measurements here."""
+    from flows.retrieval.costs import print_plan
+
+    stop_when_unread()
+    print_plan(num_passages, num_dimensions, ram_gb, make_console())

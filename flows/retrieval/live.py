@@ -1,0 +1,65 @@
+"""The retriever of a run while it is open: what it finds, through the cache where there is one, and what it did."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from flows.retrieval.open import open_retriever
+from schemas.settings.retrieval import RetrievalReport, RetrievalSettings
+from sdsearch.retrieval.cached import CachedRetriever, SearchCounts
+from sdsearch.retrieval.http import HttpRetriever
+from sdsearch.retrieval.ports import Retriever, search_all
+from storage.retrieval.hit_cache import HitCache
+from storage.workspace import Workspace
+
+_TRIAL = "capital of Peru"
+
+
+class LiveRetriever:
+    """A retriever, the fingerprint of what it searches, and its counts from stage to stage."""
+
+    def __init__(self, settings: RetrievalSettings, workspace: Workspace) -> None:
+        """Open what the settings name; errors are those of `open_retriever`."""
+        self._kind = settings.kind
+        self._stack = ExitStack()
+        self._inner, self.fingerprint = open_retriever(settings, workspace)
+        if isinstance(self._inner, HttpRetriever):
+            self._stack.callback(self._inner.close)
+        store = None
+        if settings.cache:
+            store = HitCache(workspace.hit_cache, self.fingerprint, settings.cache_max_entries)
+            self._stack.callback(store.close)
+        self._cached = CachedRetriever(self._inner, store)
+        self._retries_told = self._num_retries
+
+    @property
+    def retriever(self) -> Retriever:
+        """What rollouts search with."""
+        return self._cached
+
+    def try_search(self, num_passages: int) -> None:
+        """Search once, uncounted and past the cache; RetrieverDownError where the answer is none."""
+        search_all(self._inner, [_TRIAL], num_passages)
+        self._retries_told = self._num_retries
+
+    def rest(self) -> RetrievalReport:
+        """Return what was done since the last rest."""
+        counts, self._cached.counts = self._cached.counts, SearchCounts()
+        num_retries, self._retries_told = self._num_retries - self._retries_told, self._num_retries
+        return RetrievalReport(
+            retriever=self._kind,
+            index_hash=self.fingerprint,
+            num_queries=counts.num_queries,
+            num_cached=counts.num_cached,
+            cache_hit_share=counts.num_cached / counts.num_queries if counts.num_queries else 0.0,
+            num_retries=num_retries,
+            seconds=counts.seconds,
+        )
+
+    def close(self) -> None:
+        """Let go of connections and the cache."""
+        self._stack.close()
+
+    @property
+    def _num_retries(self) -> int:
+        return self._inner.num_retries if isinstance(self._inner, HttpRetriever) else 0

@@ -1,0 +1,89 @@
+"""What a run was begun with is kept, and what it goes on with is compared: nothing changes under it without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from flows.console.errors import UserError
+from flows.console.interrupts import fork_command
+from flows.run.live import Runtime
+from flows.run.model_files import model_changes
+from schemas.records.ledger import RunRecord
+from schemas.records.run_inputs import RunInputs
+from schemas.settings.data import SetName
+from storage.runs.run_inputs import read_run_inputs, write_run_inputs
+
+
+def present_inputs(runtime: Runtime, sets: Sequence[SetName]) -> RunInputs:
+    """Return what a run of these live objects has, with the questions of `sets`."""
+    return RunInputs(
+        frame=runtime.prompts.frame,
+        max_prompt_tokens=runtime.prompts.measure.max_tokens,
+        questions={str(name): runtime.questions.load(name).report.questions_sha256 for name in sets},
+        model_files=runtime.base_hashes,
+        index_hash=runtime.index_fingerprint,
+    )
+
+
+def keep_inputs(runtime: Runtime, sets: Sequence[SetName]) -> None:
+    """Keep what a run has, unless it was kept before; the caller holds the run's lock and has made its record."""
+    workspace = runtime.stores.workspace
+    if read_run_inputs(workspace, runtime.run) is None:
+        write_run_inputs(workspace, runtime.run, present_inputs(runtime, sets))
+
+
+def check_inputs(runtime: Runtime, record: RunRecord, sets: Sequence[SetName]) -> None:
+    """Raise UserError, which says what changed and what to do, when a run that exists would go on with other inputs.
+
+    Runs of programs that kept nothing are not compared.
+    """
+    kept = read_run_inputs(runtime.stores.workspace, record.run)
+    if kept is None:
+        return
+    now = present_inputs(runtime, sets)
+    changes = list(_changed_questions(runtime, kept, now))
+    if model := model_changes(kept.model_files, now.model_files, with_weights=True):
+        changes.append(f"model.path '{runtime.settings.model.path}' has changed ({model})")
+    if kept.index_hash != now.index_hash:
+        changes.append(
+            f"what [retrieval] names was index {kept.index_hash[:16]} and is {now.index_hash[:16]} (its corpus, "
+            "encoder, index settings or server)"
+        )
+    if changes:
+        raise UserError(
+            f"run '{record.run}' was begun with other inputs: {'; '.join(changes)}; put them back, or "
+            f"{_instead(runtime, record, kept, now)}"
+        )
+
+
+def check_source_model(runtime: Runtime, *, with_weights: bool) -> None:
+    """Raise UserError when the model folder that a source run was begun with has changed since.
+
+    A fully tuned policy's weights are in its checkpoint: of the folder only the rest counts then.
+    """
+    assert runtime.source is not None, "an evaluation of a run, or a replay"
+    kept = read_run_inputs(runtime.stores.workspace, runtime.source)
+    if kept is None:
+        return
+    if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=with_weights):
+        raise UserError(
+            f"model.path '{runtime.settings.model.path}' has changed since run '{runtime.source}' was begun "
+            f"({changes}); put the files back"
+        )
+
+
+def _changed_questions(runtime: Runtime, kept: RunInputs, now: RunInputs) -> Iterator[str]:
+    for name, sha256 in now.questions.items():
+        known = kept.questions.get(name)
+        if known != sha256:
+            place = runtime.settings.data.place_of(name.partition(":")[0])
+            yield f"the questions of {name} in {place} have changed (hash {(known or 'none')[:12]}, now {sha256[:12]})"
+
+
+def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInputs) -> str:
+    if record.evaluation_of is not None:
+        return "evaluate under another --name"
+    is_lora = runtime.settings.model.tuning == "lora"
+    if not record.policy_version or model_changes(kept.model_files, now.model_files, with_weights=is_lora):
+        return "start another run with: --run NEW"
+    return f"go on with them as a fork: {fork_command(record.run, runtime.stores.workspace.root)}"

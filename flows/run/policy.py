@@ -1,0 +1,143 @@
+"""The live policy: weights, optimiser and reference, always at a version that is known."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows.run.model_files import model_folder
+from flows.settings.model_folder import MODEL_SETTINGS, exported
+from schemas.errors import library_errors
+from schemas.records.ledger import ArtifactRef
+from schemas.settings.root import Settings
+from sdsearch.model.policy import (
+    context_limit,
+    load_model,
+    load_tokenizer,
+    set_adapters,
+    trainable_parameters,
+    with_lora,
+)
+from sdsearch.sampling.vllm_weights import PolicyWeights
+from sdsearch.seeds import derive_seed
+from sdsearch.training.optimiser import load_optimiser_state, make_optimiser, optimiser_state
+from storage.disk.files import write_bytes_atomic
+from storage.disk.tensors import load_tensors, save_tensors, tensors_sha256
+from storage.runs.checkpoints import CheckpointStore
+
+_ADAPTER_FILE = "adapter_model.safetensors"
+# In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
+_OPTIMISER_FILE = "optimiser/state.safetensors"
+
+
+def check_device(device: str) -> None:
+    """Raise UserError when torch cannot put a number on the device here and read it back (`meta` keeps none)."""
+    remedy = "set model.device = 'cpu', or run where the device is"
+    with library_errors(f"model.device '{device}' cannot be used on this machine", remedy):
+        torch.zeros(1, device=device).item()
+
+
+class LivePolicy:
+    """Holds the policy at one version; version 0 is the starting weights, version n follows the n-th update.
+
+    The optimiser and the reference are loaded when an update first asks for them: nothing else needs their memory.
+    """
+
+    def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore) -> None:
+        self._settings = settings
+        self._run = run
+        self._checkpoints = checkpoints
+        self.base_folder = model_folder(settings.model.path)
+        self.tokenizer = load_tokenizer(self.base_folder, settings.model.trust_remote_code)
+        self.model: Any = None
+        self.version = -1
+        self._optimiser: Any = None
+        self._folder: Path | None = None
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Tokens that a conversation may have: what the model can number, else what the settings let it become."""
+        return context_limit(self.model) or self._settings.longest_conversation
+
+    @property
+    def weights(self) -> PolicyWeights:
+        """Where an engine finds the weights of this version."""
+        if not self.version:
+            return PolicyWeights(0, "base", self.base_folder)
+        folder = self._checkpoints.path(self._run, self.version).resolve()
+        return PolicyWeights(self.version, "adapter" if self._settings.model.tuning == "lora" else "full", str(folder))
+
+    def move_to(self, version: int) -> None:
+        """Make the weights those of `version`; nothing happens when they are already.
+
+        Raises DamagedArtifactError when the version's checkpoint is missing or altered.
+        """
+        if version == self.version:
+            return
+        self._folder = self._checkpoints.verify(self._run, version) if version else None
+        self.model = self._load(self._folder).to(self._settings.model.device)
+        self._optimiser = None
+        self.version = version
+
+    @property
+    def optimiser(self) -> Any:
+        """The optimiser in the state of this version."""
+        if self._optimiser is None:
+            self._optimiser = make_optimiser(self.model, self._settings.update)
+            if self._folder is not None:
+                load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / _OPTIMISER_FILE))
+        return self._optimiser
+
+    @cached_property
+    def frozen_reference(self) -> Any:
+        """The starting weights that KL is measured to; None where there is no KL, or LoRA adapters can be left out."""
+        if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
+            return None
+        reference = self._load_model(self.base_folder).to(self._settings.model.device)
+        return reference.requires_grad_(False)
+
+    def abandon(self) -> None:
+        """Forget the live weights: they are no version's, for example after an update that failed half-way."""
+        self.version = -1
+
+    def save_as(self, version: int) -> ArtifactRef:
+        """Write the live weights and optimiser as a checkpoint and call them `version`."""
+
+        def save(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            save_tensors(folder / _OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
+            if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
+                write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
+
+        reference = self._checkpoints.write(self._run, version, save)
+        self.version = version
+        return reference
+
+    def sha256(self) -> str:
+        """Return the hash of the trained tensors."""
+        return tensors_sha256(trainable_parameters(self.model))
+
+    def _load(self, folder: Path | None) -> Any:
+        settings = self._settings.model
+        if settings.tuning == "full":
+            return self._load_model(folder or self.base_folder)
+        targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
+        seed = derive_seed(self._settings.seed, "lora") % 2**32
+        model = with_lora(self._load_model(self.base_folder), settings.lora_rank, settings.lora_alpha, targets, seed)
+        if folder is not None:
+            # PEFT's own reader would open a pickled file where the other one is missing.
+            set_adapters(model, load_tensors(folder / _ADAPTER_FILE))
+        return model
+
+    def _load_model(self, folder: str | Path) -> Any:
+        settings = self._settings.model
+        return load_model(folder, settings.dtype, settings.trust_remote_code, settings.attention)
+
+
+def set_threads(settings: Settings) -> None:
+    """Fix torch's threads, so that a run's numbers do not depend on how busy the machine is."""
+    torch.set_num_threads(settings.model.torch_threads)

@@ -1,0 +1,116 @@
+"""A fork: a new run that goes on, under other settings, from the policy where another run stands."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+
+from flows.console.errors import UserError
+from flows.run.model_files import model_changes, model_hashes
+from flows.settings.load import setting_changes, stored_settings
+from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.settings.root import Settings
+from storage.disk.hashes import hash_of
+from storage.errors import RunNotFoundError
+from storage.runs.forks import share_stage
+from storage.runs.lock import RunLock
+from storage.runs.run_inputs import read_run_inputs
+from storage.stores import Stores
+
+# Weights and optimiser of one model are no start for another.
+_KEPT = ("path", "tuning", "lora_rank", "lora_alpha", "lora_targets", "dtype")
+
+
+def fork_run(stores: Stores, source: str, run: str, settings: Settings) -> None:
+    """Make `run` a fork of `source`, ready to be trained; one that is there already with these settings stays.
+
+    It has the source's weights and optimiser after its last update, as links, and a ledger of its own from there.
+    Raises UserError for settings that cannot go on from there and for a name that is taken, RunLockedError while
+    another process works on either run.
+    """
+    if source == run:
+        raise UserError(f"--fork {run}: the fork needs a name other than its source's")
+    record = stores.ledger.get_run(source)
+    with RunLock(stores.workspace, run):
+        if not _is_there(stores, source, run, settings):
+            with RunLock(stores.workspace, source):
+                update = _starting_point(stores, record, settings)
+                share_stage(stores.ledger, stores.artifacts, update, run)
+            stores.create_run(_new_fork(record, run, settings))
+
+
+def _is_there(stores: Stores, source: str, run: str, settings: Settings) -> bool:
+    try:
+        record = stores.ledger.get_run(run)
+    except RunNotFoundError:
+        return False
+    if record.fork_of != source:
+        raise UserError(f"run '{run}' is in this workspace already and no fork of '{source}'; choose another --fork")
+    if record.settings_hash != settings.content_hash():
+        changes = setting_changes(record.settings_json, settings)
+        raise UserError(f"fork '{run}' exists with other settings ({changes}); choose another --fork")
+    return True
+
+
+def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> StageRecord:
+    """Return the source's last update; UserError when these settings cannot go on from it."""
+    done = record.policy_version
+    key = StageKey(run=record.run, iteration=done, stage="update")
+    update = stores.ledger.done(key) if done and record.replay_of is None else None
+    if update is None:
+        raise UserError(f"run '{record.run}' has no update to go on from; start a new run with: --run NEW")
+    if settings.iterations <= done:
+        raise UserError(
+            f"a fork of run '{record.run}' begins with iteration {done + 1}, but iterations is {settings.iterations}; "
+            "set more iterations"
+        )
+    _check_folder(stores, record, settings)
+    former = stored_settings(record).model
+    changed = [name for name in _KEPT if getattr(former, name) != getattr(settings.model, name)]
+    if changed:
+        differences = ", ".join(
+            f"model.{name}: {getattr(former, name)} -> {getattr(settings.model, name)}" for name in changed
+        )
+        raise UserError(
+            f"a fork goes on with the weights of run '{record.run}', so these settings must stay ({differences}); "
+            "change them back, or start a new run with: --run NEW"
+        )
+    return update
+
+
+def _check_folder(stores: Stores, record: RunRecord, settings: Settings) -> None:
+    """Refuse a model folder that has changed, but for the weights of full tuning, which are in the checkpoint.
+
+    There the folder's weights are the reference of the KL from now on, as a fork is asked to go on with what changed.
+    """
+    kept = read_run_inputs(stores.workspace, record.run)
+    if kept is None or settings.model.path != stored_settings(record).model.path:
+        return
+    now = model_hashes(settings.model.path, partial(hash_of, stores.workspace))
+    is_lora = settings.model.tuning == "lora"
+    if changes := model_changes(kept.model_files, now, with_weights=is_lora):
+        raise UserError(
+            f"model.path '{settings.model.path}' has changed since run '{record.run}' was begun ({changes}), and a "
+            "fork goes on with its policy; put the files back, or start a new run with: --run NEW"
+        )
+
+
+def _new_fork(source: RunRecord, run: str, settings: Settings) -> RunRecord:
+    now = datetime.now(UTC)
+    return RunRecord(
+        run=run,
+        status="interrupted",
+        settings_json=settings.model_dump_json(),
+        settings_hash=settings.content_hash(),
+        code_version=version("sdsearch"),
+        seed=settings.seed,
+        num_iterations=settings.iterations,
+        first_iteration=source.policy_version + 1,
+        fork_of=source.run,
+        iterations_done=source.policy_version,
+        policy_version=source.policy_version,
+        policy_sha256=source.policy_sha256,
+        created_at=now,
+        updated_at=now,
+    )

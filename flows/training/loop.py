@@ -1,0 +1,279 @@
+"""A training run: the loop over iterations, with or without Prefect around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.console.errors import UserError
+from flows.console.interrupts import fork_command, resume_command
+from flows.run.inputs import check_inputs, keep_inputs
+from flows.run.live import Runtime, open_runtime
+from flows.run.preflight import check_start
+from flows.run.progress import Reporter
+from flows.run.status import standing
+from flows.settings.load import changed_settings, setting_changes, stored_settings
+from flows.training.iteration import PLAIN, iterate
+from flows.training.watch import Watch
+from schemas.records.evaluation import EvaluationReport
+from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.settings.retrieval import REACH
+from schemas.settings.root import NothingLearntSettings, Settings
+from storage.database.stage_rows import file_of
+from storage.database.sync import WAIT_S
+from storage.disk.files import remove_leftovers
+from storage.errors import DamagedArtifactError, DatabaseBusyError, RunNotFoundError
+from storage.retrieval.indexes import remove_unfinished
+from storage.runs.lock import RunLock
+from storage.stores import Stores
+from storage.workspace import Workspace, validate_run_name
+
+logger = logging.getLogger(__name__)
+# Settings that change no result: a run goes on with others.
+_MAY_CHANGE = REACH | {f"nothing_learnt.{name}" for name in NothingLearntSettings.model_fields}
+
+
+class Steps(NamedTuple):
+    """The parts of a run that may be done plainly or by Prefect.
+
+    `held` is called once the run's lock is held, `show` with the figures of each iteration, `warn` with a sentence
+    about a run from which nothing can be learnt.
+    """
+
+    evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
+    iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
+    held: Callable[[], None] = lambda: None
+    show: Callable[[int, dict[str, float]], None] = lambda iteration, numbers: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+def iterate_plainly(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+    """One iteration as plain function calls."""
+    return iterate(PLAIN, run, iteration, policy, evaluation_is_due)
+
+
+_PLAINLY = Steps(PLAIN.evaluate_policy, iterate_plainly)
+
+
+def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: Reporter, resume: bool = False) -> str:
+    """Train without Prefect and return the run's name; with `resume` the stored settings are used."""
+    stores = open_stores(workspace, settings)
+    drive(settings, run, stores, reporter, _PLAINLY, resume=resume)
+    return run
+
+
+def open_stores(workspace: Path, settings: Settings | None = None) -> Stores:
+    """Open a workspace; WorkspaceError when it cannot be written."""
+    deadline_s = settings.storage.database_deadline_s if settings else 60.0
+    return Stores(Workspace.open(workspace), deadline_s)
+
+
+def drive(
+    settings: Settings | None,
+    run: str,
+    stores: Stores,
+    reporter: Reporter,
+    do: Steps,
+    *,
+    resume: bool,
+) -> None:
+    """Run all iterations that are not done; a run that exists goes on where it stopped.
+
+    Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
+    """
+    validate_run_name(run)
+    lock = RunLock(stores.workspace, run)
+    with lock:
+        do.held()
+        record = stores.find_run(run) if resume else _known_run(stores, run, settings)
+        if record is not None and (origin := record.replay_of or record.evaluation_of) is not None:
+            what = "a replay" if record.replay_of else "an evaluation"
+            raise UserError(f"run '{run}' is {what} of '{origin}' and trains nothing; choose another name")
+        settings = stored_settings(record) if record else settings
+        assert settings is not None, "a new run has settings"
+        with open_runtime(settings, run, stores, reporter, lock) as runtime:
+            # A model, a question or a corpus that cannot be used leaves no run behind.
+            check_start(runtime)
+            sets = list(dict.fromkeys([*settings.data.training_sets, runtime.evaluated_set]))
+            if record is not None:
+                _check_index(stores, record, runtime.index_fingerprint)
+                check_inputs(runtime, record, sets)
+                _keep_settings(stores, record)
+            record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
+            keep_inputs(runtime, sets)
+            _remove_leftovers(stores, run)
+            # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
+            first = first_iteration(stores, record)
+            start, policy = record.first_iteration - 1, _update_of(stores, run, first - 1)
+            watch = Watch(runtime, reporter.warned, do.warn)
+            with standing(stores, run):
+                reporter.run_started(run, settings, first)
+                watch.look_at_start(do.evaluate_start(run, start, _update_of(stores, run, start)), first - 1)
+                for iteration in range(first, settings.iterations + 1):
+                    policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
+                    runtime.forget_records()
+                    retain_checkpoints(stores, settings, run, iteration)
+                    numbers = _iteration_numbers(stores, run, iteration)
+                    do.show(iteration, numbers)
+                    reporter.iteration_done(iteration, numbers)
+                    watch.look_at(iteration)
+            reporter.run_done(run)
+
+
+def evaluation_is_due(settings: Settings, iteration: int) -> bool:
+    """True every N iterations and after the last."""
+    return iteration % settings.evaluation.every == 0 or iteration == settings.iterations
+
+
+def _iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, float]:
+    """Return an iteration's row of `v_iterations`, its numbers only; none while another process keeps the database."""
+    if not stores.index.flush():
+        return {}
+    query = "SELECT * FROM v_iterations WHERE run = $run AND iteration = $iteration"
+    try:
+        rows = stores.database.query(query, {"run": run, "iteration": iteration}, WAIT_S).to_pylist()
+    except DatabaseBusyError:
+        return {}
+    numbers = rows[0] if rows else {}
+    return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
+
+
+def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
+    """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
+
+    An iteration that is walked again may not be the last: whatever came after it stays.
+    """
+    newest = [held for held in stores.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints]
+    stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run), *_needed_by_replays(stores, run)})
+
+
+def _needed_by_replays(stores: Stores, run: str) -> list[int]:
+    """Return the versions that replays of the run which are not done yet may ask."""
+    replays = [r for r in stores.ledger.list_runs() if r.replay_of == run and r.status != "done"]
+    return [replay.first_iteration - 1 + place for replay in replays for place in range(replay.num_iterations)]
+
+
+def _best_on_dev(stores: Stores, run: str) -> list[int]:
+    """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation.
+
+    Versions whose evaluation cannot be read are returned too: one of them may be the best.
+    """
+    reports: list[EvaluationReport] = []
+    unknown: list[int] = []
+    for held in stores.checkpoints.versions(run):
+        record = stores.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
+        try:
+            reports += stores.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+        except DamagedArtifactError:
+            unknown.append(held)
+    best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
+    return [*unknown, *([best.policy_version] if best else [])]
+
+
+def first_iteration(stores: Stores, record: RunRecord) -> int:
+    """Return the iteration that a run goes on with: its last one, or the one after the newest intact checkpoint.
+
+    From there on, the updates are taken again from what was sampled for them, which gives the same weights.
+    """
+    begun, last = record.first_iteration, record.iterations_done
+    for held in sorted({last, *stores.checkpoints.versions(record.run)}, reverse=True):
+        try:
+            if max(1, begun - 1) <= held <= last:
+                stores.checkpoints.verify(record.run, held)
+                return max(begun, min(held + 1, last))
+        except DamagedArtifactError as error:
+            logger.warning("an earlier checkpoint is used: %s", error)
+    if begun > 1:
+        raise DamagedArtifactError(
+            f"run '{record.run}' has no intact checkpoint, not even of version {begun - 1}, which it began with; make "
+            f"another fork of run '{record.fork_of}'"
+        )
+    if last > 1:
+        logger.warning("run '%s' has no intact checkpoint; all its updates are taken again", record.run)
+    return 1
+
+
+def _update_of(stores: Stores, run: str, iteration: int) -> StageRecord | None:
+    return stores.ledger.done(StageKey(run=run, iteration=iteration, stage="update"))
+
+
+def _remove_leftovers(stores: Stores, run: str) -> None:
+    """Remove what writes that were interrupted left; the run's lock says that none is under way."""
+    for folder in (stores.workspace.run_folder(run), stores.workspace.checkpoints(run)):
+        for path in remove_leftovers(folder):
+            logger.info("removed %s, left by a process that died", path)
+    remove_unfinished(stores.workspace)
+
+
+def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:
+    """Return the record of a run with these settings, None when the name is free.
+
+    How the retriever is reached may have changed, such as the address of a server, and what is done where nothing is
+    learnt: the record has the new settings.
+    """
+    assert settings is not None, "a new run has settings"
+    try:
+        record = stores.find_run(run)
+    except RunNotFoundError:
+        return None
+    if record.settings_hash == settings.content_hash():
+        return record
+    if {name for name, _, _ in changed_settings(record.settings_json, settings)} <= _MAY_CHANGE:
+        return record.model_copy(
+            update={"settings_json": settings.model_dump_json(), "settings_hash": settings.content_hash()}
+        )
+    changes = setting_changes(record.settings_json, settings)
+    raise UserError(
+        f"run '{run}' exists with other settings ({changes}); choose another name with --run, go on with them from "
+        f"where it stands with: --fork NEW, or continue it as it is with: {resume_command(run, stores.workspace.root)}"
+    )
+
+
+def _keep_settings(stores: Stores, record: RunRecord) -> None:
+    """Make the settings that a run goes on with its stored ones."""
+    former = stores.find_run(record.run)
+    if former.settings_hash != record.settings_hash:
+        changes = setting_changes(former.settings_json, stored_settings(record))
+        logger.warning("run '%s' goes on with %s", record.run, changes)
+        stores.update_run(record)
+
+
+def _check_index(stores: Stores, record: RunRecord, fingerprint: str) -> None:
+    """Refuse to go on where searches would find what the run's iterations so far have not been able to find."""
+    sampled = stores.ledger.done(StageKey(run=record.run, iteration=record.iterations_done, stage="sample"))
+    searched = sampled.retrieval.index_hash if sampled and sampled.retrieval else fingerprint
+    if searched != fingerprint:
+        raise UserError(
+            f"run '{record.run}' has searched index {searched[:16]}, what [retrieval] names is index "
+            f"{fingerprint[:16]} now; put corpus, encoder or server back, or go on with the new one as a fork: "
+            f"{fork_command(record.run, stores.workspace.root)}"
+        )
+
+
+def _starting_sha256(runtime: Runtime) -> str:
+    runtime.policy.move_to(0)
+    return runtime.policy.sha256()
+
+
+def _new_run(stores: Stores, run: str, settings: Settings, policy_sha256: str) -> RunRecord:
+    now = datetime.now(UTC)
+    record = RunRecord(
+        run=run,
+        status="running",
+        settings_json=settings.model_dump_json(),
+        settings_hash=settings.content_hash(),
+        code_version=version("sdsearch"),
+        seed=settings.seed,
+        num_iterations=settings.iterations,
+        iterations_done=0,
+        policy_version=0,
+        policy_sha256=policy_sha256,
+        created_at=now,
+        updated_at=now,
+    )
+    stores.create_run(record)
+    return record

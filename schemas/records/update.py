@@ -1,0 +1,108 @@
+"""Reports of the update stage."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from schemas.base import Record
+from schemas.settings.root import Settings
+
+
+class StepReport(Record):
+    """One optimiser step.
+
+    Rollouts whose gradient is exactly zero (advantage 0, no KL, nothing distilled) count in every mean of the losses,
+    but are not forwarded: what is told of the tokens themselves (entropy, ratios, the sampler's log-probabilities)
+    covers the tokens that were read, and is None where there were none.
+    """
+
+    step: int = Field(description="Optimiser steps since the start of the run, this one included.")
+    num_rollouts: int
+    num_completion_tokens: int = Field(description="Sampled tokens of the step, over which its means are taken.")
+    num_read_tokens: int = Field(
+        description="Sampled tokens that were forwarded: all but those of rollouts whose gradient is exactly zero."
+    )
+    num_distilled_tokens: int
+    loss: float = Field(description="policy_loss + kl_coefficient * kl + alpha * sd_loss.")
+    policy_loss: float = Field(description="Clipped surrogate, nats.")
+    sd_loss: float = Field(description="L_SD before alpha, nats; 0 while alpha is 0.")
+    kl: float = Field(description="k3 estimate of KL(policy || reference), nats per token.")
+    alpha: float = Field(description="Weight of the distillation term in this step.")
+    entropy: float | None = Field(description="Mean entropy of the policy at the read tokens, nats.")
+    grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
+    grad_norm_grpo: float | None = Field(description="Norm of the GRPO part (with KL); None where it was not measured.")
+    grad_norm_sd: float | None = Field(description="Norm of alpha times the SD part; None where it was not measured.")
+    grad_noise: float | None = Field(
+        default=None,
+        description="Error that bfloat16 leaves in the gradient, estimated as a 26th of grad_norm_grpo (measured on "
+        "the mini policy); None under float32 weights, and where the parts were not measured.",
+    )
+    clip_share: float | None = Field(description="Share of the read tokens whose ratio was clipped.")
+    ratio_max: float | None = Field(
+        description="Largest ratio of the policy's and the denominator's probability of a read token."
+    )
+    truncated_share: float | None = Field(
+        description="Share of the read tokens whose importance weight was cut to importance_cap."
+    )
+    sampler_kl: float | None = Field(
+        description="k3 estimate of KL(sampler || trainer) at the read tokens, nats per token."
+    )
+    sampler_max_difference: float | None = Field(
+        description="Largest difference of the sampler's and the trainer's log-probability of a read token, nats."
+    )
+    num_missing_logprobs: int = Field(
+        description="Read tokens without a log-probability of the sampler; their ratio is taken as 1."
+    )
+    learning_rate: float
+
+
+class UpdateReport(Record):
+    """What an iteration's update did."""
+
+    iteration: int
+    policy_version: int = Field(description="Version of the weights after the update.")
+    policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
+    steps: tuple[StepReport, ...]
+    num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")
+
+
+class RefusedRollout(Record):
+    """One rollout of a refused step; its losses and gradient are its share of the step's."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    rollout_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = Field(description="Tokens after the prompt.")
+    completion_positions: tuple[int, ...] = Field(description="Offsets of the sampled tokens, which the loss reads.")
+    distilled_positions: tuple[int, ...] = Field(description="Offsets of the distilled tokens.")
+    sampled_logprobs: tuple[float | None, ...] = Field(
+        description="The sampler's, one a sampled token, nats; None where it gave none."
+    )
+    policy_logprobs: tuple[float, ...] = Field(description="Of the weights before the step, nats.")
+    trainer_logprobs: tuple[float, ...] | None = Field(
+        description="Of the weights before the iteration's first step; None where the policy's or the sampler's serve."
+    )
+    reference_logprobs: tuple[float, ...] | None = Field(description="Of the reference; None without KL.")
+    advantage: float
+    policy_loss: float
+    kl: float
+    sd_loss: float
+    grad_norm: float
+
+
+class RefusedStep(Record):
+    """An optimiser step that was not taken because its loss or gradient is not finite, and where it came from."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    iteration: int
+    step: int = Field(description="Optimiser steps since the start of the run, this one included.")
+    loss: float
+    grad_norm: float
+    alpha: float
+    learning_rate: float
+    weights_not_finite: tuple[str, ...] = Field(description="Trained tensors that are not finite before the step.")
+    gradients_not_finite: tuple[str, ...] = Field(description="Trained tensors whose gradient is not finite.")
+    settings: Settings = Field(description="Of the run, seeds included.")
+    rollouts: tuple[RefusedRollout, ...] = Field(description="The step's rollouts, in the order of the step.")

@@ -1,0 +1,164 @@
+"""The settings of the method itself; marks as in schemas.settings.root."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from schemas.base import Positive, Section
+
+BLOCK_TOKENS: Final = 1024
+"""Longest block of queries: ten times what a group's usually take."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class RewardSettings(Section):
+    """The outcome reward."""
+
+    metric: Literal["f1", "em"] = Field(default="f1", description="Answer metric that is the reward (relative: F1).")
+    format_bonus: float = Field(
+        default=0.0, ge=0, description="Added to the reward when the format is valid; never enters a label (ours)."
+    )
+
+
+class GrpoSettings(Section):
+    """Group-relative policy optimisation (paper, section 3.1)."""
+
+    advantage_scale: Literal["group", "batch", "none"] = Field(
+        default="group", description="Divide by the group's or the batch's standard deviation, or not at all (ours)."
+    )
+    clip_low: float = Field(default=0.2, ge=0, lt=1, description="Ratios below 1 - clip_low are clipped (relative).")
+    clip_high: float = Field(default=0.2, ge=0, description="Ratios above 1 + clip_high are clipped (relative).")
+    old_logprobs: Literal["sampler", "trainer"] = Field(
+        default="sampler",
+        description="Whose log-probabilities the ratio's denominator is: stored at sampling, or the trainer's, "
+        "computed before the first step (ours).",
+    )
+    importance_cap: float = Field(
+        default=2.0,
+        ge=1,
+        description="Truncated importance weights: with the trainer's denominator each token's loss is weighted by "
+        "min(trainer / sampler, cap); with the sampler's the ratio itself is kept within the cap (ours).",
+    )
+    kl_coefficient: float = Field(
+        default=1e-3,
+        ge=0,
+        description="Weight of the k3 KL to the starting weights (relative); 0 drops it and its forward pass.",
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        default="token_mean", description="How token losses of an optimiser step become one number (ours)."
+    )
+    constant_tokens: Positive = Field(
+        default=1024, description="Tokens a rollout that aggregation 'constant' divides by (Dr. GRPO)."
+    )
+
+
+class HindsightSettings(Section):
+    """The hindsight block (paper, section 3.2; ablations in section 5)."""
+
+    masking: Literal["queries", "none", "current_documents"] = Field(
+        default="queries",
+        description="What a block keeps of a sibling: its queries (paper); the whole trajectory; or no siblings at all "
+        "but the documents of the focal turn (paper's ablations).",
+    )
+    labels: Literal["outcome", "none", "shuffled"] = Field(
+        default="outcome", description="Labels of the attempts (paper); none, or the group's shuffled (its ablations)."
+    )
+    members: Literal["group", "leave_one_out", "focal_only", "correct_only"] = Field(
+        default="group",
+        description="Which siblings a block shows: all (paper); all but the focal one, the focal one alone, or those "
+        "whose outcome is CORRECT (its ablations).",
+    )
+    unsent_queries: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="Queries that brought no documents into their rollout (on its last turn, which is not sent): left "
+        "out of the blocks and of L_SD's query tokens, or kept in both (ours).",
+    )
+    homogeneous: Literal["keep", "skip"] = Field(
+        default="keep", description="Whether groups whose outcomes are all equal are distilled (ours)."
+    )
+    rho: float = Field(default=0.0, ge=0, lt=1, description="CORRECT when the label metric exceeds rho (paper: 0).")
+    label_metric: Literal["f1", "em"] = Field(default="f1", description="Metric the labels come from (paper: F1).")
+    max_block_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Longest block: of a longer one the longest attempts are cut first, to a common length, and what "
+        "is cut is counted. 0 is 1,024, and with masking 'none' whatever the model's context has room for (ours).",
+    )
+
+    @property
+    def block_tokens(self) -> int | None:
+        """Longest block that is asked for; None where the model's context alone bounds it."""
+        return self.max_block_tokens or (None if self.masking == "none" else BLOCK_TOKENS)
+
+
+class DistillationSettings(Section):
+    """On-policy self-distillation (paper, section 3.3; ablations in section 5)."""
+
+    enabled: bool = Field(default=True, description="False is plain GRPO: no hindsight block, no teacher pass.")
+    alpha: float = Field(default=1e-3, ge=0, description="Weight of L_SD after the warm-up (paper).")
+    warmup_iterations: int = Field(
+        default=50, ge=0, description="Iterations with alpha hard zero and no teacher pass (paper); not a ramp."
+    )
+    positions: Literal["query", "completion"] = Field(
+        default="query", description="Tokens that are distilled: query tokens (paper), or all sampled ones (ablation)."
+    )
+    divergence: Literal["jsd", "forward_kl", "reverse_kl", "mse"] = Field(
+        default="jsd",
+        description="Teacher-student divergence: jsd (paper), KL(teacher || student), KL(student || teacher), or the "
+        "squared difference of the probabilities, summed over the outcomes (ablations).",
+    )
+    support: Literal["teacher", "student", "full"] = Field(
+        default="teacher",
+        description="Whose top-k tokens are compared (ours); 'full' is the exact divergence, without top_k and tail.",
+    )
+    tail: Literal["bucket", "renormalise"] = Field(
+        default="bucket", description="One more outcome for the mass outside the support, or none (ours)."
+    )
+    top_k: Positive = Field(default=50, description="Tokens of the support (paper); at most the vocabulary.")
+
+
+class UpdateSettings(Section):
+    """The optimiser and how an iteration's rollouts are cut into steps."""
+
+    learning_rate: float = Field(default=1e-6, gt=0, description="AdamW's learning rate (relative).")
+    warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps of linear learning-rate warm-up (ours).")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate after the warm-up: constant, or falling over the run (ours)."
+    )
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="AdamW's betas (ours).")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay (ours).")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Gradient clipping: the gradient is scaled down to this norm (ours); 0 is off."
+    )
+    rollouts_per_step: Positive = Field(
+        default=256,
+        description="Rollouts an optimiser step (relative); an iteration takes as many steps as it needs for all.",
+    )
+    epochs: Positive = Field(
+        default=1, description="Passes over an iteration's rollouts, each in its own order (ours)."
+    )
+    max_tokens_per_microbatch: Positive = Field(
+        default=16384,
+        description="Gradient accumulation: a step's rollouts are forwarded in micro-batches of at most so many "
+        "tokens (a prompt that rollouts share counts once), whose gradients are summed in fp32; a memory bound.",
+    )
+    head_chunk: Positive = Field(
+        default=2048, description="Positions whose logits exist at one time, in fp32; a memory bound."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep only what enters each layer and compute the rest again in the backward pass: less memory, "
+        "a fifth to a third more time, the same result.",
+    )
+    dropout: bool = Field(
+        default=False,
+        description="Keep the model's own dropout on in the policy's pass (ours: off). What is sampled has none, so "
+        "with it the first ratio is not 1.",
+    )
+    gradient_parts_every: int = Field(
+        default=10,
+        ge=0,
+        description="Iterations between measurements of both gradient norms (a second backward pass); 0: never.",
+    )

@@ -1,0 +1,180 @@
+"""The settings tree; every field says what it does and, where it is part of the method, whose choice its default is.
+
+"paper" marks what arXiv 2605.18299 states, "relative" what its closest public relative (AutoRefine, on Search-R1) uses
+where the paper is silent, "ours" what is chosen here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from schemas.base import Positive, Section
+from schemas.names import Name
+from schemas.settings.data import DataSettings
+from schemas.settings.method import (
+    DistillationSettings,
+    GrpoSettings,
+    HindsightSettings,
+    RewardSettings,
+    UpdateSettings,
+)
+from schemas.settings.retrieval import DenseRetrievalSettings, RetrievalSettings
+from schemas.settings.rules import broken_rules
+from schemas.settings.sampling import SamplingSettings, TransformersSamplerSettings
+
+__all__ = [
+    "DataSettings",
+    "DistillationSettings",
+    "GrpoSettings",
+    "HindsightSettings",
+    "RetrievalSettings",
+    "RewardSettings",
+    "Settings",
+    "UpdateSettings",
+]
+
+STORED = "stored"
+"""Validation context of settings that a run was started with: a rule that came later does not lock the run out."""
+
+
+class ModelSettings(Section):
+    """The policy and how it is tuned."""
+
+    path: str = Field(description="Folder or hub name of the starting weights; 'mini' is the shipped mini policy.")
+    tuning: Literal["full", "lora"] = Field(default="full", description="Train all weights, or LoRA adapters (ours).")
+    lora_rank: Positive = Field(default=16, description="Rank of the adapters.")
+    lora_alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters is lora_alpha / lora_rank.")
+    lora_targets: str | tuple[str, ...] = Field(
+        default="all-linear",
+        description="Names of the layers that get adapters, a regular expression over whole names, or 'all-linear'.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the weights.")
+    device: str = Field(default="cpu", description="Torch device, such as cpu or cuda:0.")
+    attention: Literal["split", "flex"] = Field(
+        default="split",
+        description="How the update attends to a group's shared context: PyTorch's SDPA a rollout at a time, on any "
+        "device, or one FlexAttention kernel, on a GPU (ours).",
+    )
+    check_tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        description="When a run begins, sampler and update are compared with the plain model; it is refused where "
+        "log-probabilities differ by more than this, nats: the largest in float32, the mean in bfloat16. 0 is 0.001 "
+        "in float32 and 0.1 in bfloat16 (ours).",
+    )
+    torch_threads: Positive = Field(default=2, description="Threads that torch uses on the CPU.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run the Python code that comes with a model folder; read that code first."
+    )
+
+
+class RolloutSettings(Section):
+    """Caps and sampling of a rollout (paper, section 4)."""
+
+    group_size: Annotated[int, Field(ge=2)] = Field(default=5, description="Rollouts a question, G (paper).")
+    template: Literal["compact", "instruct"] = Field(default="instruct", description="Prompt wording (ours).")
+    max_searches: Positive = Field(default=4, description="Searches a rollout; one more turn may answer (relative).")
+    max_new_tokens: Positive = Field(default=512, description="Sampled tokens a turn (relative).")
+    max_prompt_tokens: Positive = Field(default=2048, description="Longest prompt (relative).")
+    max_observation_tokens: Annotated[int, Field(ge=16)] = Field(
+        default=512, description="Longest reply of the environment; its closing tag is always kept (relative)."
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="Sampling temperature; losses divide logits by it too, teacher's and student's."
+    )
+    questions_per_batch: Positive = Field(default=64, description="Groups sampled in one batch; a memory bound.")
+
+
+class EvaluationSettings(Section):
+    """Evaluation of the plain policy on a fixed sample (paper, section 4)."""
+
+    split: Name = Field(default="dev", description="Split of the data set.")
+    num_questions: Annotated[int, Field(ge=0)] = Field(
+        default=200, description="Questions, drawn by seed once for all evaluations; all where there are fewer, or 0."
+    )
+    every: Positive = Field(default=10, description="Iterations between evaluations; start and end are evaluated too.")
+    modes: tuple[Literal["greedy", "sampled"], ...] = Field(
+        default=("greedy",), min_length=1, description="Decoding: greedy (paper), or at the rollout temperature."
+    )
+    seed: int = Field(default=0, description="Seed of the sample of questions.")
+
+
+class NothingLearntSettings(Section):
+    """What a run does from which nothing can be learnt: its policy writes no turn of the protocol, for example."""
+
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="Say once in a line what is wrong and what to do, and go on; or end the run (ours)."
+    )
+    after_iterations: Positive = Field(
+        default=5,
+        description="Iterations in a row without a mixed group, a query, a gradient or a passage found after which it "
+        "is said; what the first evaluation shows is said at once (ours).",
+    )
+
+
+class StorageSettings(Section):
+    """Where things are kept."""
+
+    database_deadline_s: float = Field(default=60.0, gt=0, description="Longest wait for another process's connection.")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
+        default=3, description="Newest checkpoints kept, of which resuming may need two; the best on dev is kept too."
+    )
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the run; every random choice derives from it.")
+    iterations: int = Field(default=200, ge=1, lt=2**31, description="Iterations of the run (paper: 200).")
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    retrieval: RetrievalSettings = DenseRetrievalSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    sampling: SamplingSettings = TransformersSamplerSettings()
+    reward: RewardSettings = RewardSettings()
+    grpo: GrpoSettings = GrpoSettings()
+    hindsight: HindsightSettings = HindsightSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    update: UpdateSettings = UpdateSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    nothing_learnt: NothingLearntSettings = NothingLearntSettings()
+    storage: StorageSettings = StorageSettings()
+
+    @model_validator(mode="after")
+    def _possible(self, info: ValidationInfo) -> Settings:
+        broken = [] if info.context == STORED else broken_rules(self)
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    @property
+    def num_steps_per_iteration(self) -> int:
+        """Optimiser steps of one iteration."""
+        rollouts = self.data.questions_per_iteration * self.rollout.group_size
+        return self.update.epochs * -(-rollouts // self.update.rollouts_per_step)
+
+    @property
+    def longest_conversation(self) -> int:
+        """Tokens of the longest conversation that a rollout may have."""
+        rollout = self.rollout
+        sampled = (rollout.max_searches + 1) * rollout.max_new_tokens
+        return rollout.max_prompt_tokens + sampled + rollout.max_searches * rollout.max_observation_tokens
+
+    @property
+    def distils(self) -> bool:
+        """Whether any iteration distils: alpha is zero for good when it is so at the end."""
+        return self.alpha_at(self.iterations) > 0
+
+    @property
+    def only_warms_up(self) -> bool:
+        """Whether distillation is on and every iteration is warm-up: the run is plain GRPO."""
+        return self.distillation.enabled and not self.distils
+
+    def alpha_at(self, iteration: int) -> float:
+        """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""
+        distillation = self.distillation
+        if not distillation.enabled or iteration <= distillation.warmup_iterations:
+            return 0.0
+        return distillation.alpha

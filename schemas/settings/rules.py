@@ -1,0 +1,96 @@
+"""Which settings do not go together, and which are likely not meant: each as one sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from schemas.settings.data import HUB, WORLD, SetName
+from schemas.settings.void import void_notes
+
+if TYPE_CHECKING:
+    from schemas.settings.root import Settings
+
+
+class Rule(NamedTuple):
+    """A sentence for a person, and when it holds."""
+
+    applies: Callable[[Settings], bool]
+    sentence: str
+
+
+def _repeats(names: tuple[SetName, ...]) -> bool:
+    return len(set(names)) < len(names)
+
+
+REFUSED: Final[tuple[Rule, ...]] = (
+    Rule(
+        lambda s: s.distillation.divergence == "mse" and s.distillation.tail == "renormalise",
+        "distillation.divergence 'mse' compares probabilities as they are; set distillation.tail = 'bucket'",
+    ),
+    Rule(
+        lambda s: s.distillation.enabled and s.distillation.alpha == 0,
+        "distillation.alpha 0 leaves nothing to distil; set distillation.enabled = false for plain GRPO, or alpha > 0",
+    ),
+    Rule(
+        lambda s: s.hindsight.masking == "current_documents" and s.hindsight.members != "group",
+        "hindsight.masking 'current_documents' shows no siblings, so hindsight.members has no effect; "
+        "leave members = 'group'",
+    ),
+    Rule(
+        lambda s: s.hindsight.masking == "current_documents" and s.hindsight.labels != "outcome",
+        "hindsight.masking 'current_documents' shows no attempts, so hindsight.labels has no effect; "
+        "leave labels = 'outcome'",
+    ),
+    Rule(
+        lambda s: s.hindsight.members == "correct_only" and s.hindsight.labels == "shuffled",
+        "hindsight.members 'correct_only' chooses attempts by their outcome, which hindsight.labels 'shuffled' would "
+        "contradict; set labels = 'outcome' or 'none'",
+    ),
+    Rule(
+        lambda s: len(set(s.evaluation.modes)) < len(s.evaluation.modes),
+        "evaluation.modes names a mode twice; name each once",
+    ),
+    Rule(
+        lambda s: s.model.attention == "flex" and not s.model.device.startswith("cuda"),
+        "model.attention 'flex' trains on a GPU alone (FlexAttention has no backward pass elsewhere); set attention = "
+        "'split', or model.device = 'cuda:0'",
+    ),
+    Rule(
+        lambda s: _repeats(s.data.training_sets) or _repeats(s.data.test_sets(s.evaluation.split)),
+        "data.train or data.test names a data set's split twice; name each once",
+    ),
+)
+"""Combinations that are refused when settings are read."""
+
+NOTED: Final[tuple[Rule, ...]] = (
+    Rule(
+        lambda s: s.only_warms_up,
+        "distillation.warmup_iterations is not below iterations: this run is plain GRPO to its end; lower it, or raise "
+        "iterations",
+    ),
+    Rule(
+        lambda s: s.update.warmup_steps >= s.iterations * s.num_steps_per_iteration,
+        "update.warmup_steps is not below the run's optimiser steps: the learning rate only rises, no schedule begins",
+    ),
+    Rule(
+        lambda s: (
+            (place := s.data.place_of(s.data.dataset)) != WORLD
+            and not place.startswith(HUB)
+            and "{split}" not in place
+            and any(dataset == s.data.dataset for dataset, split in s.data.training_sets if split != s.evaluation.split)
+        ),
+        "data.questions has no {split} in its name: the same file is trained and evaluated on",
+    ),
+)
+"""What is allowed and said when a run starts."""
+
+
+def broken_rules(settings: Settings) -> list[str]:
+    """Return the sentences of the combinations that these settings may not have."""
+    return [rule.sentence for rule in REFUSED if rule.applies(settings)]
+
+
+def notes(settings: Settings) -> list[str]:
+    """Return what a person should know before these settings run, a sentence each."""
+    return [*(rule.sentence for rule in NOTED if rule.applies(settings)), *void_notes(settings)]

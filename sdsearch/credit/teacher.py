@@ -1,0 +1,259 @@
+"""The teacher: the policy that sampled the group, shown the hindsight block, without gradient (paper, 3.2-3.3).
+
+The teacher's tokens after the block are the student's own; its position is the student's plus the block's length.
+Shapes: `Q` distilled tokens, `V` vocabulary, `K` support, `N` read positions of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from schemas.errors import UserError
+from schemas.records.hindsight import HindsightBlock
+from schemas.records.rollout import Group, Rollout
+from schemas.records.teacher import QueryCredit, TeacherTargets
+from schemas.settings.root import DistillationSettings, HindsightSettings
+from sdsearch.credit.divergence import divergence, entropy, truncate
+from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.model.dropout import without_randomness
+from sdsearch.model.policy import head, output_layer
+from sdsearch.protocol.tokens import decode
+from sdsearch.training.lm_head import read_logprobs
+
+
+@dataclass(frozen=True)
+class TargetTensors:
+    """The teacher's stored distributions, a row a distilled token, rollouts in order."""
+
+    ids_QK: Tensor  # int64
+    teacher_QC: Tensor  # fp32 log-probabilities over the support, then of its tail when there is one
+
+
+@dataclass(frozen=True)
+class _View:
+    """Some distilled tokens of one rollout under one block."""
+
+    group: Group
+    rollout: Rollout
+    positions: tuple[int, ...]
+    block: HindsightBlock
+
+    @property
+    def student(self) -> TokenSequence:
+        return TokenSequence(self.group.prompt_token_ids, self.rollout.token_ids, self.positions)
+
+    @property
+    def teacher(self) -> TokenSequence:
+        prompt, offset = self.group.prompt_token_ids, self.group.block_offset
+        context = (*prompt[:offset], *self.block.token_ids, *prompt[offset:])
+        return TokenSequence(context, self.rollout.token_ids, self.positions)
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """What both passes say of a view's tokens; columns of `credit_Q6` are QueryCredit's six numbers."""
+
+    ids_QK: Tensor
+    teacher_QC: Tensor
+    credit_Q6: Tensor
+
+
+def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
+    """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
+    if positions == "completion":
+        return rollout.completion_positions
+    return rollout.query_positions if unsent_queries == "drop" else rollout.written_query_positions
+
+
+def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
+    """Raise UserError when the support would hold more tokens than the policy's vocabulary."""
+    vocabulary = output_layer(model).weight.shape[0]
+    if distillation.enabled and distillation.support != "full" and distillation.top_k > vocabulary:
+        raise UserError(
+            f"distillation.top_k is {distillation.top_k}, the policy's vocabulary has {vocabulary} tokens; "
+            "lower top_k, or set distillation.support = 'full'"
+        )
+
+
+@torch.no_grad()
+def compute_targets(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Group],
+    blocks: Sequence[HindsightBlock],
+    *,
+    hindsight: HindsightSettings,
+    distillation: DistillationSettings,
+    temperature: float,
+    max_tokens: int,
+    head_chunk: int,
+) -> tuple[TargetTensors, list[TeacherTargets], list[QueryCredit]]:
+    """Run the teacher and the student over the distilled tokens of all rollouts.
+
+    Returns the distributions to store, one pointer a rollout that has such tokens, and one credit a token.
+    Groups whose labels are all equal are left out when `hindsight.homogeneous` says so, as are empty blocks.
+    Raises UserError when the support is larger than the vocabulary.
+    """
+    check_support(model, distillation)
+    views = list(_views(groups, blocks, hindsight, distillation))
+    with without_randomness(model):
+        students = _by_view(model, [view.student for view in views], max_tokens)
+        teachers = _by_view(model, [view.teacher for view in views], max_tokens)
+    readings = [
+        _compare(model, student, teacher, view.student.targets, distillation, temperature, head_chunk)
+        for view, student, teacher in zip(views, students, teachers, strict=True)
+    ]
+    pointers, credits, row = [], [], 0
+    for members in _by_rollout(views):
+        rows = [readings[i] for i in members]
+        own = [views[i] for i in members]
+        numbers = torch.cat([reading.credit_Q6 for reading in rows]).tolist()
+        positions = tuple(position for view in own for position in view.positions)
+        credits.extend(_credits(own[0], positions, numbers, tokenizer))
+        pointers.append(_pointer(own, positions, numbers, row, rows[0].ids_QK.shape[1]))
+        row += len(positions)
+    return _stack(readings), pointers, credits
+
+
+def _views(
+    groups: Sequence[Group],
+    blocks: Sequence[HindsightBlock],
+    hindsight: HindsightSettings,
+    distillation: DistillationSettings,
+) -> Iterator[_View]:
+    by_group: dict[str, list[HindsightBlock]] = {}
+    for block in blocks:
+        empty = not block.token_ids or (not block.attempts and block.focal_turn is None)
+        if not empty and not (hindsight.homogeneous == "skip" and block.homogeneous):
+            by_group.setdefault(block.group_id, []).append(block)
+    for group in groups:
+        for rollout in group.rollouts:
+            turn_of = turn_of_position(rollout)
+            for block in by_group.get(group.id, []):
+                if block.focal_rollout not in (None, rollout.index):
+                    continue
+                read = distilled_positions(rollout, distillation.positions, hindsight.unsent_queries)
+                positions = tuple(position for position in read if block.focal_turn in (None, turn_of[position]))
+                if positions:
+                    yield _View(group, rollout, positions, block)
+
+
+def turn_of_position(rollout: Rollout) -> list[int]:
+    """Return for each token after the prompt the turn it belongs to."""
+    turns = []
+    for index, turn in enumerate(rollout.turns):
+        observed = len(turn.observation.token_ids) if turn.observation else 0
+        turns.extend([index] * (len(turn.generation.token_ids) + observed))
+    return turns
+
+
+def _by_view(model: nn.Module, sequences: Sequence[TokenSequence], max_tokens: int) -> list[Tensor]:
+    """Return the hidden states (Q, D) of each sequence's read positions."""
+    hidden: list[Tensor] = [torch.empty(0)] * len(sequences)
+    device = next(model.parameters()).device
+    for members in microbatches(sequences, max_tokens):
+        hidden_ND = TokenBatch.of([sequences[i] for i in members], device).hidden_at_reads(model)
+        pieces = hidden_ND.split([len(sequences[i].reads) for i in members])
+        for index, piece in zip(members, pieces, strict=True):
+            hidden[index] = piece
+    return hidden
+
+
+def _compare(
+    model: nn.Module,
+    student_QD: Tensor,
+    teacher_QD: Tensor,
+    targets: Sequence[int],
+    distillation: DistillationSettings,
+    temperature: float,
+    head_chunk: int,
+) -> _Readings:
+    """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
+    targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
+    logits_fn = head(model)
+    pieces = []
+    for start in range(0, len(targets), head_chunk):
+        part = slice(start, start + head_chunk)
+        student_QV = read_logprobs(logits_fn, student_QD[part], temperature)
+        teacher_QV = read_logprobs(logits_fn, teacher_QD[part], temperature)
+        ids_QK = _support(teacher_QV, student_QV, distillation)
+        teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
+        numbers = [
+            teacher_QV.gather(1, targets_Q1[part])[:, 0],
+            student_QV.gather(1, targets_Q1[part])[:, 0],
+            divergence(teacher_QV, student_QV, "jsd"),
+            divergence(teacher_QC, student_QC, distillation.divergence),
+            entropy(teacher_QV),
+            entropy(student_QV),
+        ]
+        pieces.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1)))
+    return _Readings(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationSettings) -> Tensor:
+    """Return the ids (Q, K) of the compared tokens; 'student' is the sampling policy's top-k."""
+    vocabulary = teacher_QV.shape[1]
+    if distillation.support == "full":
+        return torch.arange(vocabulary, device=teacher_QV.device).expand(len(teacher_QV), -1)
+    chosen_QV = teacher_QV if distillation.support == "teacher" else student_QV
+    return chosen_QV.topk(distillation.top_k, dim=1).indices
+
+
+def _by_rollout(views: Sequence[_View]) -> Iterator[list[int]]:
+    """Yield the indices of each rollout's views; a rollout's views stand together, its positions ascending."""
+    start = 0
+    for end in range(1, len(views) + 1):
+        if end == len(views) or views[end].rollout is not views[start].rollout:
+            yield list(range(start, end))
+            start = end
+
+
+def _stack(readings: Sequence[_Readings]) -> TargetTensors:
+    if readings:
+        return TargetTensors(
+            torch.cat([reading.ids_QK for reading in readings]).cpu(),
+            torch.cat([reading.teacher_QC for reading in readings]).cpu(),
+        )
+    return TargetTensors(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+
+
+def _pointer(
+    views: Sequence[_View], positions: tuple[int, ...], numbers: Sequence[Sequence[float]], row: int, support: int
+) -> TeacherTargets:
+    return TeacherTargets(
+        rollout_id=views[0].rollout.id,
+        group_id=views[0].group.id,
+        row_start=row,
+        num_rows=len(positions),
+        positions=positions,
+        support_size=support,
+        context_shift=len(views[0].block.token_ids),
+        num_tokens=sum(view.student.num_tokens + view.teacher.num_tokens for view in views),
+        mean_jsd=sum(values[2] for values in numbers) / len(numbers),
+    )
+
+
+def _credits(
+    view: _View, positions: tuple[int, ...], numbers: Sequence[Sequence[float]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[QueryCredit]:
+    turn_of, token_ids = turn_of_position(view.rollout), view.rollout.token_ids
+    for position, values in zip(positions, numbers, strict=True):
+        yield QueryCredit(
+            rollout_id=view.rollout.id,
+            group_id=view.group.id,
+            position=position,
+            turn=turn_of[position],
+            token_id=token_ids[position],
+            token=decode(tokenizer, [token_ids[position]]),
+            teacher_logprob=values[0],
+            student_logprob=values[1],
+            jsd=values[2],
+            divergence=values[3],
+            teacher_entropy=values[4],
+            student_entropy=values[5],
+        )

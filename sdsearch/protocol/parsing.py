@@ -1,0 +1,63 @@
+"""From a generation's text to what the policy wants: a search, an answer, or nothing well-formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from schemas.records.rollout import Action, Answer, Generation, Malformed, MalformedReason, Search, StopReason
+from sdsearch.protocol.tokens import decode, positions_inside, token_char_spans
+
+SEARCH_OPEN, SEARCH_CLOSE = "<search>", "</search>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def find_inside(text: str, opening: str, closing: str) -> tuple[int, int] | None:
+    """Return [start, end) of the text between the first closing tag and the opening tag nearest before it."""
+    end = text.find(closing)
+    opened = text.rfind(opening, 0, end) if end >= 0 else -1
+    return (opened + len(opening), end) if opened >= 0 else None
+
+
+def parse_action(text: str) -> Action:
+    """Read a turn's action; the closing tag that comes first decides, as it stopped the generation."""
+    search_end, answer_end = text.find(SEARCH_CLOSE), text.find(ANSWER_CLOSE)
+    if search_end < 0 and answer_end < 0:
+        return Malformed(reason="no_action")
+    is_search = answer_end < 0 or 0 <= search_end < answer_end
+    opening, closing = (SEARCH_OPEN, SEARCH_CLOSE) if is_search else (ANSWER_OPEN, ANSWER_CLOSE)
+    inside = find_inside(text, opening, closing)
+    if inside is None:
+        return Malformed(reason="not_opened")
+    content = " ".join(text[inside[0] : inside[1]].split())
+    if not content:
+        empty: MalformedReason = "empty_query" if is_search else "empty_answer"
+        return Malformed(reason=empty)
+    return Search(query=content) if is_search else Answer(answer=content)
+
+
+def query_positions(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], text: str) -> tuple[int, ...]:
+    """Return the offsets of the query tokens: those wholly between `<search>` and `</search>` (paper, section 3)."""
+    if not isinstance(parse_action(text), Search):
+        return ()
+    inside = find_inside(text, SEARCH_OPEN, SEARCH_CLOSE)
+    assert inside is not None, "a search has both its tags"
+    return positions_inside(token_char_spans(tokenizer, token_ids), *inside)
+
+
+def make_generation(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    sampled_logprobs: Sequence[float | None],
+    stop_reason: StopReason,
+) -> Generation:
+    """Record a sampled turn; the ids stay as sampled, the text and the query tokens are read off them."""
+    text = decode(tokenizer, token_ids)
+    return Generation(
+        token_ids=tuple(token_ids),
+        sampled_logprobs=tuple(sampled_logprobs),
+        text=text,
+        stop_reason=stop_reason,
+        query_positions=query_positions(tokenizer, token_ids, text),
+    )

@@ -1,0 +1,134 @@
+"""Prompts, documents and notices as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from schemas.errors import UserError, library_errors
+from schemas.records.passage import SearchHit
+from schemas.records.rollout import MalformedReason, Observation
+from schemas.records.run_inputs import PromptFrame
+from sdsearch.protocol.tokens import encode, encode_foreign, foreign_lengths
+
+TemplateName = Literal["compact", "instruct"]
+_WHERE = "the chat template of model.path's tokenizer"
+_REMEDY = "mend chat_template in that folder, or choose another model.path"
+# Nothing that stands in a message may be changed, and neither its length nor its words may matter.
+_PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
+_INSTRUCTIONS = (
+    "Answer the question below. Reason inside <think> and </think> first, every time you receive new "
+    "information. If you lack knowledge, call the search engine with <search> your query </search>; it replies "
+    "with the best passages between <documents> and </documents>. Search as often as you need. When no more "
+    "knowledge is needed, give only the answer inside <answer> and </answer>, without explanation, for example "
+    "<answer> Beijing </answer>.\n"
+)
+_TEMPLATES: dict[TemplateName, tuple[str, str]] = {
+    "compact": ("Question: ", "\n"),
+    "instruct": (f"{_INSTRUCTIONS}Question: ", "\n"),
+}
+_NOTICES: dict[MalformedReason, str] = {
+    "no_action": "No search or answer was found.",
+    "not_opened": "A closing tag has no opening tag.",
+    "empty_query": "The search was empty.",
+    "empty_answer": "The answer was empty.",
+}
+NOTHING_FOUND = "No documents found."
+
+
+class PromptTokens(NamedTuple):
+    """A prompt in two parts that are tokenised apart, so that a block put between them changes neither."""
+
+    head: tuple[int, ...]
+    body: tuple[int, ...]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.head + self.body
+
+
+def render_frame(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> PromptFrame:
+    """Return what stands around every question of a run: the chat template where there is one, else plain text.
+
+    Made once a run, since a template may print the date. The head is all that precedes the user's words (system turn,
+    role tokens, begin-of-text). Raises UserError for a template that fails, or does not put the message as it is in
+    one place with the same text around it.
+    """
+    before, after = _TEMPLATES[template]
+    head, tail = _chat_frame(tokenizer)
+    return PromptFrame(
+        template=template,
+        head=head,
+        before=before,
+        after=after + tail,
+        head_token_ids=tuple(encode(tokenizer, head) if head else _begin_of_text(tokenizer)),
+        before_token_ids=tuple(encode(tokenizer, before)),
+        after_token_ids=tuple(encode(tokenizer, after + tail)),
+    )
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, question: str, frame: PromptFrame) -> PromptTokens:
+    """Return the prompt's tokens: the head alone, and the task prompt with the question, which is foreign text."""
+    asked = tuple(encode_foreign(tokenizer, question))
+    return PromptTokens(frame.head_token_ids, frame.before_token_ids + asked + frame.after_token_ids)
+
+
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], frame: PromptFrame) -> list[int]:
+    """Return how many tokens the prompt of each question has."""
+    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, questions)]
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what a chat template puts before and after the user's message, whatever the message is."""
+    if not tokenizer.chat_template:
+        return "", ""
+    now = datetime.now().astimezone()
+    frames = []
+    for probe in _PROBES:
+        with library_errors(_WHERE, _REMEDY):
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": probe}],
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=now.strftime,  # One moment for all probes.
+            )
+        if (count := rendered.count(probe)) != 1:
+            found = "more than once" if count else "not as it is (it is left out, cut or changed)"
+            raise UserError(f"{_WHERE}: the user's message is in the prompt {found}; {_REMEDY}")
+        head, _, tail = rendered.partition(probe)
+        frames.append((head, tail))
+    if len(set(frames)) > 1:
+        raise UserError(f"{_WHERE}: what stands around the user's message depends on the message; {_REMEDY}")
+    return frames[0]
+
+
+def _begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def render_documents(tokenizer: PreTrainedTokenizerBase, hits: Sequence[SearchHit], max_tokens: int) -> Observation:
+    """Return the reply to a search; passages are cut to `max_tokens` in all, the closing tag always stays."""
+    lines = [f"Doc {rank}(Title: {hit.passage.title}) {hit.passage.text}" for rank, hit in enumerate(hits, 1)]
+    text = "\n".join(" ".join(line.split()) for line in lines) if lines else NOTHING_FOUND
+    opening, closing = "\n<documents>\n", "\n</documents>\n"
+    opening_ids, closing_ids = encode(tokenizer, opening), encode(tokenizer, closing)
+    content_ids = encode_foreign(tokenizer, text)
+    room = max(0, max_tokens - len(opening_ids) - len(closing_ids))
+    kept = content_ids[:room]
+    token_ids = (*opening_ids, *kept, *closing_ids)
+    return Observation(
+        kind="documents",
+        token_ids=token_ids,
+        text=tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False),
+        hits=tuple(hits),
+        num_tokens_cut=len(content_ids) - len(kept),
+    )
+
+
+def render_notice(tokenizer: PreTrainedTokenizerBase, reason: MalformedReason) -> Observation:
+    """Return the short notice that an ill-formed turn gets."""
+    text = f"\n{_NOTICES[reason]}\n"
+    return Observation(kind="notice", token_ids=tuple(encode(tokenizer, text)), text=text, hits=(), num_tokens_cut=0)

@@ -1,0 +1,217 @@
+"""The objective of one optimiser step, L = L_GRPO + alpha * L_SD (paper, section 3.3), in micro-batches that add up.
+
+Shapes: `N` read positions of a micro-batch (the sampled tokens, rollouts in order), `Q` distilled ones among them,
+`K` support, `C` compared outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from schemas.settings.root import GrpoSettings, Settings
+from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.training.gradient import added_apart, sum_precisely, zero_gradient
+from sdsearch.training.lm_head import DistillationTargets, TokenReadings, read_tokens
+from sdsearch.training.policy_gradient import (
+    clipped_surrogate,
+    filled,
+    k3,
+    ratio_truncation,
+    truncated_importance_weight,
+)
+from sdsearch.training.weights import distillation_token_weights, policy_token_weights
+
+
+@dataclass(frozen=True)
+class TrainingRollout:
+    """What the update reads of one rollout."""
+
+    rollout_id: str
+    sequence: TokenSequence  # reads are the sampled tokens
+    sampled_logprobs: tuple[float | None, ...]  # one a read; None where the sampler gave none
+    advantage: float
+    distilled: tuple[int, ...]  # offsets into the rollout's tokens; () without a teacher
+    ids_QK: Tensor
+    teacher_QC: Tensor
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """An optimiser step's sums over its tokens; tensors are scalars, gradients flow from the first three."""
+
+    policy_loss: Tensor
+    kl: Tensor
+    sd_loss: Tensor
+    entropy_sum: Tensor
+    num_clipped: Tensor
+    num_truncated: Tensor
+    ratio_max: Tensor
+    sampler_kl_sum: Tensor
+    sampler_max_difference: Tensor
+    num_missing_logprobs: Tensor
+    num_read: Tensor  # tokens that were forwarded: all but those of rollouts without gradient
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with the log-probabilities (N,) that are computed once, before the first step."""
+
+    rollout: TrainingRollout
+    sampled_N: Tensor  # NaN where the sampler gave none
+    trainer_N: Tensor | None  # of the weights before the update; None where the policy pass gives or no loss reads them
+    reference_N: Tensor | None  # None without KL
+
+
+@dataclass(frozen=True)
+class StepMember:
+    """A rollout in a step, with its share of the step's means."""
+
+    scored: ScoredRollout
+    policy_weight: float  # of each sampled token, in the policy loss and in the KL
+    sd_weight: float
+
+
+def weigh(scored: Sequence[ScoredRollout], grpo: GrpoSettings) -> list[StepMember]:
+    """Fix each rollout's token weights over the whole step, before any micro-batch is made."""
+    counts = [len(item.rollout.sequence.reads) for item in scored]
+    policy = policy_token_weights(counts, grpo.aggregation, grpo.constant_tokens)
+    distilled = distillation_token_weights([len(item.rollout.distilled) for item in scored])
+    return [
+        StepMember(item, policy_weight, sd_weight)
+        for item, policy_weight, sd_weight in zip(scored, policy, distilled, strict=True)
+    ]
+
+
+def accumulate_gradient(
+    model: nn.Module,
+    members: Sequence[StepMember],
+    settings: Settings,
+    alpha: float,
+    sd_gradient: list[Tensor] | None = None,
+) -> StepTerms:
+    """Add the step's gradient to the parameters, micro-batch by micro-batch and in fp32; return the step's sums.
+
+    With `sd_gradient` the gradient of alpha * L_SD is added to those tensors instead, so that both can be measured.
+    Rollouts whose gradient is exactly zero are not forwarded; without any other the gradient is zeros.
+    """
+    members = [member for member in members if _has_gradient(member, settings, alpha)]
+    sequences = [member.scored.rollout.sequence for member in members]
+    parameters = sum_precisely(model)
+    totals: list[StepTerms] = []
+    for indices in microbatches(sequences, settings.update.max_tokens_per_microbatch):
+        terms = _terms(model, [members[i] for i in indices], settings, alpha)
+        grpo_loss = terms.policy_loss + settings.grpo.kl_coefficient * terms.kl
+        distils = alpha > 0 and terms.sd_loss.requires_grad
+        if sd_gradient is None or not distils:
+            (grpo_loss + alpha * terms.sd_loss if distils else grpo_loss).backward()
+        else:
+            with added_apart(parameters, sd_gradient):
+                (alpha * terms.sd_loss).backward(retain_graph=True)
+            grpo_loss.backward()
+        totals.append(StepTerms(**{name: value.detach() for name, value in vars(terms).items()}))
+    if not totals:
+        for parameter, zeros in zip(parameters, zero_gradient(model), strict=True):
+            parameter.grad = zeros if parameter.grad is None else parameter.grad
+    return _sum_terms(totals)
+
+
+def _has_gradient(member: StepMember, settings: Settings, alpha: float) -> bool:
+    """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
+    rollout = member.scored.rollout
+    return bool(rollout.advantage or settings.grpo.kl_coefficient or (alpha and rollout.distilled))
+
+
+def _terms(model: nn.Module, members: Sequence[StepMember], settings: Settings, alpha: float) -> StepTerms:
+    device = next(model.parameters()).device
+    batch = TokenBatch.of([member.scored.rollout.sequence for member in members], device)
+    targets, sd_weight_Q = _distillation(members, settings, alpha, device)
+    hidden_ND = batch.hidden_at_reads(model)
+    temperature, chunk = settings.rollout.temperature, settings.update.head_chunk
+    readings = read_tokens(model, hidden_ND, batch.targets_N, targets, temperature, chunk)
+    return step_terms(readings, members, settings.grpo, sd_weight_Q, device)
+
+
+def step_terms(
+    readings: TokenReadings,
+    members: Sequence[StepMember],
+    grpo: GrpoSettings,
+    sd_weight_Q: Tensor,
+    device: torch.device,
+) -> StepTerms:
+    """Return the weighted sums of the token losses (paper, sections 3.1 and 3.3) and of what is logged."""
+    scored = [member.scored for member in members]
+    counts = [len(item.rollout.sequence.reads) for item in scored]
+    given_N = torch.cat([item.sampled_N for item in scored]).to(device)
+    advantage_N = _spread([item.rollout.advantage for item in scored], counts, device)
+    weight_N = _spread([member.policy_weight for member in members], counts, device)
+    if grpo.old_logprobs == "trainer":
+        kept = [item.trainer_N for item in scored if item.trainer_N is not None]
+        old_N = torch.cat(kept).to(device) if kept else readings.logprob_N.detach()
+        sampled_N = filled(given_N, old_N)
+        policy_N, importance_N = old_N, truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
+    else:
+        old_N = sampled_N = filled(given_N, readings.logprob_N.detach())
+        policy_N = readings.logprob_N
+        importance_N = ratio_truncation(policy_N, sampled_N, grpo.importance_cap)
+    loss_N, ratio_N, clipped_N = clipped_surrogate(
+        readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
+    )
+    kl = torch.zeros((), device=device)
+    if grpo.kl_coefficient:
+        reference_N = torch.cat([item.reference_N for item in scored if item.reference_N is not None]).to(device)
+        kl = (k3(readings.logprob_N, reference_N) * weight_N).sum()
+    return StepTerms(
+        policy_loss=(loss_N * weight_N).sum(),
+        kl=kl,
+        sd_loss=(readings.divergence_Q * sd_weight_Q).sum(),
+        entropy_sum=readings.entropy_N.sum(),
+        num_clipped=clipped_N.sum(),
+        num_truncated=((policy_N - sampled_N).exp() > grpo.importance_cap).sum(),
+        ratio_max=ratio_N.max(),
+        sampler_kl_sum=k3(sampled_N, readings.logprob_N.detach()).sum(),
+        sampler_max_difference=(sampled_N - readings.logprob_N.detach()).abs().max(),
+        num_missing_logprobs=given_N.isnan().sum(),
+        num_read=torch.tensor(len(given_N), device=device),
+    )
+
+
+def _spread(values: Sequence[float], counts: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).repeat_interleave(torch.tensor(counts, device=device))
+
+
+def _distillation(
+    members: Sequence[StepMember], settings: Settings, alpha: float, device: torch.device
+) -> tuple[DistillationTargets | None, Tensor]:
+    """Return the micro-batch's teacher targets and their weights (Q,); None when nothing is distilled."""
+    places: list[int] = []
+    start = 0
+    for member in members:
+        rollout = member.scored.rollout
+        place_of = {offset: start + place for place, offset in enumerate(rollout.sequence.reads)}
+        places.extend(place_of[offset] for offset in rollout.distilled)
+        start += len(rollout.sequence.reads)
+    if not places or alpha == 0:
+        return None, torch.zeros(0, device=device)
+    having = [member for member in members if member.scored.rollout.distilled]
+    counts = [len(member.scored.rollout.distilled) for member in having]
+    targets = DistillationTargets(
+        places_Q=torch.tensor(places, device=device),
+        ids_QK=torch.cat([member.scored.rollout.ids_QK for member in having]).to(device),
+        teacher_QC=torch.cat([member.scored.rollout.teacher_QC for member in having]).to(device),
+        kind=settings.distillation.divergence,
+        tail=settings.distillation.tail,
+    )
+    return targets, _spread([member.sd_weight for member in having], counts, device)
+
+
+def _sum_terms(parts: Sequence[StepTerms]) -> StepTerms:
+    if not parts:
+        return StepTerms(**{field.name: torch.zeros(()) for field in fields(StepTerms)})
+    columns = {name: torch.stack([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    largest = ("ratio_max", "sampler_max_difference")
+    sums = {name: values.max() if name in largest else values.sum() for name, values in columns.items()}
+    return StepTerms(**sums)

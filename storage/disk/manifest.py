@@ -1,0 +1,153 @@
+"""Folders that are complete or absent: a manifest of every file's sha256, written last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from schemas.base import Record
+from schemas.records.ledger import ArtifactRef
+from storage.disk.files import (
+    failures_named,
+    is_temporary,
+    make_folder,
+    sha256_file,
+    sync,
+    temporary_name,
+    write_json_atomic,
+)
+from storage.disk.signals import finishing
+from storage.errors import DamagedArtifactError
+
+MANIFEST = "manifest.json"
+
+
+class ManifestEntry(Record):
+    """One file of a folder."""
+
+    path: str = Field(description="Relative to the folder, with forward slashes.")
+    sha256: str
+    size_bytes: int = Field(ge=0)
+
+
+class Manifest(Record):
+    """Every file of a folder, ordered by path."""
+
+    format: int = Field(default=1, description="Version of this file's layout.")
+    files: tuple[ManifestEntry, ...]
+
+
+def write_folder_atomic(folder: Path, fill: Callable[[Path], None], root: Path) -> ArtifactRef:
+    """Have `fill` write into a temporary folder beside `folder`, then put it in place durably.
+
+    A folder that is there already and verifies with the same content stays; any other one is replaced: a crash
+    in between leaves it absent, never mixed. Returns a reference to the manifest, which holds every hash. Raises
+    WriteFailedError when the system refuses.
+    """
+    with failures_named(folder):
+        make_folder(folder.parent)
+        _remove_leftovers(folder)
+        temporary = folder.with_name(temporary_name(folder.name))
+        temporary.mkdir()
+        try:
+            fill(temporary)
+            manifest = _describe(temporary)
+            write_json_atomic(temporary / MANIFEST, manifest.model_dump(mode="json"), root)
+            for path in [*_files(temporary), *_folders(temporary)]:
+                sync(path)
+            _put_in_place(temporary, folder, manifest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    path = folder / MANIFEST
+    return ArtifactRef(path=path.relative_to(root).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size)
+
+
+def verify_folder(folder: Path) -> Manifest:
+    """Return the folder's manifest when every file is there, unaltered, and none is beside them.
+
+    Raises DamagedArtifactError that names the first file that differs.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    for entry in manifest.files:
+        verify_file(folder / entry.path, entry.sha256, entry.size_bytes)
+    listed = {entry.path for entry in manifest.files} | {MANIFEST}
+    unlisted = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in listed]
+    if unlisted:
+        raise DamagedArtifactError(f"{unlisted[0]} is not in {MANIFEST} beside it; remove it, or the whole folder")
+    return manifest
+
+
+def verify_file(path: Path, sha256: str, size_bytes: int) -> None:
+    """Raise DamagedArtifactError, naming the file, when it is missing or its bytes are not the hashed ones."""
+    repair = "run the stage that wrote it again (resume does)"
+    try:
+        size = path.stat().st_size
+        found = sha256_file(path) if size == size_bytes else ""
+    except OSError as error:
+        raise DamagedArtifactError(f"{path} cannot be read ({error.strerror or error}); {repair}") from error
+    if size != size_bytes:
+        raise DamagedArtifactError(f"{path} is damaged: it has {size} bytes, expected {size_bytes}; {repair}")
+    if found != sha256:
+        raise DamagedArtifactError(f"{path} is damaged: its sha256 is {found}, expected {sha256}; {repair}")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DamagedArtifactError(
+            f"{path} cannot be read ({error.strerror or error}): the folder is incomplete; write it again"
+        ) from error
+    except (ValueError, ValidationError) as error:
+        raise DamagedArtifactError(f"{path} is no manifest ({error}); write the folder again") from error
+
+
+def _describe(folder: Path) -> Manifest:
+    entries = [
+        ManifestEntry(
+            path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
+        )
+        for path in _files(folder)
+    ]
+    return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)))
+
+
+@finishing()
+def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
+    if folder.exists():
+        if _holds(folder, manifest):
+            return
+        former = folder.with_name(temporary_name(folder.name))
+        folder.rename(former)
+        temporary.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(former)
+    else:
+        temporary.rename(folder)
+        sync(folder.parent)
+
+
+def _holds(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return verify_folder(folder) == manifest
+    except DamagedArtifactError:
+        return False
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted writes of this folder left; only one process at a time may write a folder."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        if is_temporary(path):
+            shutil.rmtree(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if not path.is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [folder, *(path for path in folder.rglob("*") if path.is_dir())]

@@ -1,0 +1,65 @@
+"""Versions of a run's policy with the state of its optimiser; each is complete or absent."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from schemas.records.ledger import ArtifactRef
+from storage.disk.files import failures_named, temporary_name
+from storage.disk.manifest import verify_folder, write_folder_atomic
+from storage.disk.tensors import load_state, load_tensors, save_state, save_tensors, tensors_sha256
+from storage.errors import DamagedArtifactError
+from storage.workspace import Workspace
+
+__all__ = ["CheckpointStore", "load_state", "load_tensors", "save_state", "save_tensors", "tensors_sha256"]
+
+_VERSION_FOLDER = re.compile(r"version=(\d+)")
+
+
+class CheckpointStore:
+    """Writes, verifies and lists the folders `checkpoints/run=…/version=…`."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def write(self, run: str, version: int, save: Callable[[Path], None]) -> ArtifactRef:
+        """Have `save` fill a folder with the policy's files and put it in place as this version.
+
+        Returns a reference to the manifest, whose hash covers every file; an earlier folder of the version is
+        replaced when it differs. The caller holds the run's lock.
+        """
+        return write_folder_atomic(self.path(run, version), save, self.workspace.root)
+
+    def verify(self, run: str, version: int) -> Path:
+        """Return the version's folder when it is complete; DamagedArtifactError names what is missing or altered."""
+        folder = self.path(run, version)
+        if not folder.is_dir():
+            held = ", ".join(str(known) for known in self.versions(run)) or "none"
+            raise DamagedArtifactError(f"run '{run}' has no checkpoint of version {version} (it has: {held})")
+        verify_folder(folder)
+        return folder
+
+    def path(self, run: str, version: int) -> Path:
+        """Return the folder of a version, whether it is there or not."""
+        return self.workspace.checkpoint(run, version)
+
+    def versions(self, run: str) -> list[int]:
+        """Return the versions that are there, ascending."""
+        folder = self.workspace.checkpoints(run)
+        matches = [_VERSION_FOLDER.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def prune(self, run: str, keep: Collection[int]) -> list[int]:
+        """Remove the versions that are not in `keep` and return them; the caller holds the run's lock."""
+        gone = [version for version in self.versions(run) if version not in keep]
+        for version in gone:
+            # A version that is half removed must not look like a damaged one.
+            path = self.path(run, version)
+            temporary = path.with_name(temporary_name(path.name))
+            with failures_named(path):
+                path.rename(temporary)
+                shutil.rmtree(temporary)
+        return gone

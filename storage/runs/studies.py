@@ -1,0 +1,44 @@
+"""The folders below `studies/`: what a study is, its table, its figures and its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.records.study import Study
+from storage.disk.files import write_bytes_atomic
+from storage.errors import DamagedArtifactError, WorkspaceError
+from storage.workspace import Workspace
+
+_STUDY = "study.json"
+
+
+def write_study(workspace: Workspace, study: Study) -> None:
+    """Keep a study under its name, so that it can be named without its file."""
+    write_study_files(workspace, study.name, {_STUDY: study.model_dump_json(indent=1).encode() + b"\n"})
+
+
+def read_study(workspace: Workspace, name: str) -> Study | None:
+    """Return the study that was kept under a name, None when there is none; DamagedArtifactError for a broken file."""
+    try:
+        path = workspace.study_folder(name) / _STUDY
+        content = path.read_bytes()
+    except (WorkspaceError, OSError):
+        return None
+    try:
+        return Study.model_validate_json(content)
+    except ValidationError as error:
+        raise DamagedArtifactError(f"{path} is no study ({error}); name the study's TOML file instead") from error
+
+
+def write_study_files(workspace: Workspace, name: str, contents: Mapping[str, bytes]) -> Path:
+    """Write files by their names into a study's folder, each whole or not at all; return the folder.
+
+    WriteFailedError when the folder cannot be written.
+    """
+    folder = workspace.study_folder(name)
+    for file_name, content in contents.items():
+        write_bytes_atomic(folder / file_name, content, workspace.root)
+    return folder

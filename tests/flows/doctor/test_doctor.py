@@ -1,0 +1,170 @@
+"""What the doctor finds, on this machine and on others that are made up."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flows.app import run_command
+from flows.doctor.checks import Check
+from flows.doctor.doctor import Asked, diagnose
+from flows.doctor.hardware import Gpu, Machine, hub_data, model_files
+from flows.retrieval.bm25 import BM25Source
+from flows.retrieval.corpora import import_corpus
+from flows.settings.load import load_settings
+from schemas.settings.retrieval import BM25RetrievalSettings
+from storage.workspace import Workspace
+
+BARE = Machine(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
+H100 = Machine(512 * 10**9, (Gpu("H100", 85 * 10**9),), "12.8", "0.32.0")
+
+
+@pytest.fixture(autouse=True)
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No hub cache, whatever this machine has; and no Prefect server that the environment names."""
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(hub), raising=False)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    return hub
+
+
+def checks(tmp_path: Path, config: str, machine: Machine = BARE, *overrides: str) -> dict[str, Check]:
+    settings = load_settings(config, overrides)
+    found = diagnose(Asked(config, overrides, Workspace(tmp_path / "workspace")), settings, machine)
+    return {check.name: check for check in found}
+
+
+def missing(found: dict[str, Check]) -> set[str]:
+    assert all(check.ok or check.remedy for check in found.values()), "whoever misses something is told what to do"
+    return {name for name, check in found.items() if not check.ok}
+
+
+def test_the_quickstart_needs_nothing_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["doctor", "quickstart", "--workspace", str(tmp_path / "workspace")]) == 0
+    assert "quickstart: nothing is missing" in capsys.readouterr().out
+    assert not (tmp_path / "workspace").exists(), "a look leaves nothing behind"
+
+
+def test_the_paper_s_settings_name_all_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = missing(checks(tmp_path, "paper_3b"))
+    assert found >= {"model", "tokenizer", "encoder", "corpus", "index, dense", "vLLM", "GPU"}
+    assert len([name for name in found if name.startswith("questions ")]) == 10
+    assert run_command(["doctor", "paper_3b", "--workspace", str(tmp_path / "workspace")]) == 1
+    printed = capsys.readouterr().out
+    assert "hf download Qwen/Qwen2.5-3B-Instruct" in printed
+    assert "sdsearch data prepare paper_3b" in printed
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "fits"),
+    [
+        ("paper_3b", [], True),
+        ("paper_3b", ["update.gradient_checkpointing=false"], False),
+        ("paper_3b", ["sampling.sleep_while_training=false"], False),
+        ("paper_3b", ["model.device=cuda:1"], False),
+        ("paper_7b", [], False),
+        ("paper_7b", ["model.tuning=lora"], True),
+    ],
+    ids=str,
+)
+def test_a_gpu_of_80_gb_holds_what_it_can(tmp_path: Path, config: str, overrides: list[str], fits: bool) -> None:
+    found = checks(tmp_path, config, H100, *overrides)
+    assert found["GPU"].ok == fits
+    assert found["vLLM"].ok
+
+
+def test_a_model_and_data_in_the_hub_s_cache_are_found(tmp_path: Path, empty_hub: Path) -> None:
+    snapshot = empty_hub / "models--Qwen--Qwen2.5-3B-Instruct" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc", encoding="utf-8")
+    for name in ("config.json", "tokenizer.json", "one.safetensors"):
+        (snapshot / name).write_text("{}", encoding="utf-8")
+    weights = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(weights), encoding="utf-8")
+    assert model_files("Qwen/Qwen2.5-3B-Instruct").missing == ("two.safetensors",)
+    (snapshot / "two.safetensors").write_text("{}", encoding="utf-8")
+    assert model_files("Qwen/Qwen2.5-3B-Instruct").missing == ()
+
+    assert hub_data("RUC-NLPIR/FlashRAG_datasets", "nq", "test") is None
+    kept = tmp_path / "datasets" / "RUC-NLPIR___flash_rag_datasets" / "nq" / "0.0.0" / "abc"
+    kept.mkdir(parents=True)
+    (kept / "flash_rag_datasets-test.arrow").touch()
+    assert hub_data("RUC-NLPIR/FlashRAG_datasets", "nq", "test") is not None
+    assert hub_data("RUC-NLPIR/FlashRAG_datasets", "nq", "train") is None
+
+
+def test_files_are_looked_at(tmp_path: Path) -> None:
+    row = {"id": "1", "question": "Who?", "golden_answers": ["x"]}
+    (tmp_path / "good.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text('{"query": 1}', encoding="utf-8")
+    sets = ["data.train=['good', 'bad', 'gone']", f"data.questions={tmp_path}/{{dataset}}.jsonl", "data.dataset=good"]
+    found = checks(tmp_path, "tiny", BARE, *sets)
+    assert missing(found) == {"questions bad:train", "questions gone:train"}
+    assert "columns are query" in found["questions bad:train"].remedy
+    model = tmp_path / "model"
+    model.mkdir()
+    assert missing(checks(tmp_path, "tiny", BARE, f"model.path={model}")) == {"model", "tokenizer", "memory"}
+
+
+def corpus_of(workspace: Workspace) -> Path:
+    """The folder of a corpus of three million passages, made up but for what is looked at; and one for an index."""
+    passage = {"id": "1", "contents": '"A"\ntext'}
+    file = workspace.root / "wiki.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(passage), encoding="utf-8")
+    folder = import_corpus(file, workspace, 0).folder
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"num_passages": 3_000_000}), encoding="utf-8")
+    index = workspace.indexes / "index"
+    index.mkdir(parents=True)
+    hashes = {"corpus_hash": manifest["source_sha256"], "encoder_hash": "b" * 64, "index_hash": "", "files": []}
+    sizes = {"num_passages": 3_000_000, "num_dimensions": 768}
+    (index / "manifest.json").write_text(json.dumps(hashes | sizes), encoding="utf-8")
+    return index
+
+
+def test_an_index_is_of_a_corpus_by_an_encoder_and_of_a_kind(tmp_path: Path) -> None:
+    index = corpus_of(Workspace(tmp_path / "workspace"))
+    e5 = ["retrieval.corpus=wiki", "retrieval.encoder={kind='hf', path='intfloat/e5-base-v2'}"]
+    (index / "encoder.json").write_text(json.dumps({"kind": "hf", "path": "other/encoder"}), encoding="utf-8")
+    assert missing(checks(tmp_path, "tiny", BARE, *e5)) == {"encoder", "index, dense"}
+    assert missing(checks(tmp_path, "tiny", BARE, "retrieval.corpus=wiki")) == {"index, dense"}
+    (index / "encoder.json").write_text(json.dumps({"kind": "hf", "path": "intfloat/e5-base-v2"}), encoding="utf-8")
+    assert missing(checks(tmp_path, "tiny", BARE, *e5)) == {"encoder"}
+    compact = [*e5, "retrieval.index={kind='ivf_sq'}"]
+    assert missing(checks(tmp_path, "tiny", BARE, *compact)) == {"encoder", "index, dense"}
+
+
+def test_indexes_of_words_are_found_by_their_recipe(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    corpus_of(workspace)
+    hybrid = ["retrieval={kind='hybrid', corpus='wiki'}"]
+    assert missing(checks(tmp_path, "tiny", BARE, *hybrid)) == {"index, dense", "index, bm25"}
+    folder = BM25Source(BM25RetrievalSettings(corpus="wiki"), workspace).folder
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()
+    assert missing(checks(tmp_path, "tiny", BARE, *hybrid)) == {"index, dense"}
+
+
+def test_servers_are_knocked_at(tmp_path: Path) -> None:
+    http = ["retrieval={kind='http', urls=['http://127.0.0.1:%d']}"]
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        assert missing(checks(tmp_path, "tiny", BARE, http[0] % port)) == set()
+        servers = ["sampling.kind=vllm_server", f"sampling.urls=['{url}']", "sampling.api_key_env=NO_SUCH_KEY"]
+        assert missing(checks(tmp_path, "tiny", BARE, *servers)) == {"$NO_SUCH_KEY"}
+    assert missing(checks(tmp_path, "tiny", BARE, http[0] % port)) == {f"retriever {url}"}
+
+
+def test_too_little_memory_or_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = BARE._replace(ram_bytes=10**9)
+    monkeypatch.setattr("flows.doctor.checks.free_bytes", lambda folder: 10**6)
+    assert missing(checks(tmp_path, "quickstart", small)) == {"RAM", "disk"}

@@ -1,0 +1,177 @@
+"""Study files: what ships, what a study trains, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from flows.console.errors import UserError
+from flows.settings.load import load_settings, shipped_configs, shipped_studies
+from flows.study.plan import PlannedRun, load_study, plan_runs
+from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
+from storage.runs.studies import write_study
+from storage.workspace import Workspace, validate_run_name
+
+GOOD = """
+name = "mine"
+base = "tiny"
+set = ["iterations=2"]
+baseline = "grpo"
+seeds = [3, 1]
+[variants.grpo]
+set = ["distillation.enabled=false"]
+[variants.full]
+title = "SD-Search"
+"""
+ABLATIONS = {
+    "hindsight.masking": HindsightSettings,
+    "hindsight.labels": HindsightSettings,
+    "hindsight.members": HindsightSettings,
+    "distillation.positions": DistillationSettings,
+    "distillation.divergence": DistillationSettings,
+}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "workspace")
+
+
+def planned(workspace: Workspace, tmp_path: Path, text: str) -> list[PlannedRun]:
+    path = tmp_path / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return plan_runs(load_study(str(path), workspace))
+
+
+def by_variant(workspace: Workspace, study: str) -> dict[str, Settings]:
+    return {plan.variant: plan.settings for plan in plan_runs(load_study(study, workspace)) if plan.seed == 0}
+
+
+def test_the_shipped_studies_are_no_settings_files() -> None:
+    assert shipped_studies() == ["study_curves", "study_paper", "study_quick"]
+    assert not set(shipped_studies()) & set(shipped_configs())
+
+
+@pytest.mark.parametrize("study", shipped_studies())
+def test_a_shipped_study_gives_runs_that_can_be(workspace: Workspace, study: str) -> None:
+    loaded = load_study(study, workspace)
+    runs = plan_runs(loaded)
+    assert loaded.name == study
+    assert len({plan.run for plan in runs}) == len(runs) == len(loaded.variants) * len(loaded.seeds)
+    assert all(validate_run_name(plan.run) == f"{study}-{plan.variant}-s{plan.seed}" for plan in runs)
+
+
+def test_the_quick_study_compares_the_method_with_its_baseline(workspace: Workspace) -> None:
+    variants = by_variant(workspace, "study_quick")
+    method, baseline = variants["sd_search"], variants["grpo"]
+    assert (method.iterations, method.evaluation.every, method.distillation.warmup_iterations) == (12, 4, 3)
+    assert not baseline.distillation.enabled
+    assert baseline.model_copy(update={"distillation": method.distillation}) == method
+
+
+def test_the_papers_study_has_every_row_once(workspace: Workspace) -> None:
+    variants = by_variant(workspace, "study_paper")
+    method = load_settings("paper_3b")
+    assert variants.pop("sd_search") == method
+    assert variants.pop("grpo") == load_settings("paper_3b", ["distillation.enabled=false"])
+    rows = [
+        load_settings("paper_3b", [f"{name}={value}"])
+        for name, section in ABLATIONS.items()
+        for value in get_args(section.model_fields[name.partition(".")[2]].annotation)
+    ]
+    ablations = [settings for settings in rows if settings != method]
+    assert len(ablations) == 11
+    assert sorted(settings.content_hash() for settings in variants.values()) == sorted(
+        settings.content_hash() for settings in ablations
+    )
+    assert len(load_study("study_paper", workspace).seeds) == 5
+
+
+def test_runs_are_what_their_settings_file_and_lines_say(workspace: Workspace, tmp_path: Path) -> None:
+    runs = planned(workspace, tmp_path, GOOD)
+    assert [plan.run for plan in runs] == ["mine-grpo-s3", "mine-grpo-s1", "mine-full-s3", "mine-full-s1"]
+    assert all(load_settings(plan.config, plan.overrides) == plan.settings for plan in runs)
+    assert [plan.settings.seed for plan in runs] == [3, 1, 3, 1]
+    assert [plan.settings.distillation.enabled for plan in runs] == [False, False, True, True]
+    assert all(plan.settings.iterations == 2 for plan in runs)
+
+
+def test_a_base_is_found_beside_the_study(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.toml").write_text(
+        'iterations = 7\ndistillation.warmup_iterations = 0\n[model]\npath = "x"\n', encoding="utf-8"
+    )
+    (tmp_path / "study.toml").write_text(
+        GOOD.replace('"tiny"', '"own.toml"').replace("iterations=2", "data.shuffle_seed=1"), encoding="utf-8"
+    )
+    study = load_study(str(tmp_path / "study.toml"), workspace)
+    monkeypatch.chdir("/")
+    assert plan_runs(study)[0].settings.iterations == 7
+
+
+def test_a_study_of_the_workspace_is_found_by_its_name(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(GOOD, encoding="utf-8")
+    study = load_study(str(tmp_path / "study.toml"), workspace)
+    write_study(workspace, study)
+    assert load_study("mine", workspace) == study
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds", "seds", r"unknown setting 'seds'.*did you mean 'seeds'"),
+        ("[3, 1]", "[3, 3]", "seeds has a number twice"),
+        ("[3, 1]", "[-1]", r"seeds.*-1"),
+        ("[3, 1]", "[]", "seeds"),
+        ("[3, 1]", "3", r"seeds.*3"),
+        ('"grpo"\n', '"gpro"\n', "baseline 'gpro' is none of the variants; did you mean 'grpo'"),
+        ("[variants.full]", '["variants"."f/l"]', "variant 'f/l' cannot be used"),
+        ('name = "mine"', 'name = "../mine"', r"name: '\.\./mine' cannot be used"),
+        ('name = "mine"', f'name = "{"x" * 73}"', "cannot be named so.*shorten the study's name or 'grpo'"),
+        ("title", "titel", r"variants\.full: unknown setting 'titel'.*'title'"),
+        ('title = "SD-Search"', "title = 3", r"variants\.full: title.*3"),
+        ('base = "tiny"', 'base = "tinny"', "study mine: base: no settings file.*did you mean 'tiny'"),
+        (
+            "distillation.enabled=false",
+            "distillation.enabeld=false",
+            r"variants\.grpo\.set: unknown setting 'distillation.enabeld'.*enabled'",
+        ),
+        ('"iterations=2"', '"itterations=2"', r"mine: set: .*'itterations'.*'iterations'"),
+        ('"iterations=2"', '"seed=2"', "set: 'seed' is the study's: list it in seeds"),
+        ("distillation.enabled=false", "seed=4", r"variants\.grpo\.set: 'seed' is the study's"),
+        ('title = "SD-Search"', 'set = ["distillation.enabled=false"]', "has the same settings as 'grpo'"),
+        (
+            'base = "tiny"',
+            'base = "quickstart"',
+            r"variants\.full: trains exactly as 'grpo' does, since distillation\.enabled cannot act "
+            r"\(distillation\.warmup_iterations \(5\) is not below iterations \(2\).*: lower it, or raise iterations",
+        ),
+        (
+            'title = "SD-Search"',
+            'set = ["distillation.enabled=false", "hindsight.labels=none"]',
+            r"variants\.full: trains exactly as 'grpo' does, since hindsight\.labels cannot act "
+            r"\(hindsight\.labels has no effect: distillation\.enabled is false",
+        ),
+        ('title = "SD-Search"', 'set = ["evaluation.seed=3"]', r"variants\.full: is evaluated otherwise"),
+        ("[variants.grpo]", "[variants.grpo", "not TOML"),
+    ],
+)
+def test_a_wrong_study_is_explained(workspace: Workspace, tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(UserError, match=said) as caught:
+        planned(workspace, tmp_path, GOOD.replace(old, new, 1))
+    places = (str(tmp_path / "study.toml"), "study mine: ")
+    assert all(line.startswith(places) for line in str(caught.value).splitlines())
+
+
+def test_an_unknown_study_names_the_nearest(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no study file 'study_quik': did you mean 'study_quick'"):
+        load_study("study_quik", workspace)
+    with pytest.raises(UserError, match="no study file"):
+        load_study("../../etc", workspace)

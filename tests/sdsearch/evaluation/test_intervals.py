@@ -1,0 +1,105 @@
+"""The two-way paired bootstrap against cases whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sdsearch.evaluation.intervals import Floats, Interval, bootstrap_mean, paired_bootstrap
+
+
+def interval(differences_SQ: Floats, **options: float) -> Interval:
+    return paired_bootstrap(differences_SQ, np.zeros_like(differences_SQ), seed=0, **options)  # type: ignore[arg-type]
+
+
+def width(found: Interval) -> float:
+    return found.high - found.low
+
+
+def test_equal_scores_differ_by_nothing() -> None:
+    scores = np.random.default_rng(0).random((3, 20))
+    assert paired_bootstrap(scores, scores, seed=0) == Interval(0.0, 0.0, 0.0)
+
+
+def test_what_both_sides_share_has_no_part_in_it() -> None:
+    generator = np.random.default_rng(0)
+    hard = generator.normal(0, 100, (2, 50))
+    difference = generator.normal(0.1, 0.4, (2, 50))
+    assert paired_bootstrap(hard + difference, hard, seed=0) == pytest.approx(interval(difference), abs=1e-9)
+
+
+def test_the_sign_is_scores_minus_baseline() -> None:
+    ones, zeros = np.ones((2, 5)), np.zeros((2, 5))
+    assert paired_bootstrap(ones, zeros, seed=0) == Interval(1.0, 1.0, 1.0)
+    assert paired_bootstrap(zeros, ones, seed=0) == Interval(-1.0, -1.0, -1.0)
+
+
+def test_one_seed_gives_the_normal_interval_of_a_mean() -> None:
+    differences = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.1, 0.6, 0.3], size=(1, 400))
+    found = interval(differences)
+    standard_error = differences.std() / np.sqrt(400)
+    assert found.mean == pytest.approx(differences.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - 1.96 * standard_error, found.mean + 1.96 * standard_error), abs=0.1 * standard_error
+    )
+    assert width(interval(differences, confidence=0.5)) == pytest.approx(2 * 0.6745 * standard_error, rel=0.1)
+
+
+def test_two_seeds_without_noise_of_questions_span_their_difference() -> None:
+    # A quarter of the resamples holds the first seed alone, a quarter the second.
+    differences = np.repeat([[0.1], [0.3]], 50, axis=1)
+    assert interval(differences) == pytest.approx(Interval(0.2, 0.1, 0.3))
+
+
+def test_seeds_do_not_average_out_what_questions_share() -> None:
+    one_seed = np.random.default_rng(2).normal(0.0, 0.5, (1, 200))
+    assert width(interval(np.repeat(one_seed, 5, axis=0))) == pytest.approx(width(interval(one_seed)), rel=0.06)
+
+
+def test_seeds_average_out_what_they_do_not_share() -> None:
+    noise = np.random.default_rng(3).normal(0.0, 0.5, (8, 200))
+    assert width(interval(noise)) < 0.7 * width(interval(noise[:1]))
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(4)
+    covered = 0
+    for number in range(60):
+        effects = generator.normal(0, 0.02, (3, 1)) + generator.normal(0, 0.25, (1, 100))
+        differences = 0.05 + effects + generator.normal(0, 0.4, (3, 100))
+        found = paired_bootstrap(differences, np.zeros_like(differences), seed=number, num_resamples=500)
+        covered += found.low <= 0.05 <= found.high
+    assert covered >= 0.9 * 60
+
+
+def test_the_seed_fixes_it() -> None:
+    differences = np.random.default_rng(5).normal(size=(2, 30))
+    zeros = np.zeros_like(differences)
+    assert paired_bootstrap(differences, zeros, seed=1) == paired_bootstrap(differences, zeros, seed=1)
+    assert paired_bootstrap(differences, zeros, seed=1) != paired_bootstrap(differences, zeros, seed=2)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_for_many_questions() -> None:
+    scores = np.array([1.0] * 600 + [0.0] * 400)
+    found = bootstrap_mean([scores], seed=0)
+    half = 1.96 * math.sqrt(0.6 * 0.4 / 1000)
+    assert found.mean == pytest.approx(0.6)
+    assert found.low == pytest.approx(0.6 - half, abs=0.002)
+    assert found.high == pytest.approx(0.6 + half, abs=0.002)
+
+
+def test_a_mean_of_groups_weighs_each_group_alike_and_draws_within_it() -> None:
+    small, large = np.array([1.0, 0.0]), np.full(1000, 0.5)
+    found = bootstrap_mean([small, large], seed=0)
+    assert found.mean == pytest.approx(0.5)
+    assert (found.low, found.high) == (pytest.approx(0.25), pytest.approx(0.75)), "only the small group varies"
+
+
+def test_drawing_values_is_drawing_questions() -> None:
+    scores = np.random.default_rng(1).random(40)
+    found = bootstrap_mean([scores], seed=0)
+    picks = np.random.default_rng(2).integers(40, size=(10_000, 40))
+    low, high = np.quantile(scores[picks].mean(axis=1), (0.025, 0.975))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))

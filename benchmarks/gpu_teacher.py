@@ -98,6 +98,7 @@ def scored_rollouts(
             em=0.0,
             f1=0.0,
             valid_format=True,
+            golden=(),
             num_hits=0,
             num_golden_hits=0,
             reward=0.0,

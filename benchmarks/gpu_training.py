@@ -17,7 +17,7 @@ from gpu_common import Bench
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.settings.root import Settings
 
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -72,7 +72,7 @@ def train(bench: Bench, folder: Path, run: str, words: Sequence[str], stop_after
             train_plain(None, run, folder, SilentReporter(), resume=True)
     else:
         train_plain(settings, run, folder, SilentReporter())
-    return open_stores(folder).find_run(run).policy_sha256
+    return open_storage(folder).find_run(run).policy_sha256
 
 
 def curves(bench: Bench, folder: Path) -> None:
@@ -103,7 +103,7 @@ def start_reference(bench: Bench, folder: Path, seed: int, iterations: int) -> s
 
 def figures(folder: Path, run: str, iterations: int) -> dict[str, Any]:
     """Return a run's last evaluation, its reward, and the seconds of an iteration from the second on."""
-    database = open_stores(folder).database
+    database = open_storage(folder).database
     rows = database.query(
         "SELECT reward_mean FROM v_iterations WHERE run = $run AND reward_mean IS NOT NULL ORDER BY iteration",
         {"run": run},

@@ -24,10 +24,10 @@ from results import machine, put_results
 from widened import save_widened
 
 from schemas.records.ledger import StageKey
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 
-STAGES = ("sample", "persist", "hindsight", "teacher", "update")
+STAGES = ("sample", "score", "hindsight", "teacher", "update")
 COLUMNS = (*STAGES, "around", "iteration")
 RUN = "run"
 SAME_POLICY = ["update.learning_rate=1e-30", "distillation.warmup_iterations=0", "evaluation.num_questions=1"]
@@ -86,7 +86,7 @@ def train(way: Way, workspace: Path, overrides: Sequence[str]) -> None:
 
 def seconds_of(workspace: Path, iterations: int) -> list[dict[str, float]]:
     """Return the seconds of each iteration from the second on, by column."""
-    ledger = Stores(Workspace.open(workspace)).ledger
+    ledger = Storage(Workspace.open(workspace)).ledger
     found = []
     for iteration in range(2, iterations + 1):
         records = [ledger.done(StageKey(run=RUN, iteration=iteration, stage=stage)) for stage in STAGES]
@@ -114,12 +114,10 @@ def said(seconds: dict[str, list[dict[str, float]]]) -> list[str]:
     added = [100 * (work(ours) / work(plain) - 1) for ours, plain in pairs]
     lines = [f"SD-Search adds {spread(added, 1)} % to the work of an iteration of GRPO."]
     for name, iterations in seconds.items():
-        share = [
-            100 * (each["around"] + each["persist"] + each["hindsight"]) / each["iteration"] for each in iterations
-        ]
+        share = [100 * (each["around"] + each["score"] + each["hindsight"]) / each["iteration"] for each in iterations]
         a_stage = [1000 * each["around"] / len(STAGES) for each in iterations]
         lines.append(
-            f"{name}: persisting, hindsight and all that stands around the stages take {spread(share, 1)} % of an "
+            f"{name}: scoring, hindsight and all that stands around the stages take {spread(share, 1)} % of an "
             f"iteration; around one stage {spread(a_stage, 0)} ms."
         )
     return lines

@@ -38,7 +38,7 @@ from sdsearch.model.policy import load_model, trainable_parameters
 from sdsearch.training.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
 from sdsearch.training.training_set import training_rollouts
 from storage.database.stage_rows import file_of
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 
 RUN = "precision"
@@ -76,18 +76,18 @@ def draw_members(questions: int, folder: Path) -> list[StepMember]:
     sets = ["iterations=1", "distillation.warmup_iterations=0", f"data.questions_per_iteration={questions}"]
     overrides = [word for line in [*sets, "evaluation.num_questions=1"] for word in ("--set", line)]
     subprocess.run([*command, "--workspace", str(folder), *overrides], check=True, stdout=subprocess.DEVNULL)
-    stores = Stores(Workspace.open(folder))
+    storage = Storage(Workspace.open(folder))
 
     def of(stage: str, name: str) -> object:
-        record = stores.ledger.done(StageKey(run=RUN, iteration=1, stage=stage))
+        record = storage.ledger.done(StageKey(run=RUN, iteration=1, stage=stage))
         assert record is not None
         return file_of(record, name)
 
-    stored = stores.artifacts.read_tensors(of("teacher", "distributions"))
+    stored = storage.artifacts.read_tensors(of("teacher", "distributions"))
     rollouts = training_rollouts(
-        stores.artifacts.read_records(of("sample", "groups"), Group),
-        stores.artifacts.read_records(of("persist", "scores"), Score),
-        stores.artifacts.read_records(of("teacher", "targets"), TeacherTargets),
+        storage.artifacts.read_records(of("sample", "groups"), Group),
+        storage.artifacts.read_records(of("score", "scores"), Score),
+        storage.artifacts.read_records(of("teacher", "targets"), TeacherTargets),
         TargetTensors(stored["ids"], stored["logprobs"]),
     )
     # The denominator is the policy's own probability, as in an on-policy step: NaN where the sampler gave none.

@@ -27,7 +27,7 @@ from widened import save_widened
 from flows.run.live import Runtime, open_runtime
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores
+from flows.training.loop import open_storage
 from schemas.records.question import Question
 from sdsearch.sampling.rollouts import RolloutLoop
 from storage.runs.lock import RunLock
@@ -134,9 +134,9 @@ def opened(kind: str, workspace: Path, options: argparse.Namespace) -> Iterator[
             *(["sampling.enforce_eager=true", "sampling.kv_cache_gb=1"] if kind == "vllm" else []),
         ],
     )
-    run, stores = f"benchmark-{kind}", open_stores(workspace, settings)
-    lock = RunLock(stores.workspace, run)
-    with lock, open_runtime(settings, run, stores, SilentReporter(), lock) as runtime:
+    run, storage = f"benchmark-{kind}", open_storage(workspace, settings)
+    lock = RunLock(storage.workspace, run)
+    with lock, open_runtime(settings, run, storage, SilentReporter(), lock) as runtime:
         yield runtime
 
 

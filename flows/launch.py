@@ -25,7 +25,7 @@ from schemas.settings.root import Settings
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.lock import take_over
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace, validate_run_name
 
 
@@ -50,7 +50,7 @@ def start_run(
     if fork is not None:
         if run is None:
             raise UserError(f"--fork {fork} needs the run that it goes on from: --run NAME")
-        fork_run(Stores(workspace), name, validate_run_name(fork), settings)
+        fork_run(Storage(workspace), name, validate_run_name(fork), settings)
         name = fork
     _Job(workspace, console, name, config, overrides, settings).do(use_prefect)
 
@@ -61,7 +61,7 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool,
     from_silent: take it from a process on another machine whose heartbeat stopped; RunLockedError when it lives.
     """
     workspace = open_existing(folder, needs_database=False)
-    record = Stores(workspace).find_run(run)
+    record = Storage(workspace).find_run(run)
     if from_silent and (holder := take_over(workspace, run)) is not None:
         print_line(console, f"taken over from process {holder.pid} on {holder.host}")
     if record.evaluation_of is not None:
@@ -73,7 +73,7 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool,
     from flows.replay.work import replay_and_print
 
     with resumable(console, resume_command(run, workspace.root)):
-        replay_and_print(plan_of(record), Stores(workspace), console)
+        replay_and_print(plan_of(record), Storage(workspace), console)
 
 
 def start_replay(
@@ -88,7 +88,7 @@ def start_replay(
     with console.status("loading the libraries"):
         from flows.replay.work import replay_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
-        replay_and_print(plan, Stores(workspace), console)
+        replay_and_print(plan, Storage(workspace), console)
 
 
 def start_evaluation(
@@ -110,14 +110,14 @@ def start_evaluation(
     if policy is not None:
         raise UserError("evaluate takes --run NAME or --policy MODEL; leave one of them out")
     workspace = open_existing(folder, needs_database=False)
-    _evaluate(plan_run(Stores(workspace).find_run(run), overrides, request), workspace, console)
+    _evaluate(plan_run(Storage(workspace).find_run(run), overrides, request), workspace, console)
 
 
 def _evaluate(plan: EvaluationPlan, workspace: Workspace, console: Console) -> None:
     with console.status("loading the libraries"):
         from flows.evaluation.work import evaluate_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
-        evaluate_and_print(plan, Stores(workspace, plan.settings.storage.database_deadline_s), console)
+        evaluate_and_print(plan, Storage(workspace, plan.settings.storage.database_deadline_s), console)
 
 
 @dataclass(frozen=True)

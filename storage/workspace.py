@@ -163,7 +163,7 @@ class Workspace:
         return self.root / parts
 
 
-def link_stores(source: Workspace, trial: Workspace) -> None:
+def link_shared_folders(source: Workspace, trial: Workspace) -> None:
     """Make the corpora, vectors and indexes of `source`, those that are there, readable in `trial`, which is new."""
     for folder in (source.corpora, source.embeddings, source.indexes):
         target = trial.root / folder.name

@@ -18,7 +18,7 @@ from sdsearch.credit.scoring import normalises_to_nothing
 from sdsearch.data.questions import HubUnreachableError, LoadedSet
 from sdsearch.data.readers import short
 from sdsearch.unspaced import has_unspaced
-from storage.stores import Stores
+from storage.storage import Storage
 
 if TYPE_CHECKING:
     from flows.run.prompts import PromptMeasure  # torch, which is loaded where there is a tokenizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HASH_CHARS = 12
 
 
-def prepare(settings: Settings, stores: Stores, console: Console) -> None:
+def prepare(settings: Settings, storage: Storage, console: Console) -> None:
     """Read, keep and print the data sets that are trained on, evaluated on and tested.
 
     Raises UserError, one line a data set, when one cannot be used; nothing is written then.
@@ -36,8 +36,8 @@ def prepare(settings: Settings, stores: Stores, console: Console) -> None:
         loaded = load_all(settings, measure)
     with console.status("writing the questions"):
         for questions, report in loaded:
-            prepared = stores.question_sets.write(report, questions)
-            stores.question_sets.index(stores.database, prepared, questions)
+            prepared = storage.question_sets.write(report, questions)
+            storage.question_sets.index(storage.database, prepared, questions)
     reports = [report for _, report in loaded]
     console.print(make_table(("data set", "split", "rows", "kept", "dropped", "hash", "read from"), _rows(reports)))
     for report in reports:
@@ -48,7 +48,7 @@ def prepare(settings: Settings, stores: Stores, console: Console) -> None:
             print_line(console, f"{report.dataset}:{report.split}: {line}")
     print_line(console, unmeasured or _longest(loaded, measure))
     kept = sum(report.num_kept for report in reports)
-    print_line(console, f"{kept} questions in {stores.workspace.questions}; tables question_sets, prepared_questions")
+    print_line(console, f"{kept} questions in {storage.workspace.questions}; tables question_sets, prepared_questions")
 
 
 def named_sets(settings: Settings) -> list[SetName]:
@@ -67,12 +67,12 @@ def load_all(settings: Settings, measure: PromptMeasure | None = None) -> list[L
     problems: list[str] = []
     unreachable: set[str] = set()
     for name in named_sets(settings):
-        place = settings.data.place_of(name.dataset)
+        location = settings.data.location_of(name.dataset)
         try:
-            if place not in unreachable:
+            if location not in unreachable:
                 loaded.append(questions.load(name))
         except HubUnreachableError as error:
-            unreachable.add(place)
+            unreachable.add(location)
             problems.append(str(error))
         except UserError as error:
             problems.append(str(error))
@@ -136,7 +136,7 @@ def _rows(reports: Sequence[QuestionSet]) -> list[tuple[object, ...]]:
             report.num_kept,
             ", ".join(f"{group.num_rows} {group.reason}" for group in report.dropped) or "0",
             report.questions_sha256[:_HASH_CHARS],
-            report.place,
+            report.location,
         )
         for report in reports
     ]

@@ -31,9 +31,9 @@ class Questions:
     def read(self, name: SetName) -> LoadedSet:
         """Return what a data set's split holds, whether prompts can be made of it or not; errors as of `load`."""
         if name not in self._read:
-            place = self._settings.place_of(name.dataset)
-            rows = read_rows(question_file(name.dataset, name.split)) if place == WORLD else rows_at(place, name)
-            self._read[name] = collect(rows, place, name, self._rules)
+            location = self._settings.location_of(name.dataset)
+            rows = read_rows(question_file(name.dataset, name.split)) if location == WORLD else rows_at(location, name)
+            self._read[name] = collect(rows, location, name, self._rules)
         return self._read[name]
 
     def load(self, name: SetName) -> LoadedSet:
@@ -70,8 +70,8 @@ class Questions:
             name = f"{report.dataset}:{report.split}"
             if (other := known.setdefault(report.questions_sha256, name)) != name:
                 raise DataError(
-                    f"data.train: {other} and {name} are the same questions, read from {report.place}; put {{dataset}} "
-                    "into the place, or say in data.sets where each lies"
+                    f"data.train: {other} and {name} are the same questions, read from {report.location}; put "
+                    "{dataset} into the location, or say in data.sets where each lies"
                 )
         questions = [question for questions, _ in loaded for question in questions]
         keys = {question.key for question in questions}

@@ -16,7 +16,7 @@ from flows.doctor.footprint import (
     shape_of,
     training_needs,
 )
-from flows.doctor.hardware import Machine, ModelFiles, free_bytes
+from flows.doctor.hardware import Hardware, ModelFiles, free_bytes
 from schemas.commands import quoted
 from schemas.errors import UserError, reason_of
 from schemas.settings.retrieval import HFEncoderSettings
@@ -75,7 +75,7 @@ def unknown_model(settings: Settings) -> Check:
     return Check("memory", "size of the model unknown", settings.model.path, False, remedy)
 
 
-def memory_checks(settings: Settings, model: ModelFiles, machine: Machine, workspace: Workspace) -> list[Check]:
+def memory_checks(settings: Settings, model: ModelFiles, hardware: Hardware, workspace: Workspace) -> list[Check]:
     """Return the checks of GPU, RAM and disk by estimate; none where the model's size is not known."""
     shape = shape_of(model.config) if model.config else None
     guess = "" if shape else ", guessed from the model's name"
@@ -86,10 +86,10 @@ def memory_checks(settings: Settings, model: ModelFiles, machine: Machine, works
     parts = [_disk(settings, needs, workspace)]
     if settings.model.device == "cpu":
         wanted = needs.peak + _PROGRAM
-        parts.insert(0, _ram(wanted, machine, f"{_gb(wanted)}{guess}"))
+        parts.insert(0, _ram(wanted, hardware, f"{_gb(wanted)}{guess}"))
     else:
-        parts.insert(0, _ram(needs.weights + _PROGRAM, machine, f"{_gb(needs.weights + _PROGRAM)} for loading{guess}"))
-        parts.insert(0, _gpu(settings, needs, machine, guess))
+        parts.insert(0, _ram(needs.weights + _PROGRAM, hardware, f"{_gb(needs.weights + _PROGRAM)} for loading{guess}"))
+        parts.insert(0, _gpu(settings, needs, hardware, guess))
     return parts
 
 
@@ -112,7 +112,7 @@ def _lora_rank(settings: Settings) -> int | None:
     return settings.model.lora_rank if settings.model.tuning == "lora" else None
 
 
-def _gpu(settings: Settings, needs: TrainingNeeds, machine: Machine, guess: str) -> Check:
+def _gpu(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
     sampling = settings.sampling
     share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
     sleeps = isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training
@@ -126,14 +126,16 @@ def _gpu(settings: Settings, needs: TrainingNeeds, machine: Machine, guess: str)
         "train where there is one of that size, or with update.gradient_checkpointing = true (fewer activations), "
         "model.tuning = 'lora' (no optimiser of all weights, no reference) or a smaller sampling.gpu_memory_utilization"
     )
-    if not machine.gpus:
-        why = "torch sees no GPU" if machine.torch_cuda else "this torch is built without CUDA"
+    if not hardware.gpus:
+        why = "torch sees no GPU" if hardware.torch_cuda else "this torch is built without CUDA"
         return Check("GPU", f"none ({why})", what, False, remedy)
     number = settings.model.device.partition(":")[2]
-    place = int(number) if number.isdecimal() else 0
-    if place >= len(machine.gpus):
-        return Check("GPU", f"{len(machine.gpus)}", settings.model.device, False, "choose a model.device that is there")
-    gpu = machine.gpus[place]
+    index = int(number) if number.isdecimal() else 0
+    if index >= len(hardware.gpus):
+        return Check(
+            "GPU", f"{len(hardware.gpus)}", settings.model.device, False, "choose a model.device that is there"
+        )
+    gpu = hardware.gpus[index]
     return Check("GPU", f"{gpu.name}, {_gb(gpu.total_bytes)}", what, gpu.total_bytes >= wanted, remedy)
 
 
@@ -143,9 +145,9 @@ def _encoder_bytes(settings: Settings) -> float:
     return _ENCODER if isinstance(encoder, HFEncoderSettings) and encoder.device == settings.model.device else 0.0
 
 
-def _ram(wanted: float, machine: Machine, needed: str) -> Check:
+def _ram(wanted: float, hardware: Hardware, needed: str) -> Check:
     remedy = "use a machine with more memory, a smaller model, or a smaller update.max_tokens_per_microbatch"
-    return Check("RAM", _gb(machine.ram_bytes), needed, machine.ram_bytes >= wanted, remedy)
+    return Check("RAM", _gb(hardware.ram_bytes), needed, hardware.ram_bytes >= wanted, remedy)
 
 
 def _disk(settings: Settings, needs: TrainingNeeds, workspace: Workspace) -> Check:

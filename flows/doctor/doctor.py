@@ -14,7 +14,7 @@ from flows.console.terminal import make_table, print_line
 from flows.data.prepare import named_sets
 from flows.data.questions import Questions
 from flows.doctor.checks import Check, answers, memory_checks, model_checks, unknown_model
-from flows.doctor.hardware import Machine, ModelFiles, hub_data, model_files, this_machine
+from flows.doctor.hardware import Hardware, ModelFiles, hub_data, model_files, read_hardware
 from flows.doctor.retrieval import retrieval_checks
 from flows.settings.load import load_settings
 from flows.settings.model_folder import brought_lines, model_notes
@@ -48,10 +48,10 @@ class Asked(NamedTuple):
 def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console) -> bool:
     """Print a row a check of the settings that `config` and `overrides` name; True when nothing is missing."""
     settings = load_settings(config, overrides)
-    machine = this_machine(with_gpus=settings.model.device != "cpu")
+    hardware = read_hardware(with_gpus=settings.model.device != "cpu")
     with console.status("looking"):
         workspace = Workspace(local_path(folder).resolve())
-        checks = diagnose(Asked(config, overrides, workspace), settings, machine)
+        checks = diagnose(Asked(config, overrides, workspace), settings, hardware)
         checks += start_checks(settings, workspace, checks)
     rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
     console.print(make_table(("check", "found", "needed", ""), rows))
@@ -66,7 +66,7 @@ def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console
     return not missing
 
 
-def diagnose(asked: Asked, settings: Settings, machine: Machine) -> list[Check]:
+def diagnose(asked: Asked, settings: Settings, hardware: Hardware) -> list[Check]:
     """Return every check of the settings against a machine and a workspace, which need not exist yet."""
     model = model_files(settings.model.path)
     workspace = asked.workspace
@@ -74,8 +74,8 @@ def diagnose(asked: Asked, settings: Settings, machine: Machine) -> list[Check]:
         *model_checks(settings, model),
         *_question_checks(asked.command("data", "prepare"), settings, workspace),
         *retrieval_checks(asked.command("index", "build"), settings.retrieval, workspace),
-        *_sampler_checks(settings, machine),
-        *_memory(settings, model, machine, workspace),
+        *_sampler_checks(settings, hardware),
+        *_memory(settings, model, hardware, workspace),
         *_server_checks(),
     ]
 
@@ -109,40 +109,40 @@ def _question_checks(preparing: str, settings: Settings, workspace: Workspace) -
     }
     questions = Questions(settings.data)
     for name in named_sets(settings):
-        place = settings.data.place_of(name.dataset)
+        location = settings.data.location_of(name.dataset)
         known = prepared.get(name)
         try:
-            if known and known.report.place == place:
+            if known and known.report.location == location:
                 found = f"{known.report.num_kept} questions, prepared"
             else:
-                found = _found_questions(questions, place, name)
+                found = _found_questions(questions, location, name)
         except UserError as error:
             remedy = f"{error}; where there is a network this loads and checks it: {preparing}"
-            yield Check(f"questions {name}", "not there", place, False, remedy)
+            yield Check(f"questions {name}", "not there", location, False, remedy)
         else:
-            yield Check(f"questions {name}", found, place, True)
+            yield Check(f"questions {name}", found, location, True)
 
 
-def _found_questions(questions: Questions, place: str, name: SetName) -> str:
+def _found_questions(questions: Questions, location: str, name: SetName) -> str:
     """Return what is there of a data set; UserError when it is not, or its first row cannot be read."""
-    if place.startswith(HUB) and not local_path(place.removeprefix(HUB)).is_dir():
-        source = place.removeprefix(HUB)
+    if location.startswith(HUB) and not local_path(location.removeprefix(HUB)).is_dir():
+        source = location.removeprefix(HUB)
         cached = hub_data(source, name.dataset, name.split)
         if cached is None:
             raise UserError(f"{source} is not in the hub's cache here")
         return f"in {cached}"
-    path = file_at(place, name)
-    if place == WORLD or (path.is_file() and path.stat().st_size <= _READ_WHOLE_BYTES):
+    path = file_at(location, name)
+    if location == WORLD or (path.is_file() and path.stat().st_size <= _READ_WHOLE_BYTES):
         return f"{questions.load(name).report.num_kept} questions"
-    glance(rows_at(place, name), place, name)
+    glance(rows_at(location, name), location, name)
     return f"{path.stat().st_size / 1e6:.0f} MB" if path.is_file() else "folder"
 
 
-def _sampler_checks(settings: Settings, machine: Machine) -> Iterator[Check]:
+def _sampler_checks(settings: Settings, hardware: Hardware) -> Iterator[Check]:
     match settings.sampling:
         case VllmSamplerSettings():
             remedy = "pip install -e '.[vllm]' where there is a GPU, make vllm-install where there is none"
-            yield Check("vLLM", machine.vllm or "not installed", "installed", machine.vllm is not None, remedy)
+            yield Check("vLLM", hardware.vllm or "not installed", "installed", hardware.vllm is not None, remedy)
         case VllmServerSamplerSettings(urls=urls, api_key_env=key):
             for url in urls:
                 remedy = f"start it: vllm serve {quoted(settings.model.path)}, or correct sampling.urls"
@@ -154,8 +154,8 @@ def _sampler_checks(settings: Settings, machine: Machine) -> Iterator[Check]:
             yield Check("sampler", "transformers", "transformers", True)
 
 
-def _memory(settings: Settings, model: ModelFiles, machine: Machine, workspace: Workspace) -> list[Check]:
-    return memory_checks(settings, model, machine, workspace) or [unknown_model(settings)]
+def _memory(settings: Settings, model: ModelFiles, hardware: Hardware, workspace: Workspace) -> list[Check]:
+    return memory_checks(settings, model, hardware, workspace) or [unknown_model(settings)]
 
 
 def _server_checks() -> Iterator[Check]:

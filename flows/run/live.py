@@ -28,13 +28,13 @@ from sdsearch.seeds import derive_seed
 from storage.database.stage_rows import file_of, rows_of
 from storage.database.sync import count_rows
 from storage.disk.hashes import hash_of
-from storage.disk.signals import finishing
+from storage.disk.signals import signals_deferred
 from storage.errors import DamagedArtifactError
 from storage.runs.ledger import finish
 from storage.runs.lock import RunLock
-from storage.runs.partial import Pieces
+from storage.runs.partial import PartialResults
 from storage.runs.run_inputs import read_run_inputs
-from storage.stores import Stores
+from storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
@@ -50,12 +50,12 @@ class Runtime:
     """One run's live objects; made by `open_runtime`, found by stages through `runtime_of`."""
 
     def __init__(
-        self, settings: Settings, run: str, stores: Stores, reporter: Reporter, source: str | None = None
+        self, settings: Settings, run: str, storage: Storage, reporter: Reporter, source: str | None = None
     ) -> None:
         self.settings = settings
         self.run = run
         self.source = source  # The run whose weights and done stages a replay uses.
-        self.stores = stores
+        self.storage = storage
         self.reporter = reporter
         self.may_write: Callable[[], None] = lambda: None
         self._recent: dict[str, list[Any]] = {}
@@ -64,11 +64,11 @@ class Runtime:
 
     @cached_property
     def policy(self) -> LivePolicy:
-        return LivePolicy(self.settings, self.source or self.run, self.stores.checkpoints)
+        return LivePolicy(self.settings, self.source or self.run, self.storage.checkpoints)
 
     @cached_property
     def sampler(self) -> PolicySampler:
-        return open_sampler(self.settings, self.run, self.stores.workspace.root.resolve())
+        return open_sampler(self.settings, self.run, self.storage.workspace.root.resolve())
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -77,17 +77,17 @@ class Runtime:
     @cached_property
     def base_hashes(self) -> dict[str, str]:
         """The hash of each file that the starting weights and their tokenizer are read from."""
-        return model_hashes(self.settings.model.path, partial(hash_of, self.stores.workspace))
+        return model_hashes(self.settings.model.path, partial(hash_of, self.storage.workspace))
 
     @cached_property
     def _retriever(self) -> LiveRetriever:
-        return LiveRetriever(self.settings.retrieval, self.stores.workspace)
+        return LiveRetriever(self.settings.retrieval, self.storage.workspace)
 
     @cached_property
     def prompts(self) -> LivePrompts:
         """The prompts as the run was begun with them, or the run whose policy it goes on with; else as made now."""
-        kept = read_run_inputs(self.stores.workspace, self.run)
-        former = former_frame(self.stores, self.run, self.source) if kept is None else None
+        kept = read_run_inputs(self.storage.workspace, self.run)
+        former = former_frame(self.storage, self.run, self.source) if kept is None else None
         return LivePrompts(self.settings.rollout, kept, former, self.policy, self.sampler)
 
     def note_once(self, subject: str, sentence: str) -> None:
@@ -144,42 +144,42 @@ class Runtime:
         donor = self._donor(key)
         assert donor is not None, f"{self.source} has not done {stage} of iteration {iteration}"
         for output in donor.outputs:
-            self.stores.artifacts.verify(output)
+            self.storage.artifacts.verify(output)
         return self._do(key, donor.input_hash, lambda _: donor.outputs)
 
     def _do(self, key: StageKey, input_hash: str, work: Work) -> StageRecord:
-        done = self.stores.ledger.find_done(key, input_hash)
+        done = self.storage.ledger.find_done(key, input_hash)
         self.reporter.stage_started(key)
         if done is not None:
-            Pieces(self.stores.artifacts, done).remove()
+            PartialResults(self.storage.artifacts, done).remove()
             self.reporter.stage_done(done, skipped=True)
             return done
         donor = self._intact_donor(key, input_hash)
         self.may_write()
         seed = derive_seed(self.settings.seed, key.stage, key.iteration)
-        record = self.stores.ledger.begin(key, input_hash, seed, donor.run if donor else None)
+        record = self.storage.ledger.begin(key, input_hash, seed, donor.run if donor else None)
         try:
             record = finish(record, donor.outputs if donor else work(record))
-            rows = rows_of(record, self.stores.ledger.done(record.key_of("sample")), self._outcomes, self.read)
+            rows = rows_of(record, self.storage.ledger.done(record.key_of("sample")), self._outcomes, self.read)
         except BaseException as error:
             # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from
             # outside: Ctrl-C, SIGTERM, a cancellation.
             self._record_failure(record, error, interrupted=not isinstance(error, Exception))
             raise
-        report = self.sampler.rest() if "sampler" in vars(self) else None
-        found = self._retriever.rest() if key.stage in _SEARCHING and donor is None else None
+        report = self.sampler.release() if "sampler" in vars(self) else None
+        found = self._retriever.take_report() if key.stage in _SEARCHING and donor is None else None
         reports = {"sampling": report, "retrieval": donor.retrieval if donor else found}
         record = record.model_copy(update={"num_rows": count_rows(record, rows), **reports})
         self.may_write()
-        self.stores.ledger.commit(record)
-        Pieces(self.stores.artifacts, record).remove()
-        self.stores.index.put_stage(key, rows)
+        self.storage.ledger.commit(record)
+        PartialResults(self.storage.artifacts, record).remove()
+        self.storage.sync.put_stage(key, rows)
         self.reporter.stage_done(record, skipped=False)
         return record
 
     def _donor(self, key: StageKey) -> StageRecord | None:
         """Return the attempt that did a stage in the source, None when there is none."""
-        return self.stores.ledger.done(key.model_copy(update={"run": self.source})) if self.source else None
+        return self.storage.ledger.done(key.model_copy(update={"run": self.source})) if self.source else None
 
     def _intact_donor(self, key: StageKey, input_hash: str) -> StageRecord | None:
         """Return the source's attempt that had the same inputs and whose files verify."""
@@ -188,7 +188,7 @@ class Runtime:
             return None
         try:
             for output in donor.outputs:
-                self.stores.artifacts.verify(output)
+                self.storage.artifacts.verify(output)
         except DamagedArtifactError as error:
             logger.warning("%s of iteration %d is done again: %s", key.stage, key.iteration, error)
             return None
@@ -199,7 +199,7 @@ class Runtime:
         """What calls a rollout CORRECT: the settings of the run that scored it."""
         if self.source is None:
             return self.settings.hindsight
-        return stored_settings(self.stores.ledger.get_run(self.source)).hindsight
+        return stored_settings(self.storage.ledger.get_run(self.source)).hindsight
 
     def close(self) -> None:
         """End what the run started."""
@@ -211,25 +211,27 @@ class Runtime:
     def _record_failure(self, record: StageRecord, error: BaseException, interrupted: bool) -> None:
         self.policy.abandon()
         text = f"{type(error).__name__}: {error}"
-        with finishing():
+        with signals_deferred():
             try:
-                self.stores.ledger.fail(record, text, "interrupted" if interrupted else "failed")
-                self.stores.index.put_stage(record.key)
+                self.storage.ledger.fail(record, text, "interrupted" if interrupted else "failed")
+                self.storage.sync.put_stage(record.key)
             except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
                 logger.warning("the ledger could not record that %s failed: %s", record.stage, text)
 
-    def piece(self, attempt: StageRecord, name: str, record_type: type[R], make: Callable[[], list[R]]) -> list[R]:
-        """Return a piece of a stage: what an earlier attempt with the same inputs has finished of it, or made now."""
-        pieces = Pieces(self.stores.artifacts, attempt)
-        found = pieces.read(name, record_type)
+    def partial_result(
+        self, attempt: StageRecord, name: str, record_type: type[R], make: Callable[[], list[R]]
+    ) -> list[R]:
+        """Return a part of a stage: as an earlier attempt with the same inputs finished it, or made now."""
+        partial_results = PartialResults(self.storage.artifacts, attempt)
+        found = partial_results.read(name, record_type)
         if found is None:
             found = make()
-            pieces.write(name, record_type, found)
+            partial_results.write(name, record_type, found)
         return found
 
     def write(self, record: StageRecord, name: str, record_type: type[R], records: Sequence[R]) -> ArtifactRef:
         """Write a stage's file; later stages of the iteration need not read it from the disk."""
-        ref = self.stores.artifacts.write_records(record.key, name, record_type, records)
+        ref = self.storage.artifacts.write_records(record.key, name, record_type, records)
         self._recent[ref.sha256] = list(records)
         return ref
 
@@ -237,7 +239,7 @@ class Runtime:
         """Return the records of a stage's file; they are frozen, so those just written or read serve again."""
         ref = file_of(record, name)
         if ref.sha256 not in self._recent:
-            self._recent[ref.sha256] = self.stores.artifacts.read_records(ref, record_type)
+            self._recent[ref.sha256] = self.storage.artifacts.read_records(ref, record_type)
         return self._recent[ref.sha256]
 
     def forget_records(self) -> None:
@@ -246,7 +248,7 @@ class Runtime:
 
     def advance(self, updated: StageRecord) -> None:
         """Put the run's record at the version that an update left; one that is further on stays."""
-        run = self.stores.ledger.get_run(self.run)
+        run = self.storage.ledger.get_run(self.run)
         (report,) = self.read(updated, "update", UpdateReport)
         if (run.policy_version, run.policy_sha256) == (report.policy_version, report.policy_sha256):
             return
@@ -258,7 +260,7 @@ class Runtime:
             "policy_sha256": report.policy_sha256,
             "updated_at": datetime.now(UTC),
         }
-        self.stores.update_run(run.model_copy(update=changes))
+        self.storage.update_run(run.model_copy(update=changes))
 
 
 _RUNTIMES: dict[str, Runtime] = {}
@@ -271,14 +273,19 @@ def runtime_of(run: str) -> Runtime:
 
 @contextmanager
 def open_runtime(
-    settings: Settings, run: str, stores: Stores, reporter: Reporter, lock: RunLock, source: str | None = None
+    settings: Settings,
+    run: str,
+    storage: Storage,
+    reporter: Reporter,
+    lock: RunLock,
+    source: str | None = None,
 ) -> Iterator[Runtime]:
     """Open a run's live objects; models and indexes load when a stage first needs them.
 
     Nothing enters the ledger any more once the run was taken from the process that holds `lock`.
     """
     set_threads(settings)
-    runtime = Runtime(settings, run, stores, reporter, source)
+    runtime = Runtime(settings, run, storage, reporter, source)
     runtime.may_write = lock.check
     _RUNTIMES[run] = runtime
     try:

@@ -21,8 +21,8 @@ from sdsearch.credit.teacher import check_support
 from sdsearch.model.policy import check_tokens
 from sdsearch.training.selfcheck import check_model, ordinary_tokens
 from storage.errors import DamagedArtifactError
-from storage.stores import Stores
-from storage.workspace import Workspace, link_stores
+from storage.storage import Storage
+from storage.workspace import Workspace, link_shared_folders
 
 _TRIAL = "trial"
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def open_trial(settings: Settings, workspace: Workspace, reporter: Reporter) -> 
     set_threads(settings)
     with tempfile.TemporaryDirectory() as folder:
         trial = Workspace.open(folder)
-        link_stores(workspace, trial)
-        runtime = Runtime(settings, _TRIAL, Stores(trial), reporter)
+        link_shared_folders(workspace, trial)
+        runtime = Runtime(settings, _TRIAL, Storage(trial), reporter)
         try:
             yield runtime
         finally:
@@ -92,7 +92,7 @@ def _frame(runtime: Runtime) -> str:
 
 def _policy(runtime: Runtime) -> str:
     """A run that has checkpoints goes on with them: its starting weights are not read again."""
-    if runtime.stores.checkpoints.versions(runtime.run):
+    if runtime.storage.checkpoints.versions(runtime.run):
         return f"checkpoints of run '{runtime.run}'"
     runtime.policy.move_to(0)
     check_tokens(runtime.policy.model, runtime.policy.tokenizer)
@@ -152,7 +152,7 @@ def _numbers(runtime: Runtime) -> str:
 
 
 def _open_newest(runtime: Runtime) -> bool:
-    for version in reversed(runtime.stores.checkpoints.versions(runtime.run)):
+    for version in reversed(runtime.storage.checkpoints.versions(runtime.run)):
         try:
             runtime.policy.move_to(version)
         except DamagedArtifactError:

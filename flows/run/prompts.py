@@ -20,7 +20,7 @@ from sdsearch.model.policy import CONTEXT_LIMITS, load_tokenizer
 from sdsearch.protocol.prompting import prompt_lengths, render_frame
 from storage.errors import RunNotFoundError
 from storage.runs.run_inputs import read_run_inputs
-from storage.stores import Stores
+from storage.storage import Storage
 
 _CHARACTERS_A_TOKEN = 64  # More than any text has on average.
 ROOM_TO_ANSWER = 16
@@ -94,13 +94,13 @@ def measure_without_policy(settings: Settings, config: Mapping[str, Any]) -> Pro
     return PromptMeasure(tokenizer, frame, longest_prompt(rollout, context), rollout.max_prompt_tokens)
 
 
-def former_frame(stores: Stores, run: str, source: str | None) -> PromptFrame | None:
+def former_frame(storage: Storage, run: str, source: str | None) -> PromptFrame | None:
     """Return the frame of the run whose policy a run uses or, as a fork, goes on with; None where there is none."""
     try:
-        origin = source or stores.ledger.get_run(run).fork_of
+        origin = source or storage.ledger.get_run(run).fork_of
     except RunNotFoundError:
         return None
-    kept = read_run_inputs(stores.workspace, origin) if origin else None
+    kept = read_run_inputs(storage.workspace, origin) if origin else None
     return kept.frame if kept else None
 
 

@@ -42,8 +42,8 @@ class PolicySampler(Protocol):
         """Return a sampler that runs in this process, None for an engine, which is probed at each swap of weights."""
         ...
 
-    def rest(self) -> SamplingReport | None:
-        """Leave the device to the trainer; return what was sampled since the last rest, None for nothing."""
+    def release(self) -> SamplingReport | None:
+        """Leave the device to the trainer; return what was sampled since the last release, None for nothing."""
         ...
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class TransformersPolicySampler:
     def in_process(self, policy: LivePolicy) -> TransformersSampler:
         return TransformersSampler(policy.model, policy.tokenizer)
 
-    def rest(self) -> SamplingReport | None:
+    def release(self) -> SamplingReport | None:
         return None
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class VllmPolicySampler:
     def in_process(self, policy: LivePolicy) -> None:
         return None
 
-    def rest(self) -> SamplingReport | None:
+    def release(self) -> SamplingReport | None:
         if isinstance(self._sampling, VllmSamplerSettings) and self._sampling.sleep_while_training:
             self._sleep()
         statistics, self._statistics = self._statistics, SamplingStatistics()

@@ -15,7 +15,7 @@ _FOUND = {"retrieval": {"num_passages"}}
 # The settings that each stage reads: a change of any other leaves its work valid.
 _SETTINGS_READ: dict[StageName, Any] = {
     "sample": dict.fromkeys(("seed", "model", "data", "rollout", "sampling"), True) | _FOUND,
-    "persist": {"reward", "grpo", "hindsight"},
+    "score": {"reward", "grpo", "hindsight"},
     "hindsight": {"seed": True, "hindsight": True, "distillation": {"enabled"}},
     "teacher": {
         "hindsight": {"homogeneous", "unsent_queries"},

@@ -81,7 +81,7 @@ def resolve(config: str, overrides: Sequence[str] = ()) -> Resolved:
     return Resolved(_validated(merge(layers), f"{source} with --set" if overrides else source), tuple(layers))
 
 
-def change_settings(values: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str], source: str) -> Settings:
     """Return settings from a complete tree of values with `overrides` applied; UserError, as above, names `source`."""
     for override in overrides:
         _apply(values, override)
@@ -108,13 +108,13 @@ def stored_settings(record: RunRecord) -> Settings:
         raise UserError(f"{problems}; go on with the program that made the run") from error
 
 
-def setting_changes(stored_json: str, settings: Settings) -> str:
+def describe_differences(stored_json: str, settings: Settings) -> str:
     """Return `name: stored -> wanted` for each setting that differs from a run's stored ones, empty for none."""
-    changes = changed_settings(stored_json, settings)
+    changes = setting_differences(stored_json, settings)
     return ", ".join(f"{name}: {stored} -> {wanted}" for name, stored, wanted in changes)
 
 
-def changed_settings(stored_json: str, settings: Settings) -> list[tuple[str, Any, Any]]:
+def setting_differences(stored_json: str, settings: Settings) -> list[tuple[str, Any, Any]]:
     """Return (name, stored, wanted) of each setting that differs from a run's stored ones."""
     return _differences(json.loads(stored_json), settings.model_dump(mode="json"))
 

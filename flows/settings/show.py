@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows.console.terminal import make_table, print_line
 from flows.settings.layers import DEFAULT, leaves, sources
-from flows.settings.load import changed_settings, resolve, shipped_configs
+from flows.settings.load import resolve, setting_differences, shipped_configs
 from schemas.commands import as_toml
 
 Form = Literal["table", "toml"]
@@ -41,7 +41,7 @@ def show_config(config: str, overrides: Sequence[str], form: Form, *, everything
 def compare_configs(first: str, second: str, console: Console) -> None:
     """Print the settings in which two files differ; UserError as `load_settings` does."""
     ours, theirs = (resolve(name).settings for name in (first, second))
-    rows = [(name, _cell(a), _cell(b)) for name, a, b in changed_settings(ours.model_dump_json(), theirs)]
+    rows = [(name, _cell(a), _cell(b)) for name, a, b in setting_differences(ours.model_dump_json(), theirs)]
     if rows:
         console.print(make_table(("setting", first, second), rows))
     else:

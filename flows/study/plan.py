@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flows.console.errors import UserError
-from flows.settings.load import changed_settings, load_settings, shipped_configs, shipped_studies
+from flows.settings.load import load_settings, setting_differences, shipped_configs, shipped_studies
 from flows.settings.toml_files import read_toml
 from schemas.base import Record
 from schemas.paths import local_path
@@ -92,18 +92,18 @@ def _parse(record_type: type[R], values: Any, source: str) -> R:
 def _variant_settings(study: Study, name: str) -> Settings:
     """Return a variant's settings; an error names what is wrong: the base, the study's `set` or the variant's."""
     own = study.variants[name].set
-    for place, overrides in (("set", study.set), (f"variants.{name}.set", own)):
+    for where, overrides in (("set", study.set), (f"variants.{name}.set", own)):
         for override in overrides:
             if override.partition("=")[0].strip() == "seed":
-                raise UserError(f"study {study.name}: {place}: 'seed' is the study's: list it in seeds")
+                raise UserError(f"study {study.name}: {where}: 'seed' is the study's: list it in seeds")
     try:
         return load_settings(study.base, [*study.set, *own])
     except UserError as error:
         tried = {"base": (), "set": study.set}
-        wrong = (place for place, overrides in tried.items() if not _can_be(study.base, overrides))
-        place = next(wrong, f"variants.{name}.set")
+        wrong = (where for where, overrides in tried.items() if not _can_be(study.base, overrides))
+        where = next(wrong, f"variants.{name}.set")
         lines = [line.removeprefix(f"{study.base} with --set: ") for line in str(error).splitlines()]
-        raise UserError("\n".join(f"study {study.name}: {place}: {line}" for line in lines)) from error
+        raise UserError("\n".join(f"study {study.name}: {where}: {line}" for line in lines)) from error
 
 
 def _can_be(base: str, overrides: tuple[str, ...]) -> bool:
@@ -132,7 +132,7 @@ def _check_comparable(study: Study, by_variant: dict[str, Settings]) -> None:
 
 def _why_the_same(settings: Settings, other: Settings, other_name: str) -> str:
     """Return why two variants would train alike, though their settings may differ."""
-    differing = [name for name, _, _ in changed_settings(other.model_dump_json(), settings)]
+    differing = [name for name, _, _ in setting_differences(other.model_dump_json(), settings)]
     if not differing:
         return f"has the same settings as '{other_name}'"
     reasons = [*void_notes(settings), *void_notes(other)]
@@ -148,4 +148,4 @@ def _why_the_same(settings: Settings, other: Settings, other_name: str) -> str:
 
 def _evaluated_on(settings: Settings) -> tuple[object, ...]:
     data = settings.data
-    return settings.evaluation, data.place_of(data.dataset), data.dataset, data.question_mark
+    return settings.evaluation, data.location_of(data.dataset), data.dataset, data.question_mark

@@ -84,10 +84,10 @@ def _draw(results: StudyResults) -> Figure:
     width, height = _PANEL_INCHES if rows == 1 else _GRID_PANEL_INCHES
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for place, (panel, ax) in enumerate(zip(panels, axes, strict=False)):
+    for index, (panel, ax) in enumerate(zip(panels, axes, strict=False)):
         _draw_panel(ax, results, panel)
         # The last row may be short: the panels above its gap carry the numbers.
-        ax.tick_params(labelbottom=place + columns >= len(panels))
+        ax.tick_params(labelbottom=index + columns >= len(panels))
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     figure.supylabel(_y_label(results, panels), fontsize="medium")

@@ -15,7 +15,7 @@ from flows.console.interrupts import resumable
 from flows.console.terminal import print_line
 from flows.inspect.browse import open_existing
 from flows.run.progress import RichReporter
-from flows.settings.load import setting_changes
+from flows.settings.load import describe_differences
 from flows.study.plan import PlannedRun, load_study, plan_runs
 from flows.study.plot import draw_curves
 from flows.study.results import find_outcomes, summarise
@@ -43,8 +43,8 @@ def carry_out(study: Study, workspace: Workspace, train: Train, announce: Announ
     records = _known_runs(study, planned, workspace)
     write_study(workspace, study)
     finished = {o.run for o in find_outcomes(planned, records, Database(workspace)) if o.finished}
-    for place, plan in enumerate(planned, 1):
-        announce(plan, place, plan.run in finished)
+    for number, plan in enumerate(planned, 1):
+        announce(plan, number, plan.run in finished)
         if plan.run not in finished:
             train(plan)
     return report(study, workspace)
@@ -91,9 +91,9 @@ def _in_terminal(study: Study, workspace: Workspace, console: Console) -> tuple[
         with RichReporter(None, console) as reporter:
             train_plain(plan.settings, plan.run, workspace.root, reporter)
 
-    def announce(plan: PlannedRun, place: int, finished: bool) -> None:
+    def announce(plan: PlannedRun, number: int, finished: bool) -> None:
         what = f"{study.title_of(plan.variant)}, seed {plan.seed}"
-        print_line(console, f"study run {place}/{num_runs}: {what}{', finished already' if finished else ''}")
+        print_line(console, f"study run {number}/{num_runs}: {what}{', finished already' if finished else ''}")
 
     return train, announce
 
@@ -108,8 +108,8 @@ def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspac
         if record and record.settings_hash != plan.settings.content_hash():
             raise UserError(
                 f"study {study.name}: run '{plan.run}' exists with other settings "
-                f"({setting_changes(record.settings_json, plan.settings)}); give the changed study another name, or "
-                "change it back"
+                f"({describe_differences(record.settings_json, plan.settings)}); give the changed study another name, "
+                "or change it back"
             )
     return records
 

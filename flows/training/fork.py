@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from flows.console.errors import UserError
 from flows.run.model_files import model_changes, model_hashes
-from flows.settings.load import setting_changes, stored_settings
+from flows.settings.load import describe_differences, stored_settings
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.settings.root import Settings
 from storage.disk.hashes import hash_of
@@ -16,13 +16,13 @@ from storage.errors import RunNotFoundError
 from storage.runs.forks import share_stage
 from storage.runs.lock import RunLock
 from storage.runs.run_inputs import read_run_inputs
-from storage.stores import Stores
+from storage.storage import Storage
 
 # Weights and optimiser of one model are no start for another.
 _KEPT = ("path", "tuning", "lora_rank", "lora_alpha", "lora_targets", "dtype")
 
 
-def fork_run(stores: Stores, source: str, run: str, settings: Settings) -> None:
+def fork_run(storage: Storage, source: str, run: str, settings: Settings) -> None:
     """Make `run` a fork of `source`, ready to be trained; one that is there already with these settings stays.
 
     It has the source's weights and optimiser after its last update, as links, and a ledger of its own from there.
@@ -31,33 +31,33 @@ def fork_run(stores: Stores, source: str, run: str, settings: Settings) -> None:
     """
     if source == run:
         raise UserError(f"--fork {run}: the fork needs a name other than its source's")
-    record = stores.ledger.get_run(source)
-    with RunLock(stores.workspace, run):
-        if not _is_there(stores, source, run, settings):
-            with RunLock(stores.workspace, source):
-                update = _starting_point(stores, record, settings)
-                share_stage(stores.ledger, stores.artifacts, update, run)
-            stores.create_run(_new_fork(record, run, settings))
+    record = storage.ledger.get_run(source)
+    with RunLock(storage.workspace, run):
+        if not _is_there(storage, source, run, settings):
+            with RunLock(storage.workspace, source):
+                update = _starting_point(storage, record, settings)
+                share_stage(storage.ledger, storage.artifacts, update, run)
+            storage.create_run(_new_fork(record, run, settings))
 
 
-def _is_there(stores: Stores, source: str, run: str, settings: Settings) -> bool:
+def _is_there(storage: Storage, source: str, run: str, settings: Settings) -> bool:
     try:
-        record = stores.ledger.get_run(run)
+        record = storage.ledger.get_run(run)
     except RunNotFoundError:
         return False
     if record.fork_of != source:
         raise UserError(f"run '{run}' is in this workspace already and no fork of '{source}'; choose another --fork")
     if record.settings_hash != settings.content_hash():
-        changes = setting_changes(record.settings_json, settings)
+        changes = describe_differences(record.settings_json, settings)
         raise UserError(f"fork '{run}' exists with other settings ({changes}); choose another --fork")
     return True
 
 
-def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> StageRecord:
+def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> StageRecord:
     """Return the source's last update; UserError when these settings cannot go on from it."""
     done = record.policy_version
     key = StageKey(run=record.run, iteration=done, stage="update")
-    update = stores.ledger.done(key) if done and record.replay_of is None else None
+    update = storage.ledger.done(key) if done and record.replay_of is None else None
     if update is None:
         raise UserError(f"run '{record.run}' has no update to go on from; start a new run with: --run NEW")
     if settings.iterations <= done:
@@ -65,7 +65,7 @@ def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> St
             f"a fork of run '{record.run}' begins with iteration {done + 1}, but iterations is {settings.iterations}; "
             "set more iterations"
         )
-    _check_folder(stores, record, settings)
+    _check_folder(storage, record, settings)
     former = stored_settings(record).model
     changed = [name for name in _KEPT if getattr(former, name) != getattr(settings.model, name)]
     if changed:
@@ -79,15 +79,15 @@ def _starting_point(stores: Stores, record: RunRecord, settings: Settings) -> St
     return update
 
 
-def _check_folder(stores: Stores, record: RunRecord, settings: Settings) -> None:
+def _check_folder(storage: Storage, record: RunRecord, settings: Settings) -> None:
     """Refuse a model folder that has changed, but for the weights of full tuning, which are in the checkpoint.
 
     There the folder's weights are the reference of the KL from now on, as a fork is asked to go on with what changed.
     """
-    kept = read_run_inputs(stores.workspace, record.run)
+    kept = read_run_inputs(storage.workspace, record.run)
     if kept is None or settings.model.path != stored_settings(record).model.path:
         return
-    now = model_hashes(settings.model.path, partial(hash_of, stores.workspace))
+    now = model_hashes(settings.model.path, partial(hash_of, storage.workspace))
     is_lora = settings.model.tuning == "lora"
     if changes := model_changes(kept.model_files, now, with_weights=is_lora):
         raise UserError(

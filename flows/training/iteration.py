@@ -15,7 +15,7 @@ class Stages(NamedTuple):
     """The six verbs; plain functions, or Prefect tasks over them."""
 
     sample_groups: Stage = stages.sample_groups
-    persist_rollouts: Stage = stages.persist_rollouts
+    score_rollouts: Stage = stages.score_rollouts
     build_hindsight: Stage = stages.build_hindsight
     compute_teacher: Stage = stages.compute_teacher
     update_weights: Stage = stages.update_weights
@@ -25,10 +25,12 @@ class Stages(NamedTuple):
 PLAIN = Stages()
 
 
-def iterate(do: Stages, run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+def iterate(
+    do: Stages, run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool
+) -> StageRecord:
     """Turn the policy of the last update into the next one, and return the new update's record."""
-    sampled = do.sample_groups(run, iteration, policy)
-    scored = do.persist_rollouts(run, iteration, sampled)
+    sampled = do.sample_groups(run, iteration, last_update)
+    scored = do.score_rollouts(run, iteration, sampled)
     blocks = do.build_hindsight(run, iteration, sampled, scored)
     targets = do.compute_teacher(run, iteration, sampled, blocks)
     updated = do.update_weights(run, iteration, sampled, scored, targets)

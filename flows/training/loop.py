@@ -15,8 +15,8 @@ from flows.run.inputs import check_inputs, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.preflight import check_start
 from flows.run.progress import Reporter
-from flows.run.status import standing
-from flows.settings.load import changed_settings, setting_changes, stored_settings
+from flows.run.status import tracked_status
+from flows.settings.load import describe_differences, setting_differences, stored_settings
 from flows.training.iteration import PLAIN, iterate
 from flows.training.watch import Watch
 from schemas.records.evaluation import EvaluationReport
@@ -29,7 +29,7 @@ from storage.disk.files import remove_leftovers
 from storage.errors import DamagedArtifactError, DatabaseBusyError, RunNotFoundError
 from storage.retrieval.indexes import remove_unfinished
 from storage.runs.lock import RunLock
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace, validate_run_name
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _MAY_CHANGE = REACH | {f"nothing_learnt.{name}" for name in NothingLearntSettings.model_fields}
 
 
-class Steps(NamedTuple):
+class RunHooks(NamedTuple):
     """The parts of a run that may be done plainly or by Prefect.
 
     `held` is called once the run's lock is held, `show` with the figures of each iteration, `warn` with a sentence
@@ -51,33 +51,33 @@ class Steps(NamedTuple):
     warn: Callable[[str], None] = lambda text: None
 
 
-def iterate_plainly(run: str, iteration: int, policy: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+def iterate_plainly(run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
     """One iteration as plain function calls."""
-    return iterate(PLAIN, run, iteration, policy, evaluation_is_due)
+    return iterate(PLAIN, run, iteration, last_update, evaluation_is_due)
 
 
-_PLAINLY = Steps(PLAIN.evaluate_policy, iterate_plainly)
+_PLAINLY = RunHooks(PLAIN.evaluate_policy, iterate_plainly)
 
 
 def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: Reporter, resume: bool = False) -> str:
     """Train without Prefect and return the run's name; with `resume` the stored settings are used."""
-    stores = open_stores(workspace, settings)
-    drive(settings, run, stores, reporter, _PLAINLY, resume=resume)
+    storage = open_storage(workspace, settings)
+    drive(settings, run, storage, reporter, _PLAINLY, resume=resume)
     return run
 
 
-def open_stores(workspace: Path, settings: Settings | None = None) -> Stores:
+def open_storage(workspace: Path, settings: Settings | None = None) -> Storage:
     """Open a workspace; WorkspaceError when it cannot be written."""
     deadline_s = settings.storage.database_deadline_s if settings else 60.0
-    return Stores(Workspace.open(workspace), deadline_s)
+    return Storage(Workspace.open(workspace), deadline_s)
 
 
 def drive(
     settings: Settings | None,
     run: str,
-    stores: Stores,
+    storage: Storage,
     reporter: Reporter,
-    do: Steps,
+    do: RunHooks,
     *,
     resume: bool,
 ) -> None:
@@ -86,38 +86,38 @@ def drive(
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
     validate_run_name(run)
-    lock = RunLock(stores.workspace, run)
+    lock = RunLock(storage.workspace, run)
     with lock:
         do.held()
-        record = stores.find_run(run) if resume else _known_run(stores, run, settings)
+        record = storage.find_run(run) if resume else _known_run(storage, run, settings)
         if record is not None and (origin := record.replay_of or record.evaluation_of) is not None:
             what = "a replay" if record.replay_of else "an evaluation"
             raise UserError(f"run '{run}' is {what} of '{origin}' and trains nothing; choose another name")
         settings = stored_settings(record) if record else settings
         assert settings is not None, "a new run has settings"
-        with open_runtime(settings, run, stores, reporter, lock) as runtime:
+        with open_runtime(settings, run, storage, reporter, lock) as runtime:
             # A model, a question or a corpus that cannot be used leaves no run behind.
             check_start(runtime)
             sets = list(dict.fromkeys([*settings.data.training_sets, runtime.evaluated_set]))
             if record is not None:
-                _check_index(stores, record, runtime.index_fingerprint)
+                _check_index(storage, record, runtime.index_fingerprint)
                 check_inputs(runtime, record, sets)
-                _keep_settings(stores, record)
-            record = record or _new_run(stores, run, settings, _starting_sha256(runtime))
+                _keep_settings(storage, record)
+            record = record or _new_run(storage, run, settings, _starting_sha256(runtime))
             keep_inputs(runtime, sets)
-            _remove_leftovers(stores, run)
+            _remove_leftovers(storage, run)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
-            first = first_iteration(stores, record)
-            start, policy = record.first_iteration - 1, _update_of(stores, run, first - 1)
+            first = first_iteration(storage, record)
+            start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
             watch = Watch(runtime, reporter.warned, do.warn)
-            with standing(stores, run):
+            with tracked_status(storage, run):
                 reporter.run_started(run, settings, first)
-                watch.look_at_start(do.evaluate_start(run, start, _update_of(stores, run, start)), first - 1)
+                watch.look_at_start(do.evaluate_start(run, start, _update_of(storage, run, start)), first - 1)
                 for iteration in range(first, settings.iterations + 1):
                     policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
-                    retain_checkpoints(stores, settings, run, iteration)
-                    numbers = _iteration_numbers(stores, run, iteration)
+                    retain_checkpoints(storage, settings, run, iteration)
+                    numbers = _iteration_numbers(storage, run, iteration)
                     do.show(iteration, numbers)
                     reporter.iteration_done(iteration, numbers)
                     watch.look_at(iteration)
@@ -129,61 +129,63 @@ def evaluation_is_due(settings: Settings, iteration: int) -> bool:
     return iteration % settings.evaluation.every == 0 or iteration == settings.iterations
 
 
-def _iteration_numbers(stores: Stores, run: str, iteration: int) -> dict[str, float]:
+def _iteration_numbers(storage: Storage, run: str, iteration: int) -> dict[str, float]:
     """Return an iteration's row of `v_iterations`, its numbers only; none while another process keeps the database."""
-    if not stores.index.flush():
+    if not storage.sync.flush():
         return {}
     query = "SELECT * FROM v_iterations WHERE run = $run AND iteration = $iteration"
     try:
-        rows = stores.database.query(query, {"run": run, "iteration": iteration}, WAIT_S).to_pylist()
+        rows = storage.database.query(query, {"run": run, "iteration": iteration}, WAIT_S).to_pylist()
     except DatabaseBusyError:
         return {}
     numbers = rows[0] if rows else {}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
 
 
-def retain_checkpoints(stores: Stores, settings: Settings, run: str, iteration: int) -> None:
+def retain_checkpoints(storage: Storage, settings: Settings, run: str, iteration: int) -> None:
     """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
 
     An iteration that is walked again may not be the last: whatever came after it stays.
     """
-    newest = [held for held in stores.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints]
-    stores.checkpoints.prune(run, keep={*newest, *_best_on_dev(stores, run), *_needed_by_replays(stores, run)})
+    newest = [
+        held for held in storage.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints
+    ]
+    storage.checkpoints.prune(run, keep={*newest, *_best_on_dev(storage, run), *_needed_by_replays(storage, run)})
 
 
-def _needed_by_replays(stores: Stores, run: str) -> list[int]:
+def _needed_by_replays(storage: Storage, run: str) -> list[int]:
     """Return the versions that replays of the run which are not done yet may ask."""
-    replays = [r for r in stores.ledger.list_runs() if r.replay_of == run and r.status != "done"]
-    return [replay.first_iteration - 1 + place for replay in replays for place in range(replay.num_iterations)]
+    replays = [r for r in storage.ledger.list_runs() if r.replay_of == run and r.status != "done"]
+    return [replay.first_iteration - 1 + index for replay in replays for index in range(replay.num_iterations)]
 
 
-def _best_on_dev(stores: Stores, run: str) -> list[int]:
+def _best_on_dev(storage: Storage, run: str) -> list[int]:
     """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation.
 
     Versions whose evaluation cannot be read are returned too: one of them may be the best.
     """
     reports: list[EvaluationReport] = []
     unknown: list[int] = []
-    for held in stores.checkpoints.versions(run):
-        record = stores.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
+    for held in storage.checkpoints.versions(run):
+        record = storage.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
         try:
-            reports += stores.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+            reports += storage.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
         except DamagedArtifactError:
             unknown.append(held)
     best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
     return [*unknown, *([best.policy_version] if best else [])]
 
 
-def first_iteration(stores: Stores, record: RunRecord) -> int:
+def first_iteration(storage: Storage, record: RunRecord) -> int:
     """Return the iteration that a run goes on with: its last one, or the one after the newest intact checkpoint.
 
     From there on, the updates are taken again from what was sampled for them, which gives the same weights.
     """
     begun, last = record.first_iteration, record.iterations_done
-    for held in sorted({last, *stores.checkpoints.versions(record.run)}, reverse=True):
+    for held in sorted({last, *storage.checkpoints.versions(record.run)}, reverse=True):
         try:
             if max(1, begun - 1) <= held <= last:
-                stores.checkpoints.verify(record.run, held)
+                storage.checkpoints.verify(record.run, held)
                 return max(begun, min(held + 1, last))
         except DamagedArtifactError as error:
             logger.warning("an earlier checkpoint is used: %s", error)
@@ -197,19 +199,19 @@ def first_iteration(stores: Stores, record: RunRecord) -> int:
     return 1
 
 
-def _update_of(stores: Stores, run: str, iteration: int) -> StageRecord | None:
-    return stores.ledger.done(StageKey(run=run, iteration=iteration, stage="update"))
+def _update_of(storage: Storage, run: str, iteration: int) -> StageRecord | None:
+    return storage.ledger.done(StageKey(run=run, iteration=iteration, stage="update"))
 
 
-def _remove_leftovers(stores: Stores, run: str) -> None:
+def _remove_leftovers(storage: Storage, run: str) -> None:
     """Remove what writes that were interrupted left; the run's lock says that none is under way."""
-    for folder in (stores.workspace.run_folder(run), stores.workspace.checkpoints(run)):
+    for folder in (storage.workspace.run_folder(run), storage.workspace.checkpoints(run)):
         for path in remove_leftovers(folder):
             logger.info("removed %s, left by a process that died", path)
-    remove_unfinished(stores.workspace)
+    remove_unfinished(storage.workspace)
 
 
-def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord | None:
+def _known_run(storage: Storage, run: str, settings: Settings | None) -> RunRecord | None:
     """Return the record of a run with these settings, None when the name is free.
 
     How the retriever is reached may have changed, such as the address of a server, and what is done where nothing is
@@ -217,40 +219,40 @@ def _known_run(stores: Stores, run: str, settings: Settings | None) -> RunRecord
     """
     assert settings is not None, "a new run has settings"
     try:
-        record = stores.find_run(run)
+        record = storage.find_run(run)
     except RunNotFoundError:
         return None
     if record.settings_hash == settings.content_hash():
         return record
-    if {name for name, _, _ in changed_settings(record.settings_json, settings)} <= _MAY_CHANGE:
+    if {name for name, _, _ in setting_differences(record.settings_json, settings)} <= _MAY_CHANGE:
         return record.model_copy(
             update={"settings_json": settings.model_dump_json(), "settings_hash": settings.content_hash()}
         )
-    changes = setting_changes(record.settings_json, settings)
+    changes = describe_differences(record.settings_json, settings)
     raise UserError(
         f"run '{run}' exists with other settings ({changes}); choose another name with --run, go on with them from "
-        f"where it stands with: --fork NEW, or continue it as it is with: {resume_command(run, stores.workspace.root)}"
+        f"where it stands with: --fork NEW, or continue it as it is with: {resume_command(run, storage.workspace.root)}"
     )
 
 
-def _keep_settings(stores: Stores, record: RunRecord) -> None:
+def _keep_settings(storage: Storage, record: RunRecord) -> None:
     """Make the settings that a run goes on with its stored ones."""
-    former = stores.find_run(record.run)
+    former = storage.find_run(record.run)
     if former.settings_hash != record.settings_hash:
-        changes = setting_changes(former.settings_json, stored_settings(record))
+        changes = describe_differences(former.settings_json, stored_settings(record))
         logger.warning("run '%s' goes on with %s", record.run, changes)
-        stores.update_run(record)
+        storage.update_run(record)
 
 
-def _check_index(stores: Stores, record: RunRecord, fingerprint: str) -> None:
+def _check_index(storage: Storage, record: RunRecord, fingerprint: str) -> None:
     """Refuse to go on where searches would find what the run's iterations so far have not been able to find."""
-    sampled = stores.ledger.done(StageKey(run=record.run, iteration=record.iterations_done, stage="sample"))
+    sampled = storage.ledger.done(StageKey(run=record.run, iteration=record.iterations_done, stage="sample"))
     searched = sampled.retrieval.index_hash if sampled and sampled.retrieval else fingerprint
     if searched != fingerprint:
         raise UserError(
             f"run '{record.run}' has searched index {searched[:16]}, what [retrieval] names is index "
             f"{fingerprint[:16]} now; put corpus, encoder or server back, or go on with the new one as a fork: "
-            f"{fork_command(record.run, stores.workspace.root)}"
+            f"{fork_command(record.run, storage.workspace.root)}"
         )
 
 
@@ -259,7 +261,7 @@ def _starting_sha256(runtime: Runtime) -> str:
     return runtime.policy.sha256()
 
 
-def _new_run(stores: Stores, run: str, settings: Settings, policy_sha256: str) -> RunRecord:
+def _new_run(storage: Storage, run: str, settings: Settings, policy_sha256: str) -> RunRecord:
     now = datetime.now(UTC)
     record = RunRecord(
         run=run,
@@ -275,5 +277,5 @@ def _new_run(stores: Stores, run: str, settings: Settings, policy_sha256: str) -
         created_at=now,
         updated_at=now,
     )
-    stores.create_run(record)
+    storage.create_run(record)
     return record

@@ -30,13 +30,13 @@ from sdsearch.training.update import update_policy
 from storage.database.stage_rows import file_of
 
 
-def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
-    """Roll out a group for each of the iteration's questions; `policy` is the last update (None: starting weights)."""
+def sample_groups(run: str, iteration: int, last_update: StageRecord | None) -> StageRecord:
+    """Roll out a group for each question of the iteration by the policy of `last_update` (None: the start)."""
     runtime = runtime_of(run)
     settings = runtime.settings
     questions = runtime.questions.curriculum.questions_of(iteration)
 
-    def work(attempt: StageRecord) -> list[ArtifactRef]:
+    def work(record: StageRecord) -> list[ArtifactRef]:
         loop = runtime.rollout_loop(iteration - 1)
 
         def roll_out(batch: list[Question]) -> list[Group]:
@@ -54,24 +54,24 @@ def sample_groups(run: str, iteration: int, policy: StageRecord | None) -> Stage
         size = settings.rollout.questions_per_batch
         for start in range(0, len(questions), size):
             batch = questions[start : start + size]
-            groups += runtime.piece(attempt, f"groups-{start:05d}", Group, partial(roll_out, batch))
+            groups += runtime.partial_result(record, f"groups-{start:05d}", Group, partial(roll_out, batch))
             runtime.reporter.stage_progress(len(groups), len(questions))
-        return [runtime.write(attempt, "groups", Group, groups)]
+        return [runtime.write(record, "groups", Group, groups)]
 
-    upstream = [policy or runtime.base_fingerprint, runtime.index_fingerprint, questions_hash(questions)]
+    upstream = [last_update or runtime.base_fingerprint, runtime.index_fingerprint, questions_hash(questions)]
     return runtime.perform("sample", iteration, upstream, work)
 
 
-def persist_rollouts(run: str, iteration: int, sampled: StageRecord) -> StageRecord:
+def score_rollouts(run: str, iteration: int, sampled: StageRecord) -> StageRecord:
     """Score the rollouts and put them into the database."""
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(attempt: StageRecord) -> list[ArtifactRef]:
+    def work(record: StageRecord) -> list[ArtifactRef]:
         scores = score_groups(runtime.read(sampled, "groups", Group), settings.reward, settings.grpo)
-        return [runtime.write(attempt, "scores", Score, scores)]
+        return [runtime.write(record, "scores", Score, scores)]
 
-    return runtime.perform("persist", iteration, [sampled], work)
+    return runtime.perform("score", iteration, [sampled], work)
 
 
 def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: StageRecord) -> StageRecord:
@@ -79,7 +79,7 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(attempt: StageRecord) -> list[ArtifactRef]:
+    def work(record: StageRecord) -> list[ArtifactRef]:
         runtime.policy.move_to(iteration - 1)
         scores = runtime.read(scored, "scores", Score)
         groups = runtime.read(sampled, "groups", Group) if settings.distillation.enabled else []
@@ -100,7 +100,7 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
         ]
         if (cuts := told_of_cuts(iteration, blocks)) is not None:
             runtime.note_once("cuts", cuts)
-        return [runtime.write(attempt, "blocks", HindsightBlock, blocks)]
+        return [runtime.write(record, "blocks", HindsightBlock, blocks)]
 
     return runtime.perform("hindsight", iteration, [sampled, scored], work)
 
@@ -111,7 +111,7 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
     settings = runtime.settings
     active = settings.alpha_at(iteration) > 0
 
-    def work(attempt: StageRecord) -> list[ArtifactRef]:
+    def work(record: StageRecord) -> list[ArtifactRef]:
         runtime.policy.move_to(iteration - 1)
         tensors, pointers, credit = compute_targets(
             runtime.policy.model,
@@ -126,9 +126,9 @@ def compute_teacher(run: str, iteration: int, sampled: StageRecord, blocks: Stag
         )
         stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
         return [
-            runtime.stores.artifacts.write_tensors(attempt.key, "distributions", stored),
-            runtime.write(attempt, "targets", TeacherTargets, pointers),
-            runtime.write(attempt, "credit", QueryCredit, credit),
+            runtime.storage.artifacts.write_tensors(record.key, "distributions", stored),
+            runtime.write(record, "targets", TeacherTargets, pointers),
+            runtime.write(record, "credit", QueryCredit, credit),
         ]
 
     return runtime.perform("teacher", iteration, [sampled, blocks, "teacher" if active else "no teacher"], work)
@@ -141,11 +141,11 @@ def update_weights(
     runtime = runtime_of(run)
     settings = runtime.settings
 
-    def work(attempt: StageRecord) -> list[ArtifactRef]:
+    def work(record: StageRecord) -> list[ArtifactRef]:
         policy = runtime.policy
         policy.move_to(iteration - 1)
-        torch.manual_seed(attempt.seed)  # A model with dropout draws from torch's own generator.
-        stored = runtime.stores.artifacts.read_tensors(file_of(targets, "distributions"))
+        torch.manual_seed(record.seed)  # A model with dropout draws from torch's own generator.
+        stored = runtime.storage.artifacts.read_tensors(file_of(targets, "distributions"))
         rollouts = training_rollouts(
             runtime.read(sampled, "groups", Group),
             runtime.read(scored, "scores", Score),
@@ -154,7 +154,7 @@ def update_weights(
         )
         num_steps = settings.num_steps_per_iteration
         steps = []
-        with refused_steps_kept(runtime.stores.workspace, attempt.key):
+        with refused_steps_kept(runtime.storage.workspace, record.key):
             for step in update_policy(
                 policy.model,
                 policy.frozen_reference,
@@ -176,14 +176,14 @@ def update_weights(
             steps=tuple(steps),
             num_tokens=sum(rollout.sequence.num_tokens for rollout in rollouts) * settings.update.epochs,
         )
-        return [checkpoint, runtime.write(attempt, "update", UpdateReport, [report])]
+        return [checkpoint, runtime.write(record, "update", UpdateReport, [report])]
 
     record = runtime.perform("update", iteration, [sampled, scored, targets], work)
     runtime.advance(record)
     return record
 
 
-def evaluate_policy(run: str, iteration: int, policy: StageRecord | None) -> StageRecord:
+def evaluate_policy(run: str, iteration: int, last_update: StageRecord | None) -> StageRecord:
     """Evaluate the plain policy after `iteration` updates on the fixed sample of questions."""
     runtime = runtime_of(run)
-    return evaluate_sets(runtime, iteration, policy, [runtime.evaluated_set])
+    return evaluate_sets(runtime, iteration, last_update, [runtime.evaluated_set])

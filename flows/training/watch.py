@@ -69,7 +69,7 @@ class Watch:
             seed=plan.seed,
             policy_version=version,
         )
-        runtime.sampler.rest()
+        runtime.sampler.release()
         turn, template = group.rollouts[0].turns[0], runtime.settings.rollout.template
         text = f"{describe_no_turn(answers)}; {describe_example(question.question, turn, template)}"
         self._say(RunWarning(kind="no_protocol", iteration=evaluated.iteration, text=text))
@@ -86,9 +86,9 @@ class Watch:
 
     def _figures(self, first: int, last: int) -> list[IterationFigures]:
         """Return the iterations that the database has; none while another process keeps it."""
-        stores = self._runtime.stores
+        storage = self._runtime.storage
         try:
-            rows = stores.database.query(
+            rows = storage.database.query(
                 _FIGURES, {"run": self._runtime.run, "first": first, "last": last}, WAIT_S
             ).to_pylist()
         except DatabaseBusyError:
@@ -98,16 +98,16 @@ class Watch:
     def _has_said(self, kind: str) -> bool:
         """True for what the run's record holds; UserError where it is said again by ending the run again."""
         said = [
-            known for known in self._runtime.stores.ledger.get_run(self._runtime.run).warnings if known.kind == kind
+            known for known in self._runtime.storage.ledger.get_run(self._runtime.run).warnings if known.kind == kind
         ]
         if said and self._settings.action == "stop":
             raise _stopped(self._runtime.run, said[0])
         return bool(said)
 
     def _say(self, warning: RunWarning) -> None:
-        stores = self._runtime.stores
-        record = stores.ledger.get_run(self._runtime.run)
-        stores.update_run(record.model_copy(update={"warnings": (*record.warnings, warning)}))
+        storage = self._runtime.storage
+        record = storage.ledger.get_run(self._runtime.run)
+        storage.update_run(record.model_copy(update={"warnings": (*record.warnings, warning)}))
         for tell in self._tell:
             tell(warning.text)
         if self._settings.action == "stop":

@@ -11,8 +11,8 @@ from schemas.base import Record
 from schemas.settings.retrieval import RetrievalReport
 from schemas.settings.sampling import SamplingReport
 
-StageName = Literal["sample", "persist", "hindsight", "teacher", "update", "evaluate"]
-STAGES: tuple[StageName, ...] = ("sample", "persist", "hindsight", "teacher", "update", "evaluate")
+StageName = Literal["sample", "score", "hindsight", "teacher", "update", "evaluate"]
+STAGES: tuple[StageName, ...] = ("sample", "score", "hindsight", "teacher", "update", "evaluate")
 StageStatus = Literal["running", "done", "failed", "interrupted", "stale"]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 

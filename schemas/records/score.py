@@ -15,6 +15,9 @@ class Score(Record):
     em: float = Field(ge=0, le=1, description="Exact match, best over the golden answers.")
     f1: float = Field(ge=0, le=1, description="Token F1, best over the golden answers.")
     valid_format: bool
+    golden: tuple[tuple[bool, ...], ...] = Field(
+        description="For each search in order and each of its passages: whether it contains a golden answer."
+    )
     num_hits: int = Field(description="Passages retrieved over all searches.")
     num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
     reward: float

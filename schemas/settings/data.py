@@ -91,7 +91,7 @@ class DataSettings(Section):
         """The data sets that an evaluation of all answers."""
         return tuple(set_name(text, "test") for text in self.test) or (SetName(self.dataset, evaluation_split),)
 
-    def place_of(self, dataset: str) -> str:
+    def location_of(self, dataset: str) -> str:
         """Where a data set lies, as the settings write it."""
         return self.sets.get(dataset, self.questions)
 
@@ -109,7 +109,7 @@ class QuestionSet(Record):
 
     dataset: str
     split: str
-    place: str = Field(description="Where it was read from, as the settings write it.")
+    location: str = Field(description="Where it was read from, as the settings write it.")
     num_rows: int = Field(description="Rows of this data set in the source.")
     num_kept: int
     dropped: tuple[DroppedRows, ...] = Field(description="By reason, the most frequent first.")

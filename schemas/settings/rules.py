@@ -75,9 +75,9 @@ NOTED: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         lambda s: (
-            (place := s.data.place_of(s.data.dataset)) != WORLD
-            and not place.startswith(HUB)
-            and "{split}" not in place
+            (location := s.data.location_of(s.data.dataset)) != WORLD
+            and not location.startswith(HUB)
+            and "{split}" not in location
             and any(dataset == s.data.dataset for dataset, split in s.data.training_sets if split != s.evaluation.split)
         ),
         "data.questions has no {split} in its name: the same file is trained and evaluated on",

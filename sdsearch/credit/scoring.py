@@ -87,10 +87,13 @@ def _edge(character: str) -> str:
     return "" if has_unspaced(character) else " "
 
 
-def count_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[int, int]:
-    """Return (passages retrieved, those that contain a golden answer) over all of a rollout's searches."""
-    hits = [hit for turn in rollout.turns for hit in turn.hits]
-    return len(hits), sum(contains_answer(hit.passage, golden_answers) for hit in hits)
+def golden_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[tuple[bool, ...], ...]:
+    """Return for each search of a rollout, and each passage it found, whether the passage contains a golden answer."""
+    return tuple(
+        tuple(contains_answer(hit.passage, golden_answers) for hit in turn.hits)
+        for turn in rollout.turns
+        if turn.searched_query is not None
+    )
 
 
 def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSettings) -> list[Score]:
@@ -103,19 +106,20 @@ def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSett
     advantages = group_advantages(rewards, grpo.advantage_scale)
     scores = []
     for group, row, group_rewards, group_advantage in zip(groups, measured, rewards, advantages, strict=True):
-        for place, rollout in enumerate(group.rollouts):
-            num_hits, num_golden_hits = count_hits(rollout, group.question.golden_answers)
+        for position, rollout in enumerate(group.rollouts):
+            golden = golden_hits(rollout, group.question.golden_answers)
             scores.append(
                 Score(
                     rollout_id=rollout.id,
                     group_id=group.id,
-                    em=row[place]["em"],
-                    f1=row[place]["f1"],
+                    em=row[position]["em"],
+                    f1=row[position]["f1"],
                     valid_format=rollout.valid_format,
-                    num_hits=num_hits,
-                    num_golden_hits=num_golden_hits,
-                    reward=group_rewards[place],
-                    advantage=group_advantage[place],
+                    golden=golden,
+                    num_hits=sum(map(len, golden)),
+                    num_golden_hits=sum(map(sum, golden)),
+                    reward=group_rewards[position],
+                    advantage=group_advantage[position],
                 )
             )
     return scores

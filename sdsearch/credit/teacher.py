@@ -158,9 +158,9 @@ def _by_view(model: nn.Module, sequences: Sequence[TokenSequence], max_tokens: i
     device = next(model.parameters()).device
     for members in microbatches(sequences, max_tokens):
         hidden_ND = TokenBatch.of([sequences[i] for i in members], device).hidden_at_reads(model)
-        pieces = hidden_ND.split([len(sequences[i].reads) for i in members])
-        for index, piece in zip(members, pieces, strict=True):
-            hidden[index] = piece
+        parts = hidden_ND.split([len(sequences[i].reads) for i in members])
+        for index, part in zip(members, parts, strict=True):
+            hidden[index] = part
     return hidden
 
 
@@ -176,7 +176,7 @@ def _compare(
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
     logits_fn = head(model)
-    pieces = []
+    parts = []
     for start in range(0, len(targets), head_chunk):
         part = slice(start, start + head_chunk)
         student_QV = read_logprobs(logits_fn, student_QD[part], temperature)
@@ -191,8 +191,8 @@ def _compare(
             entropy(teacher_QV),
             entropy(student_QV),
         ]
-        pieces.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1)))
-    return _Readings(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        parts.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1)))
+    return _Readings(*(torch.cat(parts) for parts in zip(*parts, strict=True)))
 
 
 def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationSettings) -> Tensor:

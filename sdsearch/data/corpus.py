@@ -110,8 +110,8 @@ class _SeenIds:
         is_new = np.zeros(len(hashes), dtype=np.bool_)
         is_new[first] = True
         for run in self._runs:
-            places = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-            is_new &= run[places] != hashes
+            positions = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            is_new &= run[positions] != hashes
         if is_new.any():
             self._runs.append(unique[is_new[first]])
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):

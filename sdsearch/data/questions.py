@@ -22,7 +22,7 @@ from sdsearch.data.readers import BadRowError, DataError, Row, check_new, read_r
 
 _SOURCE_PREFIX: Final = "searchR1_"  # verl's own preparation of these files puts it before the data set's name.
 _DEFAULT: Final = "default"
-Rows = Iterable[tuple[str, Row | BadRowError]]
+DatasetRows = Iterable[tuple[str, Row | BadRowError]]
 
 
 class HubUnreachableError(DataError):
@@ -43,19 +43,19 @@ class LoadedSet(NamedTuple):
     report: QuestionSet
 
 
-def rows_at(place: str, name: SetName) -> Rows:
+def rows_at(location: str, name: SetName) -> DatasetRows:
     """Return the rows of a data set's split: of the hub where the place begins with 'hub:', else of a file.
 
     DataError, when the rows are taken, for what is not there or cannot be read.
     """
-    if place.startswith(HUB):
-        return _hub_rows(folder_or_name(place.removeprefix(HUB)), name)
-    return read_rows(file_at(place, name))
+    if location.startswith(HUB):
+        return _hub_rows(folder_or_name(location.removeprefix(HUB)), name)
+    return read_rows(file_at(location, name))
 
 
-def file_at(place: str, name: SetName) -> Path:
+def file_at(location: str, name: SetName) -> Path:
     """Return the file of a data set's split, where the place names files."""
-    return local_path(place.replace("{dataset}", name.dataset).replace("{split}", name.split))
+    return local_path(location.replace("{dataset}", name.dataset).replace("{split}", name.split))
 
 
 def read_questions(path: Traversable, dataset: str, split: str) -> list[Question]:
@@ -63,7 +63,7 @@ def read_questions(path: Traversable, dataset: str, split: str) -> list[Question
     return collect(read_rows(path), str(path), SetName(dataset, split), ReadingRules()).questions
 
 
-def collect(rows: Rows, place: str, name: SetName, rules: ReadingRules) -> LoadedSet:
+def collect(rows: DatasetRows, location: str, name: SetName, rules: ReadingRules) -> LoadedSet:
     """Return the questions of a data set's split among rows, and which rows were left out and why.
 
     Rows whose data_source names another data set are no part of it. Raises DataError for columns that are neither
@@ -86,11 +86,11 @@ def collect(rows: Rows, place: str, name: SetName, rules: ReadingRules) -> Loade
             if not rules.max_dropped_share:
                 raise
             bad.append(error)
-    _check_kept(questions, bad, elsewhere, place, name, rules)
+    _check_kept(questions, bad, elsewhere, location, name, rules)
     report = QuestionSet(
         dataset=name.dataset,
         split=name.split,
-        place=place,
+        location=location,
         num_rows=len(questions) + len(bad),
         num_kept=len(questions),
         dropped=_by_reason(bad),
@@ -112,17 +112,17 @@ def leave_out(loaded: LoadedSet, unfit: Mapping[str, BadRowError], rules: Readin
     dropped = _merged(report.dropped, _by_reason(list(unfit.values())))
     _check_share(next(iter(unfit.values())), dropped, report.num_rows, name, rules)
     if not kept:
-        raise DataError(f"{report.place}: no question of {name} is left; {dropped[0].example}")
+        raise DataError(f"{report.location}: no question of {name} is left; {dropped[0].example}")
     changes = {"num_kept": len(kept), "dropped": dropped, "questions_sha256": questions_hash(kept)}
     return LoadedSet(kept, report.model_copy(update=changes))
 
 
-def glance(rows: Rows, place: str, name: SetName) -> None:
+def glance(rows: DatasetRows, location: str, name: SetName) -> None:
     """Raise DataError when the first row is not of a form that can be read: a look at a file, not a check of it."""
     first = next(iter(rows), None)
     if first is None:
-        raise DataError(f"{place}: there are no questions of {name}; expected one a row")
-    collect([first], place, SetName(_source_of(first[1]) or name.dataset, name.split), ReadingRules())
+        raise DataError(f"{location}: there are no questions of {name}; expected one a row")
+    collect([first], location, SetName(_source_of(first[1]) or name.dataset, name.split), ReadingRules())
 
 
 def questions_hash(questions: Iterable[Question]) -> str:
@@ -138,7 +138,7 @@ def _check_kept(
     questions: Sequence[Question],
     bad: Sequence[BadRowError],
     elsewhere: Mapping[str, int],
-    place: str,
+    location: str,
     name: SetName,
     rules: ReadingRules,
 ) -> None:
@@ -148,11 +148,11 @@ def _check_kept(
         near = nearest_name(name.dataset, list(elsewhere))
         hint = f"did you mean '{near}'?" if near else "name one of them"
         raise DataError(
-            f"{place}: no data set '{name.dataset}' (split {name.split}) in it; its data_source has "
+            f"{location}: no data set '{name.dataset}' (split {name.split}) in it; its data_source has "
             f"{', '.join(sorted(elsewhere))}: {hint}"
         )
     if not questions:
-        raise DataError(f"{place}: there are no questions of {name}; expected one a row")
+        raise DataError(f"{location}: there are no questions of {name}; expected one a row")
 
 
 def _check_share(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.question import Question
 from schemas.records.rollout import Group
-from sdsearch.credit.scoring import count_hits, exact_match, f1_score
+from sdsearch.credit.scoring import exact_match, f1_score, golden_hits
 from sdsearch.sampling.rollouts import RolloutLoop
 from sdsearch.seeds import derive_seed
 
@@ -106,7 +106,7 @@ def summarise(
 
 def _answer(group: Group) -> EvaluationAnswer:
     question, rollout = group.question, group.rollouts[0]
-    num_hits, num_golden_hits = count_hits(rollout, question.golden_answers)
+    golden = golden_hits(rollout, question.golden_answers)
     return EvaluationAnswer(
         question_key=question.key,
         question=question.question,
@@ -117,8 +117,8 @@ def _answer(group: Group) -> EvaluationAnswer:
         em=exact_match(rollout.answer, question.golden_answers),
         f1=f1_score(rollout.answer, question.golden_answers),
         valid_format=rollout.valid_format,
-        num_hits=num_hits,
-        num_golden_hits=num_golden_hits,
+        num_hits=sum(map(len, golden)),
+        num_golden_hits=sum(map(sum, golden)),
         num_completion_tokens=len(rollout.completion_positions),
     )
 

@@ -59,7 +59,7 @@ class TokenBatch:
         """Lay out sequences, those of one context as one tree; at least one of them must read a position."""
         tokens: list[int] = []
         trees: list[Tree] = []
-        places: list[list[int]] = [[] for _ in sequences]
+        positions: list[list[int]] = [[] for _ in sequences]
         for members in _by_context(sequences, range(len(sequences))):
             context = sequences[members[0]].context_ids
             tokens += context
@@ -67,13 +67,13 @@ class TokenBatch:
             for index in members:
                 sequence = sequences[index]
                 before = len(tokens) - 1
-                places[index] = [before + offset if offset else last_of_context for offset in sequence.reads]
+                positions[index] = [before + offset if offset else last_of_context for offset in sequence.reads]
                 tokens += sequence.token_ids[: sequence.num_continued]
             trees.append(Tree(len(context), tuple(sequences[index].num_continued for index in members)))
         return TokenBatch(
             torch.tensor(tokens, device=device),
             TreeLayout(tuple(trees)),
-            torch.tensor([place for own in places for place in own], device=device),
+            torch.tensor([position for own in positions for position in own], device=device),
             torch.tensor([token for sequence in sequences for token in sequence.targets], device=device),
         )
 

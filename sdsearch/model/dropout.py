@@ -45,12 +45,12 @@ def without_randomness(model: nn.Module) -> Iterator[None]:
     try:
         for part in recomputing:
             part.training = True
-        for place, name, _ in probabilities:
-            setattr(place, name, 0.0)
+        for holder, name, _ in probabilities:
+            setattr(holder, name, 0.0)
         yield
     finally:
-        for place, name, value in reversed(probabilities):
-            setattr(place, name, value)
+        for holder, name, value in reversed(probabilities):
+            setattr(holder, name, value)
         _restore(modes)
 
 
@@ -61,7 +61,7 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
 
 def _probabilities(module: nn.Module) -> Iterator[tuple[Any, str, float]]:
     """Yield the probabilities above zero of a module and its configuration: the object, the attribute, its value."""
-    for place in (module, vars(module).get("config")):
-        for name, value in vars(place).items() if hasattr(place, "__dict__") else ():
+    for holder in (module, vars(module).get("config")):
+        for name, value in vars(holder).items() if hasattr(holder, "__dict__") else ():
             if isinstance(value, float) and value and _NAME.search(name):
-                yield place, name, value
+                yield holder, name, value

@@ -90,12 +90,12 @@ class TreeMask:
         return kept
 
     def _between(self, num_own: int, num_seen: int, device: torch.device) -> Tensor | None:
-        places = torch.arange(num_seen, device=device)
-        behind = places[num_seen - num_own :, None] - places
+        positions = torch.arange(num_seen, device=device)
+        behind = positions[num_seen - num_own :, None] - positions
         if self.sees is causal_mask_function:
             return None if num_own == num_seen else behind >= 0
-        zero = places.new_zeros(())
-        seen = self.sees(zero, zero, places[num_seen - num_own :, None], places)
+        zero = positions.new_zeros(())
+        seen = self.sees(zero, zero, positions[num_seen - num_own :, None], positions)
         return None if num_own == num_seen and torch.equal(seen, behind >= 0) else seen
 
 

@@ -137,8 +137,8 @@ class _Batcher:
 
     async def _answer(self, shares: list[int], jobs: list[_Job], top_k: int) -> None:
         """Search each job's next queries off the event loop; what the jobs get is hits or the error."""
-        pieces = [job.take(share) for job, share in zip(jobs, shares, strict=True)]
-        queries = [query for piece in pieces for query in piece]
+        parts = [job.take(share) for job, share in zip(jobs, shares, strict=True)]
+        queries = [query for part in parts for query in part]
         started = time.perf_counter()
         try:
             found = iter(await run_in_threadpool(search_all, self._retriever, queries, top_k))
@@ -150,8 +150,8 @@ class _Batcher:
             return
         self._metrics.seconds.observe(time.perf_counter() - started)
         self._metrics.together.observe(len(queries))
-        for job, piece in zip(jobs, pieces, strict=True):
-            job.put([next(found) for _ in piece])
+        for job, part in zip(jobs, parts, strict=True):
+            job.put([next(found) for _ in part])
 
 
 def fair_shares(wanted: Sequence[int], most: int) -> list[int]:

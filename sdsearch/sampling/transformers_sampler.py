@@ -105,11 +105,11 @@ class TransformersSampler:
             first_slot.setdefault(row.request.token_ids, slot)
         slots = list(first_slot.values())
         logits = self._forward(cache, torch.tensor(slots), list(first_slot))
-        place = {slot: i for i, slot in enumerate(slots)}
+        position = {slot: i for i, slot in enumerate(slots)}
         for slot, row in enumerate(rows):
-            if slot not in place:
+            if slot not in position:
                 cache.copy_slot(first_slot[row.request.token_ids], slot)
-        return logits[[place[first_slot[row.request.token_ids]] for row in rows]]
+        return logits[[position[first_slot[row.request.token_ids]] for row in rows]]
 
     def _forward(self, cache: SlotCache, slots_N: Tensor | int, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Append ragged tokens to the slots; return the logits (N, V) after each row's last token, fp32."""

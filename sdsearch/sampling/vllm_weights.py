@@ -45,7 +45,7 @@ class PolicyWeights:
 class ProbeReading:
     """What one engine said of the probe."""
 
-    place: str  # Which engine, for messages.
+    engine: str  # Which one, for messages.
     text_logprobs: tuple[float | None, ...]  # Of each token of the text but the first, at temperature 1.
     turn: EngineTurn
     second: EngineTurn  # After the first and a reply: its past comes from the engine's cache.
@@ -126,8 +126,8 @@ class WeightProbe:
         if not result.max_difference <= self._tolerance or stale:
             seems = "it still reads the text as the version before did" if stale else "it runs other weights, or rounds"
             raise SamplerError(
-                f"{reading.place} does not sample from policy version {weights.version} ({weights.folder}): on a fixed "
-                f"text its log-probabilities differ from the trainer's by up to {result.max_difference:.2g} nats "
+                f"{reading.engine} does not sample from policy version {weights.version} ({weights.folder}): on a "
+                f"fixed text its log-probabilities differ from the trainer's by up to {result.max_difference:.2g} nats "
                 f"(mean {result.mean_difference:.2g}; sampling.probe_tolerance is {self._tolerance:g}): {seems}. "
                 "Nothing was sampled; if precision is the cause, use one dtype for both or raise the tolerance"
             )

@@ -20,7 +20,7 @@ from sdsearch.model.policy import head
 class DistillationTargets:
     """The teacher's side of L_SD at some of the read positions."""
 
-    places_Q: Tensor  # which of the N read positions
+    positions_Q: Tensor  # which of the N read positions
     ids_QK: Tensor
     teacher_QC: Tensor  # log-probabilities over the support and its tail
     kind: Divergence
@@ -83,5 +83,5 @@ def _targets_between(
     if distillation is None:
         empty = like.new_zeros(0)
         return empty, empty, empty
-    inside_Q = (distillation.places_Q >= start) & (distillation.places_Q < end)
-    return distillation.places_Q[inside_Q] - start, distillation.ids_QK[inside_Q], distillation.teacher_QC[inside_Q]
+    inside_Q = (distillation.positions_Q >= start) & (distillation.positions_Q < end)
+    return distillation.positions_Q[inside_Q] - start, distillation.ids_QK[inside_Q], distillation.teacher_QC[inside_Q]

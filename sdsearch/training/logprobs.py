@@ -58,13 +58,13 @@ def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], sett
     for members in microbatches(sequences, settings.update.max_tokens_per_microbatch):
         batch = TokenBatch.of([sequences[i] for i in members], device)
         hidden_ND = batch.hidden_at_reads(model)
-        pieces = []
+        parts = []
         for start in range(0, len(hidden_ND), settings.update.head_chunk):
             part = slice(start, start + settings.update.head_chunk)
             logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.rollout.temperature)
-            pieces.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
-        for index, piece in zip(
-            members, torch.cat(pieces).split([len(sequences[i].reads) for i in members]), strict=True
+            parts.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
+        for index, part in zip(
+            members, torch.cat(parts).split([len(sequences[i].reads) for i in members]), strict=True
         ):
-            results[index] = piece.cpu()
+            results[index] = part.cpu()
     return results

@@ -187,19 +187,19 @@ def _distillation(
     members: Sequence[StepMember], settings: Settings, alpha: float, device: torch.device
 ) -> tuple[DistillationTargets | None, Tensor]:
     """Return the micro-batch's teacher targets and their weights (Q,); None when nothing is distilled."""
-    places: list[int] = []
+    positions: list[int] = []
     start = 0
     for member in members:
         rollout = member.scored.rollout
-        place_of = {offset: start + place for place, offset in enumerate(rollout.sequence.reads)}
-        places.extend(place_of[offset] for offset in rollout.distilled)
+        position_of = {offset: start + position for position, offset in enumerate(rollout.sequence.reads)}
+        positions.extend(position_of[offset] for offset in rollout.distilled)
         start += len(rollout.sequence.reads)
-    if not places or alpha == 0:
+    if not positions or alpha == 0:
         return None, torch.zeros(0, device=device)
     having = [member for member in members if member.scored.rollout.distilled]
     counts = [len(member.scored.rollout.distilled) for member in having]
     targets = DistillationTargets(
-        places_Q=torch.tensor(places, device=device),
+        positions_Q=torch.tensor(positions, device=device),
         ids_QK=torch.cat([member.scored.rollout.ids_QK for member in having]).to(device),
         teacher_QC=torch.cat([member.scored.rollout.teacher_QC for member in having]).to(device),
         kind=settings.distillation.divergence,

@@ -111,8 +111,8 @@ def compare(model: nn.Module, sampler: Sampler | None, token_ids: Sequence[int],
     differences = [_difference("update", plain_N - updated_N)]
     if sampler is not None:
         given = enumerate(value for c in conversations for value in c.logprobs)
-        sampled = [(place, value) for place, value in given if value is not None]
-        plain_at = plain_N[[place for place, _ in sampled]].cpu()
+        sampled = [(position, value) for position, value in given if value is not None]
+        plain_at = plain_N[[position for position, _ in sampled]].cpu()
         differences.append(_difference("sampler", plain_at - torch.tensor([value for _, value in sampled])))
     return differences
 

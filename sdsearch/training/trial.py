@@ -82,7 +82,7 @@ def _contexts(token_ids: Sequence[int], num_tokens: int) -> list[tuple[int, ...]
     length = max(2, num_tokens - _CONTINUED)
     generator = torch.Generator().manual_seed(_SEED)
     drawn = torch.randint(len(token_ids), (length + length // 2,), generator=generator).tolist()
-    ids = tuple(token_ids[place] for place in drawn)
+    ids = tuple(token_ids[position] for position in drawn)
     return [ids[:length], ids[:length], ids[length:]]
 
 
@@ -91,4 +91,4 @@ def _reply(token_ids: Sequence[int], number: int) -> tuple[int, ...]:
 
 
 def _cut(token_ids: Sequence[int], start: int, num_tokens: int) -> tuple[int, ...]:
-    return tuple(token_ids[(start + place) % len(token_ids)] for place in range(num_tokens))
+    return tuple(token_ids[(start + position) % len(token_ids)] for position in range(num_tokens))

@@ -139,7 +139,7 @@ def _tokenizer_texts(
     for plan in plans:
         queries = [unmark(candidate.query) for candidate in random.choices(book.at(plan, 0).all, k=3)]
         yield f"Question: {unmark(plan.question)}\n"
-        yield from (turn_text(query, place == 0) + "\n<documents>\n" for place, query in enumerate(queries))
+        yield from (turn_text(query, position == 0) + "\n<documents>\n" for position, query in enumerate(queries))
         yield answer_text(unmark(plan.golden_answers[0]))
         yield f"{HEADER}Attempt 1 (CORRECT): {queries[0]} | {queries[1]}\nAttempt 2 (INCORRECT): no search\n"
 

@@ -105,11 +105,11 @@ def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming:
         return []
     attempts = [
         HindsightAttempt(
-            rollout_index=place,
+            rollout_index=position,
             label=label,
             contents=tuple(neutralise(renaming.apply(query)) for query in queries),
         )
-        for place, (queries, label) in enumerate(scene.attempts)
+        for position, (queries, label) in enumerate(scene.attempts)
     ]
     return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS).token_ids
 
@@ -122,9 +122,9 @@ def _document_weights(num_tokens: int, random: Random) -> list[float]:
 def _encode_turns(
     stage: Stage, scene: Scene, renaming: Renaming
 ) -> Iterator[tuple[Literal["policy", "environment"], Sequence[int]]]:
-    for place, turn in enumerate(scene.script.turns):
-        yield "policy", encode(stage.tokenizer, turn_text(renaming.apply(turn.query), place == 0))
-        is_last = place == len(scene.script.turns) - 1
+    for position, turn in enumerate(scene.script.turns):
+        yield "policy", encode(stage.tokenizer, turn_text(renaming.apply(turn.query), position == 0))
+        is_last = position == len(scene.script.turns) - 1
         if scene.answers or not is_last:
             yield "environment", _encode_hits(stage, turn.hits, renaming)
     if scene.answers:
@@ -174,8 +174,8 @@ def _untried_script(
 ) -> Script:
     tried = {query for queries, _ in attempts for query in queries}
     turns = []
-    for place in range(len(plan.hops)):
-        queries = book.at(plan, place)
+    for position in range(len(plan.hops)):
+        queries = book.at(plan, position)
         fresh = [c for c in queries.good if c.query not in tried] or queries.good or queries.all
         chosen = random.choice(fresh)
         turns.append(ScriptedTurn(chosen.query, chosen.hits, chosen in queries.good))
@@ -186,7 +186,7 @@ def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     """Attempts with distinct queries and labels drawn apart from them; the target repeats a CORRECT one's."""
     size = random.choice(_GROUP_SIZES)
     only_good = random.random() < 0.5
-    pools = [_shuffled_pool(stage.book, plan, place, only_good, random) for place in range(len(plan.hops))]
+    pools = [_shuffled_pool(stage.book, plan, position, only_good, random) for position in range(len(plan.hops))]
     size = min(size, *(len(pool) for pool in pools))
     sequences = [tuple(pool[number] for pool in pools)[: random.choice((1, 2, 2))] for number in range(size)]
     num_correct = random.randint(1, max(1, size - 1))
@@ -199,8 +199,8 @@ def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     return Scene(plan, tuple(attempts), script, script.answer == plan.golden_answers[0])
 
 
-def _shuffled_pool(book: QueryBook, plan: Plan, place: int, only_good: bool, random: Random) -> list[Candidate]:
-    queries = book.at(plan, place)
+def _shuffled_pool(book: QueryBook, plan: Plan, position: int, only_good: bool, random: Random) -> list[Candidate]:
+    queries = book.at(plan, position)
     pool = list(queries.good if only_good and len(queries.good) > 2 else queries.all)
     random.shuffle(pool)
     return pool

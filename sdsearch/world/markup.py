@@ -98,7 +98,7 @@ class NameSource:
         found = {slot for passage in world.passages.values() for slot in slots(passage.title + passage.text)}
         self._countries = sorted(map(unmark, countries))
         self._real = sorted(unmark(slot) for slot in found if not slot.startswith(("{#", "{.")))
-        self._pieces = _word_pieces(tokenizer)
+        self._partial_results = _word_pieces(tokenizer)
         self._successors = _markov_successors(self._real)
 
     def draw(self, random: Random) -> str:
@@ -111,7 +111,7 @@ class NameSource:
         return random.choice(self._real) if kind < 0.65 else self.draw_invented(random)
 
     def _draw_pieces(self, random: Random) -> str:
-        pieces = random.choices(self._pieces, k=random.choice((1, 2, 2, 3, 3, 4)))
+        pieces = random.choices(self._partial_results, k=random.choice((1, 2, 2, 3, 3, 4)))
         return "".join(pieces).strip()
 
     def draw_invented(self, random: Random) -> str:

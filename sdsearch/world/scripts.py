@@ -68,22 +68,22 @@ class QueryBook:
         self._passages = world.passages
         relations = _relations_by_kind(plans)
         worded = {
-            (plan.id, place): tuple(
-                dict.fromkeys((*_good_wordings(plan.hops[place]), *_bad_wordings(plan, place, relations, random)))
+            (plan.id, position): tuple(
+                dict.fromkeys((*_good_wordings(plan.hops[position]), *_bad_wordings(plan, position, relations, random)))
             )
             for plan in plans
-            for place in range(len(plan.hops))
+            for position in range(len(plan.hops))
         }
         hits = _search_all(retriever, {unmark(query) for queries in worded.values() for query in queries})
         self._queries = {
-            (plan.id, place): _sort_out(worded[plan.id, place], hits, hop)
+            (plan.id, position): _sort_out(worded[plan.id, position], hits, hop)
             for plan in plans
-            for place, hop in enumerate(plan.hops)
+            for position, hop in enumerate(plan.hops)
         }
 
-    def at(self, plan: Plan, place: int) -> HopQueries:
+    def at(self, plan: Plan, position: int) -> HopQueries:
         """Return the candidates for the plan's hop number `place`."""
-        return self._queries[plan.id, place]
+        return self._queries[plan.id, position]
 
     def names_in(self, hits: Iterable[str]) -> list[str]:
         """Return the marked names in the passages, as they could be guessed as an answer."""
@@ -93,12 +93,12 @@ class QueryBook:
 def write_script(book: QueryBook, plan: Plan, random: Random, max_searches: int) -> Script:
     """Search hop by hop with good and bad queries; after a miss try again or guess from what was read."""
     turns: list[ScriptedTurn] = []
-    for place in range(len(plan.hops)):
+    for position in range(len(plan.hops)):
         found = False
         while not found:
             if len(turns) == max_searches:
                 return Script(tuple(turns), _guess(book, plan, turns))
-            turns.append(_try_once(book.at(plan, place), turns, random))
+            turns.append(_try_once(book.at(plan, position), turns, random))
             found = turns[-1].found
             if not found and random.random() > _RETRY_SHARE:
                 return Script(tuple(turns), _guess(book, plan, turns))
@@ -156,9 +156,9 @@ def _good_wordings(hop: Hop) -> list[str]:
     ]
 
 
-def _bad_wordings(plan: Plan, place: int, relations: dict[str, list[str]], random: Random) -> list[str]:
+def _bad_wordings(plan: Plan, position: int, relations: dict[str, list[str]], random: Random) -> list[str]:
     """Word what goes wrong: the bare entity or relation, another relation, a hop skipped."""
-    hop, last = plan.hops[place], plan.hops[-1]
+    hop, last = plan.hops[position], plan.hops[-1]
     others = [r for r in relations.get(last.relation, sorted(relations)) if r not in (hop.relation, last.relation)]
     wrong = random.sample(others, k=min(2, len(others)))
     worded = [hop.subject, hop.relation, *(f"{relation} of {hop.subject}" for relation in wrong)]

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from schemas.records.ledger import StageHistory, StageKey
 from storage.database.connection import Database
 from storage.database.rows import STAGE_TABLES
-from storage.database.sync import Index
+from storage.database.sync import DatabaseSync
 from storage.disk.manifest import MANIFEST
 from storage.errors import DamagedArtifactError
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 
 
-def find_problems(ledger: Ledger, artifacts: ArtifactStore, database: Database, index: Index) -> Iterator[str]:
+def find_problems(ledger: Ledger, artifacts: ArtifactStore, database: Database, index: DatabaseSync) -> Iterator[str]:
     """Yield one sentence a problem: a damaged file, a stage that the database lacks, or rows that it lacks.
 
     Every file of every done stage is hashed. Checkpoints that were removed to save room are no problem.
@@ -65,7 +65,7 @@ def _unknown_runs(ledger: Ledger, database: Database) -> Iterator[str]:
     yield from (
         f"run '{row['run']}' is in the database, but not among the files" for row in indexed if row["run"] not in known
     )
-    standing = {row["run"]: (row["status"], row["iterations_done"], row["policy_sha256"]) for row in indexed}
+    tracked_status = {row["run"]: (row["status"], row["iterations_done"], row["policy_sha256"]) for row in indexed}
     for name, record in known.items():
-        if standing.get(name) != (record.status, record.iterations_done, record.policy_sha256):
+        if tracked_status.get(name) != (record.status, record.iterations_done, record.policy_sha256):
             yield f"run '{name}': the database does not hold its present standing"

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from schemas.commands import command
 from storage.database.query_results import Answer, Form, answer_of, check_parameters, parameters_of, query_error
-from storage.disk.signals import finishing
+from storage.disk.signals import signals_deferred
 from storage.errors import DatabaseBusyError, DatabaseUnusableError
 from storage.workspace import Workspace
 
@@ -70,7 +70,7 @@ class Database:
         with self._attached(read_only=False, wait_s=wait_s) as connection:
             _prepare(connection, self.path.as_posix())
             self._checked = True
-            with finishing():
+            with signals_deferred():
                 connection.execute("BEGIN")
                 yield connection
                 connection.execute("COMMIT")

@@ -48,7 +48,7 @@ def answer_of(relation: duckdb.DuckDBPyRelation | None, form: Form) -> Answer:
     """Return a relation's rows in a form; no rows for a statement that gives none."""
     if relation is None:
         return Answer()
-    columns = (_expression(place, kind.id, form) for place, kind in enumerate(relation.types, 1))
+    columns = (_expression(location, kind.id, form) for location, kind in enumerate(relation.types, 1))
     rows = relation.project(", ".join(columns)).fetchall()
     keys = relation.project("*").columns
     if form == "json":
@@ -96,10 +96,10 @@ def query_error(error: Exception) -> QueryError:
     return QueryError(f"the query does not run: {' '.join(_EXCERPT.sub('', text).split())}{where}")
 
 
-def _expression(place: int, kind: str, form: Form) -> str:
+def _expression(location: int, kind: str, form: Form) -> str:
     if form == "json" or (form == "text" and kind in _NESTED):
-        return f"CAST(to_json(#{place}) AS VARCHAR)"
-    return f"#{place}" if form == "values" and kind in _PLAIN else f"CAST(#{place} AS VARCHAR)"
+        return f"CAST(to_json(#{location}) AS VARCHAR)"
+    return f"#{location}" if form == "values" and kind in _PLAIN else f"CAST(#{location} AS VARCHAR)"
 
 
 def _finite(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.data.question_sets import QuestionSets
 from storage.database.connection import Database
-from storage.database.sync import Index, RowsOf
+from storage.database.sync import DatabaseSync, RowsOf
 from storage.disk.files import is_temporary, locked, make_folder, remove, sync, temporary_name
 from storage.runs.ledger import Ledger
 from storage.runs.lock import RunLock
@@ -42,7 +42,7 @@ def rebuild_database(workspace: Workspace, ledger: Ledger, question_sets: Questi
         try:
             make_folder(folder)
             database = Database(workspace, path=folder / workspace.database.name)
-            index = Index(database, ledger, rows_of)
+            index = DatabaseSync(database, ledger, rows_of)
             for run in runs:
                 index.catch_up(run)
             num_sets, questions_left_out = question_sets.index_all(database)
@@ -56,19 +56,19 @@ def rebuild_database(workspace: Workspace, ledger: Ledger, question_sets: Questi
     return Rebuilt(len(runs), attempts, num_sets, left_out, former)
 
 
-def _put_in_place(new: Path, place: Path, keep_former: bool) -> Path | None:
-    log, former = _log_of(place), place.with_name(f"former-{place.name}")
-    keep_former = keep_former and place.exists()
+def _put_in_place(new: Path, location: Path, keep_former: bool) -> Path | None:
+    log, former = _log_of(location), location.with_name(f"former-{location.name}")
+    keep_former = keep_former and location.exists()
     sync(new)
     if keep_former:
         _log_of(former).unlink(missing_ok=True)
-        place.rename(former)
+        location.rename(former)
         if log.exists():
             log.rename(_log_of(former))
     # A log that stays would be taken for the new file's.
     log.unlink(missing_ok=True)
-    new.replace(place)
-    sync(place.parent)
+    new.replace(location)
+    sync(location.parent)
     return former if keep_former else None
 
 

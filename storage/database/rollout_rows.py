@@ -1,8 +1,8 @@
-"""The rows of the persist stage: questions, groups, rollouts, turns, searches and the iteration's metrics."""
+"""The rows of the score stage: questions, groups, rollouts, turns, searches and the iteration's metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, stdev
@@ -11,13 +11,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from schemas.records.hindsight import Label, label_outcome
-from schemas.records.passage import Passage
 from schemas.records.question import Question
 from schemas.records.rollout import Answer, Group, Malformed, Rollout, Search, Turn
 from schemas.records.score import Score
-from storage.database.rows import Rows, build, build_from_records
+from storage.database.rows import StageRows, build, build_from_records
 
-ContainsAnswer = Callable[[Passage, Sequence[str]], bool]
 LabelMetric = Literal["f1", "em"]
 
 
@@ -31,19 +29,17 @@ class _Scored:
     outcome: Label
 
 
-def persist_rows(
+def score_rows(
     run: str,
     iteration: int,
     groups: Sequence[Group],
     scores: Sequence[Score],
-    contains_answer: ContainsAnswer,
     label_metric: LabelMetric = "f1",
     rho: float = 0.0,
-) -> Rows:
-    """Return the rows of the persist stage, groups and siblings in the given order.
+) -> StageRows:
+    """Return the rows of the score stage, groups and siblings in the given order.
 
-    `contains_answer(passage, golden_answers)` marks the passages of a search; a rollout's outcome is CORRECT when its
-    `label_metric` exceeds `rho`. ValueError when a rollout has no score.
+    A rollout's outcome is CORRECT when its `label_metric` exceeds `rho`. ValueError when a rollout has no score.
     """
     assert groups, "an iteration samples at least one group"
     by_id = {score.rollout_id: score for score in scores}
@@ -64,7 +60,7 @@ def persist_rows(
         "groups": _groups(run, iteration, groups, scored),
         "rollouts": _rollouts(run, iteration, flat),
         "turns": _turns(run, iteration, flat),
-        "searches": _searches(run, iteration, flat, contains_answer),
+        "searches": _searches(run, iteration, flat),
         "iteration_metrics": _metrics(run, iteration, scored),
     }
 
@@ -137,17 +133,14 @@ def _turns(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
     return build_from_records("turns", run, iteration, [turn.generation for turn in turns], columns)
 
 
-def _searches(run: str, iteration: int, flat: Sequence[_Scored], contains_answer: ContainsAnswer) -> pa.Table:
+def _searches(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
     searches = [
         (item, index, query, turn.hits)
         for item in flat
         for index, turn in enumerate(item.rollout.turns)
         if (query := turn.searched_query) is not None
     ]
-    golden = [
-        [contains_answer(hit.passage, item.group.question.golden_answers) for hit in hits]
-        for item, _, _, hits in searches
-    ]
+    golden = [flags for item in flat for flags in item.score.golden]
     columns: dict[str, Sequence[Any]] = {
         "rollout_id": [item.rollout.id for item, _, _, _ in searches],
         "turn": [index for _, index, _, _ in searches],

@@ -15,11 +15,11 @@ from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
 from storage.database.connection import table_schemas
 
-Rows = dict[str, pa.Table]
+StageRows = dict[str, pa.Table]
 
 STAGE_TABLES: dict[StageName, tuple[str, ...]] = {
     "sample": (),
-    "persist": ("groups", "rollouts", "turns", "searches", "iteration_metrics"),
+    "score": ("groups", "rollouts", "turns", "searches", "iteration_metrics"),
     "hindsight": ("hindsight_blocks", "hindsight_attempts"),
     "teacher": ("teacher_targets", "query_credit"),
     "update": ("update_metrics",),
@@ -27,7 +27,7 @@ STAGE_TABLES: dict[StageName, tuple[str, ...]] = {
 }
 """The tables whose rows of an iteration belong to a stage and are replaced when it runs again."""
 
-SHARED_TABLES: dict[StageName, tuple[str, ...]] = {"persist": ("questions",)}
+SHARED_TABLES: dict[StageName, tuple[str, ...]] = {"score": ("questions",)}
 """The tables that a stage adds rows to where the key is new; they belong to no iteration."""
 
 
@@ -50,7 +50,7 @@ def build_from_records(
     return build(table_name, run, iteration, {**fields, **columns})
 
 
-def hindsight_rows(run: str, iteration: int, blocks: Sequence[HindsightBlock]) -> Rows:
+def hindsight_rows(run: str, iteration: int, blocks: Sequence[HindsightBlock]) -> StageRows:
     """Return the rows of the hindsight stage: blocks and their attempts."""
     attempts = [
         (block_index, attempt_index, block.group_id, attempt)
@@ -79,7 +79,7 @@ def teacher_rows(
     targets: Sequence[TeacherTargets],
     credit: Sequence[QueryCredit],
     tensors: ArtifactRef,
-) -> Rows:
+) -> StageRows:
     """Return the rows of the teacher stage; `tensors` is the file that the targets' rows lie in."""
     return {
         "teacher_targets": build_from_records(
@@ -89,7 +89,7 @@ def teacher_rows(
     }
 
 
-def update_rows(run: str, iteration: int, report: UpdateReport) -> Rows:
+def update_rows(run: str, iteration: int, report: UpdateReport) -> StageRows:
     """Return the rows of the update stage: one an optimiser step."""
     num_steps = len(report.steps)
     columns: dict[str, Sequence[Any]] = {
@@ -101,7 +101,7 @@ def update_rows(run: str, iteration: int, report: UpdateReport) -> Rows:
 
 def evaluation_rows(
     run: str, iteration: int, evaluations: Sequence[tuple[EvaluationReport, Sequence[EvaluationAnswer]]]
-) -> Rows:
+) -> StageRows:
     """Return the rows of the evaluate stage; each report comes with its answers."""
     reports = [report for report, _ in evaluations]
     pairs = [(report, answer) for report, answers in evaluations for answer in answers]

@@ -17,9 +17,8 @@ from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
 from schemas.settings.root import HindsightSettings
-from sdsearch.credit.scoring import contains_answer
-from storage.database.rollout_rows import persist_rows
-from storage.database.rows import Rows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
+from storage.database.rollout_rows import score_rows
+from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
 from storage.errors import DamagedArtifactError
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
@@ -33,8 +32,10 @@ class ReadRecords(Protocol):
     def __call__(self, record: StageRecord, name: str, record_type: type[R]) -> list[R]: ...
 
 
-def rows_of(record: StageRecord, sampled: StageRecord | None, hindsight: HindsightSettings, read: ReadRecords) -> Rows:
-    """Return the rows of a done stage; `sampled` is the iteration's sample stage, which persist's rows need too.
+def rows_of(
+    record: StageRecord, sampled: StageRecord | None, hindsight: HindsightSettings, read: ReadRecords
+) -> StageRows:
+    """Return the rows of a done stage; `sampled` is the iteration's sample stage, which score's rows need too.
 
     `hindsight` says which rollouts count as CORRECT. DamagedArtifactError when a file cannot be read.
     """
@@ -42,11 +43,11 @@ def rows_of(record: StageRecord, sampled: StageRecord | None, hindsight: Hindsig
     match record.stage:
         case "sample":
             return {}
-        case "persist":
+        case "score":
             if sampled is None:
                 raise DamagedArtifactError(f"iteration {iteration} of run '{run}' has no groups; resume samples them")
             groups, scores = read(sampled, "groups", Group), read(record, "scores", Score)
-            return persist_rows(run, iteration, groups, scores, contains_answer, hindsight.label_metric, hindsight.rho)
+            return score_rows(run, iteration, groups, scores, hindsight.label_metric, hindsight.rho)
         case "hindsight":
             return hindsight_rows(run, iteration, read(record, "blocks", HindsightBlock))
         case "teacher":
@@ -57,20 +58,20 @@ def rows_of(record: StageRecord, sampled: StageRecord | None, hindsight: Hindsig
             return update_rows(run, iteration, report)
         case "evaluate":
             reports = read(record, "reports", EvaluationReport)
-            places = {name: place for place, name in enumerate(dict.fromkeys((r.dataset, r.split) for r in reports))}
-            files = [answers_file(report.mode, places[report.dataset, report.split]) for report in reports]
+            indexes = {name: index for index, name in enumerate(dict.fromkeys((r.dataset, r.split) for r in reports))}
+            files = [answers_file(report.mode, indexes[report.dataset, report.split]) for report in reports]
             answers = [read(record, name, EvaluationAnswer) for name in files]
             return evaluation_rows(run, iteration, list(zip(reports, answers, strict=True)))
 
 
-class RowsFromFiles:
+class StageRowsReader:
     """`rows_of` for a stage of any run of a workspace, from its files alone."""
 
     def __init__(self, ledger: Ledger, artifacts: ArtifactStore) -> None:
         self._ledger = ledger
         self._artifacts = artifacts
 
-    def __call__(self, record: StageRecord) -> Rows:
+    def __call__(self, record: StageRecord) -> StageRows:
         """Return the rows of a done stage; DamagedArtifactError when a file cannot be read."""
         settings = json.loads(self._ledger.get_run(record.adopted_from or record.run).settings_json)
         hindsight = HindsightSettings.model_validate(settings["hindsight"])
@@ -83,9 +84,9 @@ class RowsFromFiles:
         return self._artifacts.read_records(ref, record_type)
 
 
-def answers_file(mode: EvaluationMode, place: int) -> str:
+def answers_file(mode: EvaluationMode, index: int) -> str:
     """Return the name, without extension, of an evaluation's answers to the data set at `place`."""
-    return f"answers_{mode}_{place}" if place else f"answers_{mode}"
+    return f"answers_{mode}_{index}" if index else f"answers_{mode}"
 
 
 def file_of(record: StageRecord, name: str) -> ArtifactRef:

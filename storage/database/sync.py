@@ -23,7 +23,7 @@ from schemas.base import Record
 from schemas.commands import command
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from storage.database.connection import Database, insert, insert_new, table_schemas
-from storage.database.rows import SHARED_TABLES, STAGE_TABLES, Rows
+from storage.database.rows import SHARED_TABLES, STAGE_TABLES, StageRows
 from storage.errors import (
     DamagedArtifactError,
     DatabaseBusyError,
@@ -34,7 +34,7 @@ from storage.errors import (
 from storage.runs.ledger import Ledger
 
 logger = logging.getLogger(__name__)
-RowsOf = Callable[[StageRecord], Rows]
+RowsOf = Callable[[StageRecord], StageRows]
 """Makes a done stage's rows from its files; DamagedArtifactError when they cannot be read."""
 
 WAIT_S = 1.0  # A reader's query is over by then; one that stays must not hold up the training.
@@ -42,14 +42,14 @@ FLUSH_EVERY_S = 5.0
 _BATCH = 32  # Stages a transaction.
 
 
-class Index:
+class DatabaseSync:
     """Keeps the database in step with the files of the runs that this process works on."""
 
     def __init__(self, database: Database, ledger: Ledger, rows_of: RowsOf) -> None:
         self._database = database
         self._ledger = ledger
         self._rows_of = rows_of
-        self._stages: dict[StageKey, Rows | None] = {}  # None: rows are read from the files when they are written.
+        self._stages: dict[StageKey, StageRows | None] = {}  # None: rows are read from the files when they are written.
         self._runs: dict[str, None] = {}
         self._unchecked: dict[str, None] = {}
         self._flushed_at = time.monotonic()
@@ -61,7 +61,7 @@ class Index:
         """Note that a run's record changed."""
         self._runs[run] = None
 
-    def put_stage(self, key: StageKey, rows: Rows | None = None) -> None:
+    def put_stage(self, key: StageKey, rows: StageRows | None = None) -> None:
         """Note that a stage's attempts changed, `rows` being those of the done one; write when some seconds are due.
 
         ValueError for rows of a table that is not the stage's.
@@ -152,7 +152,9 @@ class Index:
             for key in batch:
                 del self._stages[key]
 
-    def _change(self, key: StageKey, rows: Rows | None) -> tuple[StageKey, Sequence[StageRecord], Rows] | None:
+    def _change(
+        self, key: StageKey, rows: StageRows | None
+    ) -> tuple[StageKey, Sequence[StageRecord], StageRows] | None:
         history = self._ledger.history(key)
         if rows is None and history.done is not None:
             try:
@@ -164,13 +166,13 @@ class Index:
         return key, history.ended, rows or {}
 
 
-def count_rows(record: StageRecord, rows: Rows) -> int:
+def count_rows(record: StageRecord, rows: StageRows) -> int:
     """Return how many of the rows lie in the stage's own tables."""
     return sum(rows[name].num_rows for name in STAGE_TABLES[record.stage] if name in rows)
 
 
 def _put_stages(
-    connection: duckdb.DuckDBPyConnection, changes: Sequence[tuple[StageKey, Sequence[StageRecord], Rows]]
+    connection: duckdb.DuckDBPyConnection, changes: Sequence[tuple[StageKey, Sequence[StageRecord], StageRows]]
 ) -> None:
     """Replace the ledger rows and the rows of each stage; tables are filled one after another, each at once."""
     for key in _present(connection, [key for key, _, _ in changes]):

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from schemas.records.ledger import ArtifactRef
-from storage.disk.signals import finishing
+from storage.disk.signals import signals_deferred
 from storage.errors import WriteFailedError
 
 # How the error of a library that is not written in Python tells the system's.
@@ -59,7 +59,7 @@ def describe_failure(error: BaseException, path: Path) -> str:
     return f"{reason}); mend that, then try again (resume continues)"
 
 
-@finishing()
+@signals_deferred()
 def write_atomic(path: Path, write: Callable[[Path], None], root: Path) -> ArtifactRef:
     """Have `write` fill a temporary file beside `path`, then put it in place durably.
 

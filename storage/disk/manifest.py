@@ -20,7 +20,7 @@ from storage.disk.files import (
     temporary_name,
     write_json_atomic,
 )
-from storage.disk.signals import finishing
+from storage.disk.signals import signals_deferred
 from storage.errors import DamagedArtifactError
 
 MANIFEST = "manifest.json"
@@ -116,7 +116,7 @@ def _describe(folder: Path) -> Manifest:
     return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)))
 
 
-@finishing()
+@signals_deferred()
 def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
     if folder.exists():
         if _holds(folder, manifest):

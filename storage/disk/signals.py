@@ -13,7 +13,7 @@ _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Hold SIGINT, SIGTERM and SIGHUP back until the block is over; keep it to moments.
 
     The block needs it for tidiness, never for safety: what it writes must bear kill -9 too. Outside the main thread,

@@ -1,6 +1,6 @@
 """Pieces of a stage that is not done yet: what an attempt has finished, the next one need not do again.
 
-A piece is the file `piece-NAME.INPUTS.SHA256.parquet` in the stage's folder. Its name says which inputs it was made
+A piece is the file `partial-NAME.INPUTS.SHA256.parquet` in the stage's folder. Its name says which inputs it was made
 from and what its bytes must be, so that it counts from the moment in which it has its name.
 """
 
@@ -19,10 +19,10 @@ from storage.runs.artifacts import ArtifactStore, write_parquet
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
-_PREFIX = "piece-"
+_PREFIX = "partial-"
 
 
-class Pieces:
+class PartialResults:
     """The pieces of an attempt; they serve later attempts with the same inputs, and go when the stage is done."""
 
     def __init__(self, artifacts: ArtifactStore, record: StageRecord) -> None:

@@ -56,7 +56,7 @@ POINTS = [
     Point("between fsync and rename", r".* rename artifacts/.*"),
     Point("after a rename", r".* renamed artifacts/.*"),
     Point("between a stage's rename and commit", r".* renamed artifacts/.*/stage\.json"),
-    Point("between two pieces of the rollouts", r"sample@\d+ (?:sync|renamed) artifacts/.*/piece-.*"),
+    Point("between two partial files of the rollouts", r"sample@\d+ (?:sync|renamed) artifacts/.*/partial-.*"),
     Point("a checkpoint is half written", r"update@\d+ sync checkpoints/.*", halve=True),
     Point("a checkpoint is written, any moment", r"update@\d+ trains", until=r"update@\d+ worked"),
     Point("before a checkpoint's rename", r"update@\d+ rename checkpoints/.*"),

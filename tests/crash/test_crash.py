@@ -53,7 +53,7 @@ KILLS = (
     kill("update@1 trains", signal.SIGTERM, delay_s=0.1),
     kill("update@1 renamed artifacts/run=killed/iteration=00001/stage=update/stage.json"),
     kill("start", delay_s=0.3),
-    kill("persist@2 sql COMMIT", signal.SIGINT),
+    kill("score@2 sql COMMIT", signal.SIGINT),
     kill("update@2 sync checkpoints/run=killed/version=00002~/optimiser/state.safetensors", halve=True),
 )
 

@@ -23,7 +23,7 @@ from tests.faults.runs import RUN, quick, train
 HIT = (
     "artifacts/run=run/iteration=00001/stage=update/stage.json",
     "artifacts/run=run/iteration=00002/stage=sample/groups.parquet",
-    "artifacts/run=run/iteration=00002/stage=persist/stage.json",
+    "artifacts/run=run/iteration=00002/stage=score/stage.json",
     "artifacts/run=run/iteration=00002/stage=hindsight/blocks.parquet",
     "artifacts/run=run/iteration=00002/stage=teacher/distributions.safetensors",
     "checkpoints/run=run/version=00001/model.safetensors",

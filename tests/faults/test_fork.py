@@ -17,7 +17,7 @@ from storage.database.connection import table_schemas
 from storage.disk.files import sha256_file
 from storage.errors import DamagedArtifactError, RunLockedError
 from storage.runs.lock import RunLock
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.faults.runs import RUN, quick, train
@@ -49,18 +49,18 @@ def stopped(master: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(master, tmp_path / "workspace"))
 
 
-def stores_of(workspace: Path) -> Stores:
-    return Stores(Workspace.open(workspace))
+def storage_of(workspace: Path) -> Storage:
+    return Storage(Workspace.open(workspace))
 
 
 def go_on(workspace: Path, run: str) -> RunRecord:
     train_plain(None, run, workspace, SilentReporter(), resume=True)
-    return stores_of(workspace).ledger.get_run(run)
+    return storage_of(workspace).ledger.get_run(run)
 
 
 def rows(workspace: Path, table: str, run: str, iteration: int) -> list[dict[str, object]]:
     """Return an iteration's rows of a run, without what depends on the run's name, the time and the place."""
-    found = stores_of(workspace).database.query(
+    found = storage_of(workspace).database.query(
         f'SELECT * FROM "{table}" WHERE run = $run AND iteration = $iteration', {"run": run, "iteration": iteration}
     )
     kept = [{k: v for k, v in row.items() if k not in (*CIRCUMSTANCES, "tensor_path")} for row in found.to_pylist()]
@@ -68,11 +68,11 @@ def rows(workspace: Path, table: str, run: str, iteration: int) -> list[dict[str
 
 
 def test_a_fork_with_the_same_settings_goes_on_as_its_source(stopped: Path, expected: Snapshot) -> None:
-    fork_run(stores_of(stopped), RUN, FORK, quick())
+    fork_run(storage_of(stopped), RUN, FORK, quick())
     forked, source = go_on(stopped, FORK), go_on(stopped, RUN)
     assert (forked.fork_of, forked.first_iteration, forked.policy_version, forked.status) == (RUN, 2, 2, "done")
     assert forked.policy_sha256 == source.policy_sha256
-    checkpoints = stores_of(stopped).checkpoints
+    checkpoints = storage_of(stopped).checkpoints
     for name in ("model.safetensors", "optimiser/state.safetensors"):
         found, wanted = (sha256_file(checkpoints.path(run, 2) / name) for run in (FORK, RUN))
         assert found == wanted, name
@@ -85,12 +85,12 @@ def test_a_fork_with_the_same_settings_goes_on_as_its_source(stopped: Path, expe
 
 
 def test_a_fork_takes_other_settings_and_needs_its_source_no_more(stopped: Path) -> None:
-    stores = stores_of(stopped)
-    fork_run(stores, RUN, FORK, quick("update.learning_rate=1e-3", "iterations=3"))
-    stores.checkpoints.prune(RUN, keep=())
+    storage = storage_of(stopped)
+    fork_run(storage, RUN, FORK, quick("update.learning_rate=1e-3", "iterations=3"))
+    storage.checkpoints.prune(RUN, keep=())
     forked = go_on(stopped, FORK)
     assert (forked.iterations_done, forked.status) == (3, "done")
-    stages = [(s.iteration, s.stage) for s in stores.ledger.stages(FORK) if s.adopted_from is None]
+    stages = [(s.iteration, s.stage) for s in storage.ledger.stages(FORK) if s.adopted_from is None]
     assert min(iteration for iteration, stage in stages if stage != "evaluate") == 2, "nothing before is done again"
     assert (1, "evaluate") in stages, "its curve begins where it began"
     assert {row["learning_rate"] for row in rows(stopped, "update_metrics", FORK, 2)} == {1e-3}
@@ -132,35 +132,35 @@ def test_the_command_refuses_changed_settings_and_forks(stopped: Path, capsys: p
 )
 def test_settings_that_cannot_go_on_from_there(overrides: list[str], reason: str, stopped: Path) -> None:
     with pytest.raises(UserError, match=reason):
-        fork_run(stores_of(stopped), RUN, FORK, quick(*overrides))
+        fork_run(storage_of(stopped), RUN, FORK, quick(*overrides))
     assert not (stopped / "artifacts" / f"run={FORK}").exists()
 
 
 def test_names_and_runs_that_cannot_be_forked(stopped: Path) -> None:
-    stores = stores_of(stopped)
+    storage = storage_of(stopped)
     with pytest.raises(UserError, match="needs a name other than its source's"):
-        fork_run(stores, RUN, RUN, quick())
-    fork_run(stores, RUN, FORK, quick())
+        fork_run(storage, RUN, RUN, quick())
+    fork_run(storage, RUN, FORK, quick())
     with pytest.raises(UserError, match=r"exists with other settings \(seed: 0 -> 1\)"):
-        fork_run(stores, RUN, FORK, quick("seed=1"))
-    fork_run(stores, FORK, "second", quick("seed=1"))
+        fork_run(storage, RUN, FORK, quick("seed=1"))
+    fork_run(storage, FORK, "second", quick("seed=1"))
     with pytest.raises(UserError, match=rf"run '{FORK}' is in this workspace already and no fork of 'second'"):
-        fork_run(stores, "second", FORK, quick())
-    stores.update_run(stores.ledger.get_run(RUN).model_copy(update={"policy_version": 0}))
+        fork_run(storage, "second", FORK, quick())
+    storage.update_run(storage.ledger.get_run(RUN).model_copy(update={"policy_version": 0}))
     with pytest.raises(UserError, match="has no update to go on from"):
-        fork_run(stores, RUN, "third", quick())
-    with RunLock(stores.workspace, "second"), pytest.raises(RunLockedError, match="held by process"):
-        fork_run(stores, "second", "third", quick("seed=1"))
+        fork_run(storage, RUN, "third", quick())
+    with RunLock(storage.workspace, "second"), pytest.raises(RunLockedError, match="held by process"):
+        fork_run(storage, "second", "third", quick("seed=1"))
 
 
 def test_damage_before_and_after_the_fork(stopped: Path) -> None:
-    stores = stores_of(stopped)
-    weights = stores.checkpoints.path(RUN, 1) / "model.safetensors"
+    storage = storage_of(stopped)
+    weights = storage.checkpoints.path(RUN, 1) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(DamagedArtifactError, match=r"model\.safetensors is damaged"):
-        fork_run(stores, RUN, FORK, quick())
+        fork_run(storage, RUN, FORK, quick())
     go_on(stopped, RUN)
-    fork_run(stores, RUN, FORK, quick("iterations=3"))
-    stores.checkpoints.prune(FORK, keep=())
+    fork_run(storage, RUN, FORK, quick("iterations=3"))
+    storage.checkpoints.prune(FORK, keep=())
     with pytest.raises(DamagedArtifactError, match=rf"no intact checkpoint, not even of version 2,.* run '{RUN}'"):
         go_on(stopped, FORK)

@@ -248,4 +248,4 @@ def back_again(workspace: Path, former: Served | None = None, index: str | None 
 
 
 def pieces(workspace: Path) -> list[Path]:
-    return sorted(workspace.glob("artifacts/**/piece-groups-*.parquet"))
+    return sorted(workspace.glob("artifacts/**/partial-groups-*.parquet"))

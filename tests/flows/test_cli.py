@@ -20,7 +20,7 @@ from flows.settings.load import load_settings
 from schemas.records.ledger import RunRecord
 from storage.database.canned import list_canned
 from storage.database.connection import Database
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import all_rows, fill, make_groups, make_run
 
@@ -40,10 +40,10 @@ def stored_run(run: str) -> RunRecord:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with one run and a row in every table."""
     opened = Workspace.open(tmp_path_factory.mktemp("workspace"))
-    stores = Stores(opened)
-    stores.create_run(stored_run("first"))
-    assert stores.index.flush()
-    fill(stores.database, all_rows(make_groups()))
+    storage = Storage(opened)
+    storage.create_run(stored_run("first"))
+    assert storage.sync.flush()
+    fill(storage.database, all_rows(make_groups()))
     return opened.root
 
 

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from flows.app import run_command
 from flows.run.model_files import model_folder
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import make_run
 
@@ -66,14 +66,14 @@ def train_refused(refused: Command) -> Command:
 def runs_in(workspace: Path) -> list[str]:
     if not workspace.exists():
         return []
-    return [record.run for record in Stores(Workspace.open(workspace)).ledger.list_runs()]
+    return [record.run for record in Storage(Workspace.open(workspace)).ledger.list_runs()]
 
 
-def create_run(workspace: Path, run: str) -> Stores:
-    stores = Stores(Workspace.open(workspace))
-    stores.create_run(make_run(run))
-    assert stores.index.flush()
-    return stores
+def create_run(workspace: Path, run: str) -> Storage:
+    storage = Storage(Workspace.open(workspace))
+    storage.create_run(make_run(run))
+    assert storage.sync.flush()
+    return storage
 
 
 def write_rows(path: Path, *rows: dict[str, object]) -> Path:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows.inspect.browse import print_run
 from flows.settings.load import load_settings, shipped_configs
-from flows.training.loop import open_stores
+from flows.training.loop import open_storage
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
 from schemas.settings.void import VOID, effective
@@ -101,9 +101,9 @@ def test_every_rule_has_a_case_and_no_shipped_settings_have_a_note() -> None:
 def test_show_says_that_a_run_only_warms_up(tmp_path: Path, warmup: int, plain: bool) -> None:
     settings = loaded(f"distillation.warmup_iterations={warmup}")
     record = make_run("warm").model_copy(update={"settings_json": settings.model_dump_json()})
-    stores = open_stores(tmp_path)
-    stores.create_run(record)
+    storage = open_storage(tmp_path)
+    storage.create_run(record)
     console = Console(file=io.StringIO(), width=200)
-    print_run(stores.workspace, "warm", console)
+    print_run(storage.workspace, "warm", console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("note: distillation.warmup_iterations is not below iterations: this run is plain GRPO" in shown) == plain

@@ -15,7 +15,7 @@ import pytest
 
 from flows.console.errors import PEOPLES_ERRORS
 from flows.doctor.doctor import Asked, diagnose
-from flows.doctor.hardware import Machine
+from flows.doctor.hardware import Hardware
 from flows.settings.load import load_settings
 from schemas.settings.root import Settings
 from schemas.settings.tree import setting_names
@@ -27,7 +27,7 @@ from tests.fuzz.pools import draw_choices, leaves, odd_values
 from tests.fuzz.run import check
 
 T = TypeVar("T")
-BARE = Machine(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
+BARE = Hardware(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
 
 
 @pytest.fixture(scope="module")

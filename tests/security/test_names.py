@@ -24,7 +24,7 @@ from storage.runs.artifacts import ArtifactStore
 from storage.runs.checkpoints import CheckpointStore
 from storage.runs.ledger import Ledger
 from storage.runs.lock import RunLock, lock_holder
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import make_run
 
@@ -122,10 +122,10 @@ def test_no_study_takes_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["../outside", "-x", "a\x1b[31m\0b"], ids=ascii)
 def test_no_command_takes_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "workspace"
-    stores = Stores(Workspace.open(folder))
+    storage = Storage(Workspace.open(folder))
     settings = load_settings("tiny")
-    stores.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
-    assert stores.index.flush()
+    storage.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
+    assert storage.sync.flush()
     before = everything(tmp_path)
     commands = [
         ["train", "tiny", f"--run={name}"],

@@ -17,7 +17,7 @@ import pytest
 from flows.app import run_command
 from flows.settings.load import load_settings
 from schemas.records.ledger import StageKey
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import all_rows, fill, make_groups, make_run
 
@@ -43,13 +43,13 @@ def poisoned(rows: pa.Table) -> pa.Table:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose every stored text is hostile."""
     opened = Workspace.open(tmp_path_factory.mktemp("workspace"))
-    stores = Stores(opened)
+    storage = Storage(opened)
     settings = load_settings("tiny", [f"model.path={json.dumps(EVIL)}"])
-    stores.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
-    record = stores.ledger.begin(StageKey(run="first", iteration=2, stage="sample"), "hash", 0)
-    stores.index.put_stage(stores.ledger.fail(record, EVIL).key)
-    assert stores.index.flush()
-    fill(stores.database, {name: poisoned(rows) for name, rows in all_rows(make_groups()).items()})
+    storage.create_run(make_run("first").model_copy(update={"settings_json": settings.model_dump_json()}))
+    record = storage.ledger.begin(StageKey(run="first", iteration=2, stage="sample"), "hash", 0)
+    storage.sync.put_stage(storage.ledger.fail(record, EVIL).key)
+    assert storage.sync.flush()
+    fill(storage.database, {name: poisoned(rows) for name, rows in all_rows(make_groups()).items()})
     return opened.root
 
 

@@ -18,7 +18,7 @@ SEARCH_R1_PROMPT = (
     "Answer the given question. You must conduct reasoning inside <think> and </think> first. For example, <answer> "
     "Beijing </answer>. Question: {question}\n"
 )
-Rows = Sequence[Mapping[str, Any]]
+DatasetRows = Sequence[Mapping[str, Any]]
 
 
 def world_questions(split: str, number: int, start: int = 0) -> list[Question]:
@@ -27,7 +27,7 @@ def world_questions(split: str, number: int, start: int = 0) -> list[Question]:
     return [question.model_copy(update={"id": f"{split}_{place}"}) for place, question in enumerate(questions)]
 
 
-def flashrag_rows(questions: Sequence[Question]) -> Rows:
+def flashrag_rows(questions: Sequence[Question]) -> DatasetRows:
     return [
         {
             "id": question.id,
@@ -39,7 +39,7 @@ def flashrag_rows(questions: Sequence[Question]) -> Rows:
     ]
 
 
-def search_r1_rows(questions: Sequence[Question], dataset: str) -> Rows:
+def search_r1_rows(questions: Sequence[Question], dataset: str) -> DatasetRows:
     """Rows as Search-R1's data preparation writes them: neither ids nor questions outside the prompt."""
     return [
         {
@@ -53,7 +53,7 @@ def search_r1_rows(questions: Sequence[Question], dataset: str) -> Rows:
     ]
 
 
-def write_rows(path: Path, rows: Rows) -> Path:
+def write_rows(path: Path, rows: DatasetRows) -> Path:
     """Write rows as the file's name says: .parquet, .jsonl or .jsonl.gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: Rows) -> Path:
     return path
 
 
-def hub_folder(folder: Path, files: Mapping[str, Mapping[str, Rows]]) -> Path:
+def hub_folder(folder: Path, files: Mapping[str, Mapping[str, DatasetRows]]) -> Path:
     """Write a folder that `datasets.load_dataset` opens as it opens FlashRAG's: configuration, then split."""
     lines = ["---", "configs:"]
     for dataset, splits in files.items():

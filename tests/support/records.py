@@ -14,8 +14,8 @@ from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
 from storage.database.connection import Database, insert
-from storage.database.rollout_rows import persist_rows
-from storage.database.rows import Rows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
+from storage.database.rollout_rows import score_rows
+from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
 
 GOLDEN = SearchHit(passage=Passage(id="p1", title="Andorra", text="Its capital is Andorra la Vella."), score=0.75)
 OTHER = SearchHit(passage=Passage(id="p2", title="Oslo", text="A city in Norway."), score=0.25)
@@ -83,6 +83,11 @@ def make_scores(groups: list[Group]) -> list[Score]:
             em=float(right),
             f1=float(right),
             valid_format=rollout.valid_format,
+            golden=tuple(
+                tuple(contains_golden(hit.passage, ()) for hit in turn.hits)
+                for turn in rollout.turns
+                if turn.searched_query is not None
+            ),
             num_hits=sum(len(turn.observation.hits) for turn in rollout.turns if turn.observation),
             num_golden_hits=int(right),
             reward=float(right),
@@ -254,11 +259,11 @@ def make_run(run: str = "first") -> RunRecord:
     )
 
 
-def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> Rows:
+def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> StageRows:
     """The rows of every stage of an iteration."""
     tensors = ArtifactRef(path="artifacts/targets.safetensors", sha256="e" * 64, size_bytes=1)
     return {
-        **persist_rows(run, iteration, groups, make_scores(groups), contains_golden),
+        **score_rows(run, iteration, groups, make_scores(groups)),
         **hindsight_rows(run, iteration, make_blocks(groups)),
         **teacher_rows(run, iteration, make_targets(groups), make_credit(groups), tensors),
         **update_rows(run, iteration, make_update(iteration)),
@@ -266,7 +271,7 @@ def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> Row
     }
 
 
-def fill(database: Database, rows: Rows, run: str = "first") -> None:
+def fill(database: Database, rows: StageRows, run: str = "first") -> None:
     """Insert rows, and two done stages of the run, of two seconds each, in the ledger."""
     with database.transaction() as connection:
         for table_name, table in rows.items():

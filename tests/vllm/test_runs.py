@@ -15,7 +15,7 @@ import pytest
 import flows.run.sampler
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from sdsearch.sampling.vllm_engine import VllmEngine
 from sdsearch.sampling.vllm_turns import SamplerError
 from tests.vllm.conftest import Bench
@@ -50,7 +50,7 @@ def shared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def query(workspace: Path, sql: str) -> list[dict]:
-    return open_stores(workspace).database.query(sql).to_pylist()
+    return open_storage(workspace).database.query(sql).to_pylist()
 
 
 def test_two_iterations_with_full_weights(shared: Bench, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import Group
 from sdsearch.model.policy import load_model, load_tokenizer
@@ -145,7 +145,7 @@ def test_a_run_with_adapters_through_a_server(servers: TwoServers, tmp_path: Pat
         ],
     )
     train_plain(settings, "adapters", tmp_path, SilentReporter())
-    database = open_stores(tmp_path).database
+    database = open_storage(tmp_path).database
     for row in database.query("SELECT * FROM v_updates").to_pylist():
         assert row["sampler_max_difference"] < 1e-4
     reports = database.query("SELECT * FROM v_sampling ORDER BY iteration, stage").to_pylist()

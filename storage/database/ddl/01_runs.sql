@@ -92,7 +92,7 @@ CREATE TABLE stages (
 COMMENT ON TABLE stages IS 'The ledger: one row an attempt at a stage of an iteration.';
 COMMENT ON COLUMN stages.run IS 'Name of the run.';
 COMMENT ON COLUMN stages.iteration IS 'Iteration of the run.';
-COMMENT ON COLUMN stages.stage IS 'sample, persist, hindsight, teacher, update or evaluate.';
+COMMENT ON COLUMN stages.stage IS 'sample, score, hindsight, teacher, update or evaluate.';
 COMMENT ON COLUMN stages.attempt IS '1 for the first attempt at this stage of this iteration.';
 COMMENT ON COLUMN stages.status IS 'done, failed, interrupted, or stale: done once, but replaced or its files no longer verify. An attempt has its row when it has ended.';
 COMMENT ON COLUMN stages.input_hash IS 'Hash of the upstream outputs, the settings that the stage reads and the code version.';

@@ -3,7 +3,7 @@ SELECT
     run,
     iteration,
     sum(duration_s) FILTER (stage = 'sample') AS sample_s,
-    sum(duration_s) FILTER (stage = 'persist') AS persist_s,
+    sum(duration_s) FILTER (stage = 'score') AS score_s,
     sum(duration_s) FILTER (stage = 'hindsight') AS hindsight_s,
     sum(duration_s) FILTER (stage = 'teacher') AS teacher_s,
     sum(duration_s) FILTER (stage = 'update') AS update_s,
@@ -14,7 +14,7 @@ WHERE status = 'done'
 GROUP BY run, iteration;
 COMMENT ON VIEW v_stage_seconds IS 'Seconds of each done stage, one row an iteration.';
 COMMENT ON COLUMN v_stage_seconds.sample_s IS 'Seconds of the sample stage.';
-COMMENT ON COLUMN v_stage_seconds.persist_s IS 'Seconds of the persist stage.';
+COMMENT ON COLUMN v_stage_seconds.score_s IS 'Seconds of the score stage.';
 COMMENT ON COLUMN v_stage_seconds.hindsight_s IS 'Seconds of the hindsight stage.';
 COMMENT ON COLUMN v_stage_seconds.teacher_s IS 'Seconds of the teacher stage.';
 COMMENT ON COLUMN v_stage_seconds.update_s IS 'Seconds of the update stage.';

@@ -100,7 +100,7 @@ SELECT
     c.* EXCLUDE (run, iteration),
     s.* EXCLUDE (run, iteration),
     m.num_completion_tokens / nullif(s.sample_s, 0) AS sample_tokens_per_s,
-    m.num_completion_tokens / nullif(s.persist_s, 0) AS persist_tokens_per_s,
+    m.num_completion_tokens / nullif(s.score_s, 0) AS score_tokens_per_s,
     h.num_blocks * h.block_tokens_mean / nullif(s.hindsight_s, 0) AS hindsight_tokens_per_s,
     t.num_tokens / nullif(s.teacher_s, 0) AS teacher_tokens_per_s,
     u.update_num_tokens / nullif(s.update_s, 0) AS update_tokens_per_s,
@@ -140,7 +140,7 @@ COMMENT ON COLUMN v_iterations.log_ratio_correct IS
 COMMENT ON COLUMN v_iterations.log_ratio_incorrect IS
     'Mean of teacher minus student log-probability on tokens of INCORRECT rollouts, nats.';
 COMMENT ON COLUMN v_iterations.sample_s IS 'Seconds of the sample stage.';
-COMMENT ON COLUMN v_iterations.persist_s IS 'Seconds of the persist stage.';
+COMMENT ON COLUMN v_iterations.score_s IS 'Seconds of the score stage.';
 COMMENT ON COLUMN v_iterations.hindsight_s IS 'Seconds of the hindsight stage.';
 COMMENT ON COLUMN v_iterations.teacher_s IS 'Seconds of the teacher stage.';
 COMMENT ON COLUMN v_iterations.update_s IS 'Seconds of the update stage.';

@@ -64,7 +64,7 @@ COMMENT ON COLUMN v_iterations.empty_block_share IS 'Share of the blocks that sh
 COMMENT ON COLUMN v_iterations.block_tokens_mean IS 'Mean length of a block, tokens.';
 COMMENT ON COLUMN v_iterations.teacher_entropy IS 'Mean entropy of the teacher''s distributions at distilled tokens, nats.';
 COMMENT ON COLUMN v_iterations.student_entropy IS 'Mean entropy of the student''s distributions at distilled tokens, nats.';
-COMMENT ON COLUMN v_iterations.persist_tokens_per_s IS 'Sampled tokens per second of the persist stage.';
+COMMENT ON COLUMN v_iterations.score_tokens_per_s IS 'Sampled tokens per second of the score stage.';
 COMMENT ON COLUMN v_iterations.hindsight_tokens_per_s IS 'Tokens of hindsight blocks per second of the hindsight stage.';
 COMMENT ON COLUMN v_iterations.teacher_tokens_per_s IS 'Tokens that the teacher''s and the student''s passes saw, per second of the teacher stage.';
 COMMENT ON COLUMN v_iterations.evaluate_tokens_per_s IS 'Sampled tokens of the evaluations per second of the evaluate stage.';

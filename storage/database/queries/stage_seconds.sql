@@ -3,7 +3,7 @@ SELECT
     run,
     iteration,
     round(sample_s, 3) AS sample_s,
-    round(persist_s, 3) AS persist_s,
+    round(score_s, 3) AS score_s,
     round(hindsight_s, 3) AS hindsight_s,
     round(teacher_s, 3) AS teacher_s,
     round(update_s, 3) AS update_s,

@@ -19,7 +19,7 @@ from flows.console.interrupts import SIGNALS_HELP, Terminated, is_ignored, resum
 from flows.run.status import shown_status
 from storage.database.connection import Database
 from storage.disk.files import write_json_atomic
-from storage.disk.signals import finishing
+from storage.disk.signals import signals_deferred
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
@@ -38,8 +38,8 @@ def handlers_are_put_back() -> Iterator[None]:
 
 
 def send_inside_two_blocks(number: signal.Signals, done: list[str]) -> None:
-    with finishing():
-        with finishing():
+    with signals_deferred():
+        with signals_deferred():
             os.kill(os.getpid(), number)
             done.append("inner")
         done.append("outer")
@@ -55,7 +55,7 @@ def test_a_signal_waits_for_the_end_of_the_block_and_then_acts(number: signal.Si
 
 
 def test_an_error_in_the_block_is_not_hidden() -> None:
-    with pytest.raises(ValueError, match="disk"), finishing():
+    with pytest.raises(ValueError, match="disk"), signals_deferred():
         raise ValueError("disk")
 
 
@@ -63,7 +63,7 @@ def test_in_another_thread_nothing_is_held_back() -> None:
     seen: list[object] = []
 
     def work() -> None:
-        with finishing():
+        with signals_deferred():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -117,7 +117,7 @@ def test_sigterm_is_an_interrupt() -> None:
 def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals) -> None:
     former = signal.signal(number, signal.SIG_IGN)
     try:
-        with resumable(Console(file=io.StringIO()), "x"), finishing():
+        with resumable(Console(file=io.StringIO()), "x"), signals_deferred():
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert is_ignored(number)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.app import run_command
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.question_files import flashrag_rows, hub_folder, search_r1_rows, world_questions, write_rows
 
@@ -53,7 +53,7 @@ def prepare(config: Path, workspace: Path, *overrides: str) -> int:
 
 
 def content(workspace: Path) -> dict[str, list[dict[str, object]]]:
-    database = Stores(Workspace(workspace)).database
+    database = Storage(Workspace(workspace)).database
     return {name: database.query(sql).to_pylist() for name, sql in TABLES.items()}
 
 

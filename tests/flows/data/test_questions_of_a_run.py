@@ -9,7 +9,7 @@ from flows.settings.load import load_settings
 from flows.training.loop import train_plain
 from schemas.records.ledger import StageKey
 from schemas.settings.root import Settings
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.question_files import flashrag_rows, world_questions, write_rows
 
@@ -29,7 +29,7 @@ def test_a_changed_question_is_sampled_anew_and_an_unchanged_one_is_not(tmp_path
         write_rows(path, [{**rows[0], "golden_answers": answer}, rows[1]])
         (tmp_path / "workspace" / "artifacts" / "run=run" / "inputs.json").unlink(missing_ok=True)
         train_plain(settings_of(tmp_path), "run", tmp_path / "workspace", SilentReporter())
-        done = Stores(Workspace(tmp_path / "workspace")).ledger.done(StageKey(run="run", iteration=1, stage="sample"))
+        done = Storage(Workspace(tmp_path / "workspace")).ledger.done(StageKey(run="run", iteration=1, stage="sample"))
         assert done is not None
         attempts.append(done.attempt)
     assert attempts == [1, 1, 2]

@@ -12,15 +12,15 @@ import pytest
 from flows.app import run_command
 from flows.doctor.checks import Check
 from flows.doctor.doctor import Asked, diagnose
-from flows.doctor.hardware import Gpu, Machine, hub_data, model_files
+from flows.doctor.hardware import Gpu, Hardware, hub_data, model_files
 from flows.retrieval.bm25 import BM25Source
 from flows.retrieval.corpora import import_corpus
 from flows.settings.load import load_settings
 from schemas.settings.retrieval import BM25RetrievalSettings
 from storage.workspace import Workspace
 
-BARE = Machine(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
-H100 = Machine(512 * 10**9, (Gpu("H100", 85 * 10**9),), "12.8", "0.32.0")
+BARE = Hardware(ram_bytes=64 * 10**9, gpus=(), torch_cuda=None, vllm=None)
+H100 = Hardware(512 * 10**9, (Gpu("H100", 85 * 10**9),), "12.8", "0.32.0")
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,9 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return hub
 
 
-def checks(tmp_path: Path, config: str, machine: Machine = BARE, *overrides: str) -> dict[str, Check]:
+def checks(tmp_path: Path, config: str, hardware: Hardware = BARE, *overrides: str) -> dict[str, Check]:
     settings = load_settings(config, overrides)
-    found = diagnose(Asked(config, overrides, Workspace(tmp_path / "workspace")), settings, machine)
+    found = diagnose(Asked(config, overrides, Workspace(tmp_path / "workspace")), settings, hardware)
     return {check.name: check for check in found}
 
 

@@ -13,7 +13,7 @@ from flows.app import run_command
 from schemas.records.evaluation import EvaluationAnswer
 from schemas.records.question import Question
 from sdsearch.evaluation.answering import answer_questions
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.question_files import SEVEN, write_seven_sets
 
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(workspace: Path, run: str, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = Stores(Workspace(workspace)).database.query(_ROWS[name], {"run": run}).to_pylist()
+    found: list[dict[str, Any]] = Storage(Workspace(workspace)).database.query(_ROWS[name], {"run": run}).to_pylist()
     return found
 
 
@@ -92,7 +92,7 @@ def test_seven_sets_are_answered_kept_and_gone_on_with(
     assert printed_table(capsys.readouterr().out) == table
     for name in _ROWS:
         assert rows(tmp_path, "cut", name) == rows(tmp_path, "whole", name)
-    assert list((tmp_path / "artifacts").rglob("piece-*")) == []
+    assert list((tmp_path / "artifacts").rglob("partial-*")) == []
     (tmp_path / "sdsearch.duckdb").unlink()
     assert run_command(["db", "rebuild", "--workspace", str(tmp_path)]) == 0
     assert rows(tmp_path, "cut", "evaluation_answers") == answers

@@ -20,7 +20,7 @@ from flows.run.progress import RichReporter
 from flows.settings.load import load_settings
 from storage.database.canned import CannedQuery, list_canned
 from storage.database.connection import Database, table_schemas
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import all_rows, fill, make_groups, make_run
 
@@ -30,18 +30,18 @@ _VIEWS = "SELECT view_name FROM duckdb_views() WHERE NOT internal AND database_n
 
 def filled(folder: Path, runs: dict[str, float]) -> Database:
     """A workspace where each run, and a replay of it, has the same ids, and figures that differ by its number."""
-    stores = Stores(Workspace.open(folder))
+    storage = Storage(Workspace.open(folder))
     settings = load_settings("tiny").model_dump_json()
     for place, (run, number) in enumerate(runs.items()):
         for name, source in ((run, None), (f"{run}-replay", run)):
             record = make_run(name)
             changed = {"replay_of": source, "updated_at": record.updated_at + timedelta(seconds=place)}
             changed |= {"first_iteration": 3, "num_iterations": 1, "settings_json": settings}
-            stores.create_run(record.model_copy(update=changed))
+            storage.create_run(record.model_copy(update=changed))
             rows = {table: raised(part, number) for table, part in all_rows(make_groups(), name).items()}
-            fill(stores.database, rows, name)
-    assert stores.index.flush()
-    return stores.database
+            fill(storage.database, rows, name)
+    assert storage.sync.flush()
+    return storage.database
 
 
 def raised(rows: pa.Table, number: float) -> pa.Table:

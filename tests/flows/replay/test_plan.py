@@ -13,7 +13,7 @@ from flows.training.loop import retain_checkpoints
 from schemas.records.ledger import RunRecord, StageKey
 from schemas.settings.root import Settings
 from storage.runs.ledger import finish
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import make_run
 
@@ -29,17 +29,17 @@ def settings_of(source: RunRecord, *overrides: str) -> Settings:
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Stores:
+def storage(tmp_path: Path) -> Storage:
     """A run that has sampled four iterations and kept the weights of versions 2 and 3."""
-    stores = Stores(Workspace.open(tmp_path))
-    stores.create_run(source_run())
+    storage = Storage(Workspace.open(tmp_path))
+    storage.create_run(source_run())
     for iteration in (1, 2, 3, 4):
-        for stage in ("sample", "persist"):
+        for stage in ("sample", "score"):
             key = StageKey.model_validate({"run": "first", "iteration": iteration, "stage": stage})
-            stores.ledger.commit(finish(stores.ledger.begin(key, "a", 0), []))
+            storage.ledger.commit(finish(storage.ledger.begin(key, "a", 0), []))
     for version in (2, 3):
-        stores.checkpoints.write("first", version, lambda folder: (folder / "weights").touch())
-    return stores
+        storage.checkpoints.write("first", version, lambda folder: (folder / "weights").touch())
+    return storage
 
 
 def test_a_range_has_both_its_ends() -> None:
@@ -115,14 +115,14 @@ def test_the_same_request_has_the_same_name_and_any_other_another() -> None:
     assert names[0].startswith("first-replay-")
 
 
-def test_what_can_be_replayed_is_named(stores: Stores) -> None:
+def test_what_can_be_replayed_is_named(storage: Storage) -> None:
     def problem(iterations: str) -> str:
         with pytest.raises(UserError) as caught:
-            check_replayable(stores, plan_replay(source_run(), iterations, [], None))
+            check_replayable(storage, plan_replay(source_run(), iterations, [], None))
         return str(caught.value)
 
-    check_replayable(stores, plan_replay(source_run(), "3:4", [], None))
-    check_replayable(stores, plan_replay(source_run(), "1", [], None))
+    check_replayable(storage, plan_replay(source_run(), "3:4", [], None))
+    check_replayable(storage, plan_replay(source_run(), "1", [], None))
     gone = problem("1:3")
     assert "the weights any more that sampled iterations 2: it keeps the newest 2 checkpoints" in gone
     assert "what can be replayed: 1, 3:4" in gone
@@ -130,18 +130,18 @@ def test_what_can_be_replayed_is_named(stores: Stores) -> None:
     assert "no rollouts of iterations 5:8; what can be replayed: 1, 3:4" in problem("3:8")
 
 
-def test_checkpoints_that_an_unfinished_replay_needs_stay(stores: Stores) -> None:
+def test_checkpoints_that_an_unfinished_replay_needs_stay(storage: Storage) -> None:
     plan = plan_replay(source_run(), "3", [], "shown")
     replay = source_run().model_copy(
         update={"run": plan.run, "replay_of": "first", "first_iteration": 3, "num_iterations": 1}
     )
-    stores.create_run(replay)
+    storage.create_run(replay)
     settings = load_settings("tiny", ["storage.keep_checkpoints=2"])
-    retain_checkpoints(stores, settings, "first", 8)
-    assert stores.checkpoints.versions("first") == [2]
-    stores.update_run(replay.model_copy(update={"status": "done"}))
-    retain_checkpoints(stores, settings, "first", 8)
-    assert stores.checkpoints.versions("first") == []
+    retain_checkpoints(storage, settings, "first", 8)
+    assert storage.checkpoints.versions("first") == [2]
+    storage.update_run(replay.model_copy(update={"status": "done"}))
+    retain_checkpoints(storage, settings, "first", 8)
+    assert storage.checkpoints.versions("first") == []
 
 
 def test_a_plan_says_its_iterations() -> None:

@@ -18,15 +18,15 @@ from flows.launch import start_replay
 from flows.run.model_files import model_folder
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.records.ledger import StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit
 from sdsearch.credit.teacher import compute_targets
 from sdsearch.model.policy import load_model, load_tokenizer
-from storage.database.stage_rows import RowsFromFiles, file_of
-from storage.stores import Stores
+from storage.database.stage_rows import StageRowsReader, file_of
+from storage.storage import Storage
 from tests.golden.cases import make_blocks
 
 SOURCE = [
@@ -40,7 +40,7 @@ SOURCE = [
     "evaluation.modes=['greedy']",
     "model.torch_threads=1",
 ]
-STAGES = ("sample", "persist", "hindsight", "teacher")
+STAGES = ("sample", "score", "hindsight", "teacher")
 CORRECT = "queries of CORRECT rollouts"
 
 
@@ -65,8 +65,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stores(workspace: Path) -> Stores:
-    return open_stores(workspace)
+def storage(workspace: Path) -> Storage:
+    return open_storage(workspace)
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +83,10 @@ def replay(workspace: Path, iterations: str, *overrides: str, run: str, source: 
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def ledger(stores: Stores, run: str) -> dict[tuple[int, str], list[str | None]]:
+def ledger(storage: Storage, run: str) -> dict[tuple[int, str], list[str | None]]:
     """Return where each attempt at each stage comes from, None for work that was done."""
     rows: dict[tuple[int, str], list[str | None]] = {}
-    for row in stores.database.query(
+    for row in storage.database.query(
         "SELECT iteration, stage, adopted_from FROM stages WHERE run = $run AND status = 'done' ORDER BY attempt",
         {"run": run},
     ).to_pylist():
@@ -94,56 +94,56 @@ def ledger(stores: Stores, run: str) -> dict[tuple[int, str], list[str | None]]:
     return rows
 
 
-def figures(stores: Stores, run: str, iterations: Sequence[int]) -> dict[str, tuple[float, float]]:
-    rows = stores.database.query("SELECT * FROM v_replays WHERE run = $run", {"run": run}).to_pylist()
+def figures(storage: Storage, run: str, iterations: Sequence[int]) -> dict[str, tuple[float, float]]:
+    rows = storage.database.query("SELECT * FROM v_replays WHERE run = $run", {"run": run}).to_pylist()
     return {row["figure"]: (row["source"], row["replay"]) for row in rows if row["iterations"] == list(iterations)}
 
 
-def credit(stores: Stores, run: str, iteration: int) -> list[dict]:
+def credit(storage: Storage, run: str, iteration: int) -> list[dict]:
     of_iteration = "SELECT * FROM query_credit WHERE run = $run AND iteration = $i"
-    rows = stores.database.query(of_iteration, {"run": run, "i": iteration})
+    rows = storage.database.query(of_iteration, {"run": run, "i": iteration})
     dropped = [{k: v for k, v in row.items() if k not in ("run", "iteration")} for row in rows.to_pylist()]
     return sorted(dropped, key=lambda row: (row["rollout_id"], row["position"]))
 
 
-def test_the_same_settings_give_the_same_numbers_and_no_work(workspace: Path, stores: Stores) -> None:
+def test_the_same_settings_give_the_same_numbers_and_no_work(workspace: Path, storage: Storage) -> None:
     said = replay(workspace, "1:2", run="same")
-    rows = ledger(stores, "same")
+    rows = ledger(storage, "same")
     assert {key for key, where in rows.items() if where == [None]} == {(1, "teacher")}, "the source was warming up"
     assert all(where == ["first"] for key, where in rows.items() if key != (1, "teacher"))
     assert set(rows) == {(iteration, stage) for iteration in (1, 2) for stage in STAGES}
-    assert credit(stores, "same", 2) == credit(stores, "first", 2) != []
-    both, alone = figures(stores, "same", [2]), figures(stores, "same", [1])
+    assert credit(storage, "same", 2) == credit(storage, "first", 2) != []
+    both, alone = figures(storage, "same", [2]), figures(storage, "same", [1])
     assert both["query tokens"][0] > 5
     assert all(source == pytest.approx(ours, rel=1e-12) for source, ours in both.values())
     assert {source for source, _ in alone.values()} == {None}
     assert alone["mean JSD"][1] > 0
-    assert "iteration 2: sample adopted, persist adopted, hindsight adopted, teacher adopted" in said
+    assert "iteration 2: sample adopted, score adopted, hindsight adopted, teacher adopted" in said
     assert "iterations 2" in [line.strip() for line in said.splitlines()]
     assert "replay same: iterations 1:2 of run first; same settings" in said
 
 
 def test_the_same_request_again_does_nothing_and_prints_the_table(
-    workspace: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = replay(workspace, "2", "hindsight.labels=none", run="again")
-    before = stores.ledger.stages("again")
+    before = storage.ledger.stages("again")
     monkeypatch.setattr("flows.training.stages.compute_targets", None)
     monkeypatch.setattr("flows.training.stages.build_blocks", None)
     second = replay(workspace, "2", "hindsight.labels=none", run="again")
-    assert stores.ledger.stages("again") == before
+    assert storage.ledger.stages("again") == before
     assert "hindsight done before, teacher done before" in second
     table = first[first.index("figure") :]
     assert second.endswith(table)
     assert CORRECT in table
 
 
-def test_shuffled_labels_are_what_the_method_makes_of_the_stored_rollouts(workspace: Path, stores: Stores) -> None:
+def test_shuffled_labels_are_what_the_method_makes_of_the_stored_rollouts(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", "hindsight.labels=shuffled", run="shuffled")
-    assert ledger(stores, "shuffled") == {(2, stage): [None if stage in STAGES[2:] else "first"] for stage in STAGES}
+    assert ledger(storage, "shuffled") == {(2, stage): [None if stage in STAGES[2:] else "first"] for stage in STAGES}
     settings = load_settings("tiny", [*SOURCE, "hindsight.labels=shuffled"])
-    groups: list[Group] = stored(stores, "first", "sample", "groups", Group)
-    scores: list[Score] = stored(stores, "first", "persist", "scores", Score)
+    groups: list[Group] = stored(storage, "first", "sample", "groups", Group)
+    scores: list[Score] = stored(storage, "first", "score", "scores", Score)
     tokenizer = load_tokenizer(model_folder("mini"))
     model = load_model(workspace / "checkpoints" / "run=first" / "version=00001", "float32")
     blocks = make_blocks(tokenizer, groups, scores, settings, model.config.max_position_embeddings)
@@ -158,27 +158,27 @@ def test_shuffled_labels_are_what_the_method_makes_of_the_stored_rollouts(worksp
         max_tokens=settings.update.max_tokens_per_microbatch,
         head_chunk=settings.update.head_chunk,
     )
-    assert stored(stores, "shuffled", "teacher", "credit", QueryCredit) == expected
-    assert credit(stores, "shuffled", 2) != credit(stores, "first", 2)
+    assert stored(storage, "shuffled", "teacher", "credit", QueryCredit) == expected
+    assert credit(storage, "shuffled", 2) != credit(storage, "first", 2)
     texts = {block.text for block in blocks}
-    rows = stores.database.query("SELECT text FROM hindsight_blocks WHERE run = 'shuffled'").to_pylist()
+    rows = storage.database.query("SELECT text FROM hindsight_blocks WHERE run = 'shuffled'").to_pylist()
     assert {row["text"] for row in rows} == texts
 
 
-def stored(stores: Stores, run: str, stage: str, name: str, record_type: type) -> list:
-    record = stores.ledger.done(StageKey.model_validate({"run": run, "iteration": 2, "stage": stage}))
+def stored(storage: Storage, run: str, stage: str, name: str, record_type: type) -> list:
+    record = storage.ledger.done(StageKey.model_validate({"run": run, "iteration": 2, "stage": stage}))
     assert isinstance(record, StageRecord)
-    return stores.artifacts.read_records(file_of(record, name), record_type)
+    return storage.artifacts.read_records(file_of(record, name), record_type)
 
 
-def test_another_divergence_needs_no_other_blocks_and_changes_the_loss_alone(workspace: Path, stores: Stores) -> None:
+def test_another_divergence_needs_no_other_blocks_and_changes_the_loss_alone(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", "distillation.divergence=reverse_kl", run="reverse")
-    where = {stage: from_run for (_, stage), (from_run,) in ledger(stores, "reverse").items()}
-    assert where == {"sample": "first", "persist": "first", "hindsight": "first", "teacher": None}
-    both = figures(stores, "reverse", [2])
+    where = {stage: from_run for (_, stage), (from_run,) in ledger(storage, "reverse").items()}
+    assert where == {"sample": "first", "score": "first", "hindsight": "first", "teacher": None}
+    both = figures(storage, "reverse", [2])
     changed = {name for name, (source, ours) in both.items() if source != pytest.approx(ours, rel=1e-6)}
     assert changed == {"L_SD, as each run measures it"}
-    (update,) = stores.database.query(
+    (update,) = storage.database.query(
         "SELECT sum(sd_loss * n) / sum(n) AS sd_loss FROM update_metrics JOIN (SELECT run, iteration, "
         "count(DISTINCT rollout_id) AS n FROM query_credit GROUP BY ALL) USING (run, iteration) WHERE run = 'first'"
     ).to_pylist()
@@ -186,43 +186,43 @@ def test_another_divergence_needs_no_other_blocks_and_changes_the_loss_alone(wor
     assert both["L_SD, as each run measures it"][0] == pytest.approx(update["sd_loss"], rel=1e-4)
 
 
-def test_the_views_work_for_a_replay(workspace: Path, stores: Stores) -> None:
+def test_the_views_work_for_a_replay(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", "hindsight.members=focal_only", run="focal")
     own = "run, mean_log_ratio, mean_jsd, label"
     of_run = f"SELECT * EXCLUDE ({own}) FROM v_queries WHERE run = $run AND iteration = 2 ORDER BY ALL"
-    ours, source = (stores.database.query(of_run, {"run": run}).to_pylist() for run in ("focal", "first"))
+    ours, source = (storage.database.query(of_run, {"run": run}).to_pylist() for run in ("focal", "first"))
     assert ours == source != []
-    (row,) = stores.database.query("SELECT * FROM v_credit WHERE run = 'focal'").to_pylist()
-    assert row["mean_jsd"] == pytest.approx(figures(stores, "focal", [2])["mean JSD"][1])
+    (row,) = storage.database.query("SELECT * FROM v_credit WHERE run = 'focal'").to_pylist()
+    assert row["mean_jsd"] == pytest.approx(figures(storage, "focal", [2])["mean JSD"][1])
     of_run = "SELECT * EXCLUDE (run) FROM iteration_metrics WHERE run = $run AND iteration = 2"
-    ours, source = (stores.database.query(of_run, {"run": run}).to_pylist() for run in ("focal", "first"))
+    ours, source = (storage.database.query(of_run, {"run": run}).to_pylist() for run in ("focal", "first"))
     assert ours == source
 
 
-def test_outcomes_stay_the_sources_when_the_threshold_of_the_labels_changes(workspace: Path, stores: Stores) -> None:
+def test_outcomes_stay_the_sources_when_the_threshold_of_the_labels_changes(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", "hindsight.rho=0.99", "hindsight.label_metric=em", run="strict")
     of_run = "SELECT rollout_id, outcome FROM rollouts WHERE run = $run AND iteration = 2 ORDER BY 1"
-    ours, source = (stores.database.query(of_run, {"run": run}).to_pylist() for run in ("strict", "first"))
+    ours, source = (storage.database.query(of_run, {"run": run}).to_pylist() for run in ("strict", "first"))
     assert ours == source
-    adopted = stores.ledger.done(StageKey(run="strict", iteration=2, stage="persist"))
+    adopted = storage.ledger.done(StageKey(run="strict", iteration=2, stage="score"))
     assert adopted is not None
-    again = RowsFromFiles(stores.ledger, stores.artifacts)(adopted)["rollouts"].to_pylist()
+    again = StageRowsReader(storage.ledger, storage.artifacts)(adopted)["rollouts"].to_pylist()
     assert sorted((row["rollout_id"], row["outcome"]) for row in again) == [tuple(row.values()) for row in source]
 
 
-def test_a_source_that_the_database_lacks_enters_it_for_the_comparison(workspace: Path, stores: Stores) -> None:
+def test_a_source_that_the_database_lacks_enters_it_for_the_comparison(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", run="indexed")
-    before = figures(stores, "indexed", [2])
-    stores.database.checkpoint()
-    stores.database.path.unlink()
+    before = figures(storage, "indexed", [2])
+    storage.database.checkpoint()
+    storage.database.path.unlink()
     replay(workspace, "2", run="indexed")
-    after = figures(open_stores(workspace), "indexed", [2])
+    after = figures(open_storage(workspace), "indexed", [2])
     assert after == {name: pytest.approx(pair) for name, pair in before.items()}
     assert after["mean JSD"][0] > 0
 
 
 def test_a_replay_that_was_interrupted_goes_on(
-    workspace: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = flows.replay.work.compute_teacher
 
@@ -235,18 +235,18 @@ def test_a_replay_that_was_interrupted_goes_on(
         patch.setattr(flows.replay.work, "compute_teacher", interrupted)
         with pytest.raises(SystemExit, match="130"):
             replay(workspace, "1:2", "hindsight.masking=none", run="broken")
-    record = stores.ledger.get_run("broken")
+    record = storage.ledger.get_run("broken")
     assert (record.status, record.iterations_done, record.replay_of) == ("interrupted", 1, "first")
     assert run_command(["resume", "broken", "--workspace", str(workspace)]) == 0
-    assert all(len(where) == 1 for where in ledger(stores, "broken").values())
-    record = stores.ledger.get_run("broken")
+    assert all(len(where) == 1 for where in ledger(storage, "broken").values())
+    record = storage.ledger.get_run("broken")
     assert (record.status, record.iterations_done) == ("done", 2)
-    assert figures(stores, "broken", [2])["query tokens"][1] > 5
+    assert figures(storage, "broken", [2])["query tokens"][1] > 5
 
 
-def test_a_run_of_plain_grpo_is_shown_to_a_teacher(workspace: Path, stores: Stores) -> None:
+def test_a_run_of_plain_grpo_is_shown_to_a_teacher(workspace: Path, storage: Storage) -> None:
     replay(workspace, "1", run="grpo-shown", source="grpo")
-    shown = figures(stores, "grpo-shown", [1])
+    shown = figures(storage, "grpo-shown", [1])
     assert shown["mean JSD"][1] > 0
     assert {source for source, _ in shown.values()} == {None}
 

@@ -20,7 +20,7 @@ from schemas.records.rollout import Group
 from schemas.settings.root import Settings
 from storage.database.stage_rows import file_of
 from storage.runs.run_inputs import read_run_inputs
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.faults.runs import RUN, quick, train
 from tests.faults.test_fork import StoppedError, stop_in_the_second_iteration
@@ -49,20 +49,20 @@ def own_settings(root: Path) -> Settings:
     return quick(*places, f"retrieval.corpus={folder}/corpus.jsonl")
 
 
-def stop(workspace: Path, settings: Settings) -> Stores:
+def stop(workspace: Path, settings: Settings) -> Storage:
     """Train up to the first update."""
     with pytest.raises(StoppedError):
         train(workspace, settings, stop_in_the_second_iteration)
-    return Stores(Workspace(workspace))
+    return Storage(Workspace(workspace))
 
 
-def heads(stores: Stores, run: str, iterations: range) -> set[tuple[int, ...]]:
+def heads(storage: Storage, run: str, iterations: range) -> set[tuple[int, ...]]:
     """What stands before the user's words in the prompts of these iterations."""
     found = set()
     for iteration in iterations:
-        record = stores.ledger.done(StageKey(run=run, iteration=iteration, stage="sample"))
+        record = storage.ledger.done(StageKey(run=run, iteration=iteration, stage="sample"))
         assert record is not None
-        groups = stores.artifacts.read_records(file_of(record, "groups"), Group)
+        groups = storage.artifacts.read_records(file_of(record, "groups"), Group)
         found |= {group.prompt_token_ids[: group.block_offset] for group in groups}
     return found
 
@@ -71,21 +71,21 @@ def test_prompts_are_the_same_over_iterations_interruptions_forks_and_evaluation
     own: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = tmp_path / "workspace"
-    stores = stop(workspace, own)
-    kept = read_run_inputs(stores.workspace, RUN)
+    storage = stop(workspace, own)
+    kept = read_run_inputs(storage.workspace, RUN)
     assert kept is not None
     train(workspace)
-    assert heads(stores, RUN, range(1, 3)) == {kept.frame.head_token_ids}
-    fork_run(stores, RUN, "fork", own.model_copy(update={"iterations": 3}))
+    assert heads(storage, RUN, range(1, 3)) == {kept.frame.head_token_ids}
+    fork_run(storage, RUN, "fork", own.model_copy(update={"iterations": 3}))
     train_plain(None, "fork", workspace, SilentReporter(), resume=True)
-    assert heads(stores, "fork", range(3, 4)) == {kept.frame.head_token_ids}
+    assert heads(storage, "fork", range(3, 4)) == {kept.frame.head_token_ids}
     asked = ["evaluate", "--run", RUN, "--name", "answers", "--workspace", str(workspace)]
     assert run_command(asked) == 0, capsys.readouterr().err
-    evaluation = read_run_inputs(stores.workspace, "answers")
+    evaluation = read_run_inputs(storage.workspace, "answers")
     assert evaluation is not None
     assert evaluation.frame == kept.frame
     train_plain(own, "another", workspace, SilentReporter())
-    assert heads(stores, "another", range(1, 3)).isdisjoint({kept.frame.head_token_ids}), "begun at another time"
+    assert heads(storage, "another", range(1, 3)).isdisjoint({kept.frame.head_token_ids}), "begun at another time"
 
 
 def rewrite(path: Path, former: str, new: str) -> None:
@@ -131,7 +131,7 @@ def test_what_changed_is_named_and_nothing_is_done(
     if is_of_tokenizer:
         assert "put them back, or start another run with: --run NEW" in str(caught.value)
         with pytest.raises(UserError, match=r"put the files back, or start a new run with: --run NEW"):
-            fork_run(Stores(Workspace(workspace)), RUN, "fork", own_settings(stopped))
+            fork_run(Storage(Workspace(workspace)), RUN, "fork", own_settings(stopped))
     else:
         assert f"sdsearch train CONFIG --run {RUN} --fork NEW" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -145,27 +145,27 @@ def test_a_fork_goes_on_with_what_changed_and_the_run_with_what_was_put_back(sto
     shutil.copytree(folder, tmp_path / "former")
     for change, _ in CHANGES[:4]:
         change(folder)
-    stores = Stores(Workspace(workspace))
-    fork_run(stores, RUN, "fork", own_settings(stopped))
+    storage = Storage(Workspace(workspace))
+    fork_run(storage, RUN, "fork", own_settings(stopped))
     train_plain(None, "fork", workspace, SilentReporter(), resume=True)
-    assert stores.ledger.get_run("fork").status == "done"
+    assert storage.ledger.get_run("fork").status == "done"
     with pytest.raises(UserError, match=r"was begun with other inputs|has searched index"):
         train(workspace)
     shutil.rmtree(folder)
     shutil.move(tmp_path / "former", folder)
     train(workspace)
-    assert stores.ledger.get_run(RUN).status == "done"
+    assert storage.ledger.get_run(RUN).status == "done"
 
 
 def test_adapters_go_with_the_weights_that_they_were_trained_on(own: Settings, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     lora = own.model_copy(update={"model": own.model.model_copy(update={"tuning": "lora", "lora_rank": 2})})
-    stores = stop(workspace, lora)
+    storage = stop(workspace, lora)
     other_weights(tmp_path / "own")
     with pytest.raises(UserError, match="put them back, or start another run with: --run NEW"):
         train(workspace)
     with pytest.raises(UserError, match=r"model\.safetensors is another\), and a fork goes on with its policy"):
-        fork_run(stores, RUN, "fork", lora)
+        fork_run(storage, RUN, "fork", lora)
     assert run_command(["evaluate", "--run", RUN, "--workspace", str(workspace)]) == 2
     assert run_command(["replay", RUN, "--iterations", "1", "--workspace", str(workspace)]) == 2
 
@@ -201,7 +201,7 @@ def test_a_template_that_cannot_be_used_leaves_no_run_and_is_foreseen(
 
 def test_runs_that_kept_nothing_go_on_and_damage_is_named(own: Settings, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
-    stores = stop(workspace, own)
+    storage = stop(workspace, own)
     path = workspace / "artifacts" / f"run={RUN}" / "inputs.json"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -210,5 +210,5 @@ def test_runs_that_kept_nothing_go_on_and_damage_is_named(own: Settings, tmp_pat
     path.unlink()
     rewrite(tmp_path / "own" / "train.jsonl", "?", "??")
     train(workspace)
-    assert stores.ledger.get_run(RUN).status == "done"
+    assert storage.ledger.get_run(RUN).status == "done"
     assert json.loads(path.read_bytes())["questions"].keys() == {"world:train", "world:dev"}

@@ -15,9 +15,9 @@ from schemas.records.ledger import StageKey
 from schemas.settings.root import RolloutSettings
 from sdsearch.model.policy import load_tokenizer
 from storage.runs.run_inputs import read_run_inputs
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
-from tests.support.question_files import Rows, flashrag_rows, world_questions, write_rows
+from tests.support.question_files import DatasetRows, flashrag_rows, world_questions, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -44,7 +44,7 @@ class Asked:
         self.write("dev", flashrag_rows(world_questions("dev", 1)))
         write_rows(folder / "corpus.jsonl", [{"id": "1", "contents": '"A"\ntext'}])
 
-    def write(self, split: str, rows: Rows) -> None:
+    def write(self, split: str, rows: DatasetRows) -> None:
         write_rows(self._folder / f"{split}.jsonl", rows)
 
     def run(self, command: str, *overrides: str) -> tuple[int, str, str]:
@@ -90,7 +90,7 @@ def test_a_long_question_is_left_out_and_counted_by_the_share_of_bad_rows(asked:
     asked.write("train", rows)
     assert asked.run("train", "data.max_dropped_share=0.5")[0] == 0, "the same questions without the bad rows"
     assert kept == read_run_inputs(Workspace(asked.workspace), "run")
-    done = Stores(Workspace(asked.workspace)).ledger.done(StageKey(run="run", iteration=1, stage="sample"))
+    done = Storage(Workspace(asked.workspace)).ledger.done(StageKey(run="run", iteration=1, stage="sample"))
     assert done is not None
     assert done.attempt == 1
 

@@ -23,7 +23,7 @@ from schemas.settings.root import Settings
 from sdsearch.sampling.rollouts import RolloutLoop
 from storage.database.connection import Database, table_schemas
 from storage.disk.files import sha256_file, temporary_name
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.support.holding import held_elsewhere
@@ -58,7 +58,7 @@ def dump(workspace: Path) -> dict[str, list[str]]:
 
 
 def attempts(workspace: Path) -> Counter[tuple[int, StageName]]:
-    return Counter((r.iteration, r.stage) for r in Stores(Workspace(workspace)).ledger.stages(RUN))
+    return Counter((r.iteration, r.stage) for r in Storage(Workspace(workspace)).ledger.stages(RUN))
 
 
 def repeated(workspace: Path) -> set[tuple[int, StageName]]:
@@ -97,8 +97,8 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
     [
         (("sample/groups.parquet", "hindsight/stage.json"), {"sample"}),
         (
-            ("persist/scores.parquet", "teacher/distributions.safetensors", "checkpoint"),
-            {"persist", "teacher", "update"},
+            ("score/scores.parquet", "teacher/distributions.safetensors", "checkpoint"),
+            {"score", "teacher", "update"},
         ),
     ],
 )
@@ -119,9 +119,9 @@ def test_damaged_files_of_the_last_iteration_make_their_stages_run_again_and_no_
 def test_lost_checkpoints_are_made_again_from_what_was_sampled(
     workspace: Path, expected: Snapshot, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stores = Stores(Workspace(workspace))
-    for version in stores.checkpoints.versions(RUN):
-        shutil.rmtree(stores.checkpoints.path(RUN, version))
+    storage = Storage(Workspace(workspace))
+    for version in storage.checkpoints.versions(RUN):
+        shutil.rmtree(storage.checkpoints.path(RUN, version))
     train(workspace)
     assert "run 'first' has no intact checkpoint; all its updates are taken again" in caplog.text
     assert repeated(workspace) == {(iteration, "update") for iteration in (1, 2, 3)}
@@ -147,7 +147,7 @@ def test_damage_that_nothing_depends_on_is_found_by_the_check(
     printed = capsys.readouterr().out
     assert "iteration 1, hindsight" in printed
     assert "blocks.parquet is damaged" in printed
-    assert "iteration 2, persist: the database holds" in printed
+    assert "iteration 2, score: the database holds" in printed
     assert "iteration 3, teacher: the database holds another ledger" in printed
     assert "run 'other' is in the database, but not among the files" in printed
     assert "run 'first': the database does not hold its present standing" in printed
@@ -233,14 +233,14 @@ def test_a_cut_off_stage_goes_on_with_what_is_missing_of_it(
             train_plain(micro(), RUN, tmp_path, reporter)
         in_each_attempt.append(list(rolled_out))
         rolled_out.clear()
-    (piece,) = tmp_path.rglob("piece-*")
-    flip(piece)
+    (partial,) = tmp_path.rglob("partial-*")
+    flip(partial)
     train_plain(micro(), RUN, tmp_path, reporter)
     # Two modes of one dev question; two batches of one training question an iteration.
     (dev,), (again, first), (second, third) = in_each_attempt
     assert again == dev
     assert len({dev, first, second, third}) == 4
-    assert f"{piece} is damaged" in caplog.text
+    assert f"{partial} is damaged" in caplog.text
     assert rolled_out[0] == third
     assert len(set(rolled_out)) == len(rolled_out) - 1, "but for the two modes of the last evaluation"
     assert repeated(tmp_path) == {(0, "evaluate"), (1, "sample"), (2, "sample")}

@@ -222,11 +222,11 @@ def test_after_a_refusal_the_weights_are_loaded_again(engine: FakeEngine, tmp_pa
 def test_an_engine_sleeps_between_stages_where_the_settings_say_so(engine: FakeEngine, tmp_path: Path) -> None:
     sampler = opened(tmp_path, "sampling.sleep_while_training=true")
     policy = FakePolicy(0, engine.models[0])
-    assert sampler.rest() is None, "there is no engine yet"
+    assert sampler.release() is None, "there is no engine yet"
     for _ in range(2):
         say_something(sampler, policy)
-        sampler.rest()
-        sampler.rest()
+        sampler.release()
+        sampler.release()
     sampler.close()
     assert engine.calls == ["load 0", "read", "sleep", "wake", "sleep", "close"]
 
@@ -236,9 +236,9 @@ def test_a_stages_report(engine: FakeEngine, tmp_path: Path) -> None:
     policy = FakePolicy(0, engine.models[0])
     for _ in range(2):
         say_something(sampler, policy)
-    report = sampler.rest()
+    report = sampler.release()
     assert report is not None
     assert (report.sampler, report.num_turns, report.num_prompt_tokens, report.num_cached_tokens) == ("vllm", 2, 6, 8)
     assert report.probe_max_difference < 1e-5
-    assert sampler.rest() is None, "nothing was sampled since"
+    assert sampler.release() is None, "nothing was sampled since"
     sampler.close()

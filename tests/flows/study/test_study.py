@@ -15,7 +15,7 @@ from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.work import carry_out, report
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.study import Study, StudyResults
 from sdsearch.evaluation.intervals import paired_bootstrap
@@ -74,13 +74,13 @@ class FakeTrainer(Trainer):
     """Draws what a run's evaluations before and after its only update would have found."""
 
     def work(self, plan: PlannedRun) -> None:
-        stores = open_stores(self.workspace.root)
+        storage = open_storage(self.workspace.root)
         changes = {"settings_json": plan.settings.model_dump_json(), "settings_hash": plan.settings.content_hash()}
         record = make_run(plan.run).model_copy(update={**changes, "status": "done", "iterations_done": 1})
-        stores.ledger.create_run(record)
+        storage.ledger.create_run(record)
         for updates in (0, 1):
             drawn = [evaluation(updates, mode, drawn_ems(plan.run, updates, mode)) for mode in MODES]
-            with stores.database.transaction() as connection:
+            with storage.database.transaction() as connection:
                 for table, rows in evaluation_rows(plan.run, updates, drawn).items():
                     insert(connection, table, rows)
 
@@ -98,7 +98,7 @@ def evaluation(updates: int, mode: EvaluationMode, ems: list[float]) -> tuple[Ev
 
 
 def stage_attempts(workspace: Workspace) -> Counter[tuple[str, int, str]]:
-    rows = open_stores(workspace.root).database.query("SELECT run, iteration, stage FROM stages").to_pylist()
+    rows = open_storage(workspace.root).database.query("SELECT run, iteration, stage FROM stages").to_pylist()
     return Counter((row["run"], row["iteration"], row["stage"]) for row in rows)
 
 

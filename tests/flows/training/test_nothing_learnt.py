@@ -15,7 +15,7 @@ from flows.app import app
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from flows.training.watch import Watch
 from schemas.records.ledger import StageKey
 from schemas.records.rollout import Group
@@ -64,7 +64,7 @@ def train(workspace: Path, settings: Settings | None, run: str = "r") -> list[st
 
 
 def kept(workspace: Path, run: str = "r") -> list[tuple[str, int, str]]:
-    return [(w.kind, w.iteration, w.text) for w in open_stores(workspace).ledger.get_run(run).warnings]
+    return [(w.kind, w.iteration, w.text) for w in open_storage(workspace).ledger.get_run(run).warnings]
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,11 @@ def test_a_run_ends_where_the_settings_say_so_and_again_when_it_is_resumed(model
     for attempt in (settings, None):
         with pytest.raises(UserError, match=r"writes? the turns.*run 'r' ends here.*nothing_learnt.action=warn"):
             train(tmp_path, attempt)
-        run = open_stores(tmp_path).ledger.get_run("r")
+        run = open_storage(tmp_path).ledger.get_run("r")
         assert (run.status, run.iterations_done, len(run.warnings)) == ("failed", 0, 1)
     # The setting changes no result, so the same run goes on under the other.
     assert train(tmp_path, load_settings("tiny", changes)) == []
-    run = open_stores(tmp_path).ledger.get_run("r")
+    run = open_storage(tmp_path).ledger.get_run("r")
     assert (run.status, run.iterations_done) == ("done", 1)
 
 
@@ -122,17 +122,17 @@ def test_a_policy_that_knows_the_protocol_is_not_warned_and_its_figures_are_thos
     )
     train(tmp_path, settings)
     assert "no_protocol" not in [kind for kind, _, _ in kept(tmp_path)]
-    stores = open_stores(tmp_path)
-    runtime = SimpleNamespace(run="r", stores=stores, settings=settings)
+    storage = open_storage(tmp_path)
+    runtime = SimpleNamespace(run="r", storage=storage, settings=settings)
     (found,) = Watch(runtime)._figures(1, 1)  # type: ignore[arg-type]
     read = {}
     for stage, name, kind in (
         ("sample", "groups", Group),
-        ("persist", "scores", Score),
+        ("score", "scores", Score),
         ("update", "update", UpdateReport),
     ):
-        record = stores.ledger.done(StageKey(run="r", iteration=1, stage=stage))
-        read[name] = stores.artifacts.read_records(file_of(record, name), kind)
+        record = storage.ledger.done(StageKey(run="r", iteration=1, stage=stage))
+        read[name] = storage.artifacts.read_records(file_of(record, name), kind)
     rollouts = [rollout for group in read["groups"] for rollout in group.rollouts]
     assert found.iteration == 1
     assert found.num_mixed_groups == len({score.group_id for score in read["scores"] if score.advantage})

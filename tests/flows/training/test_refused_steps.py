@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 import flows.training.stages
 from flows.app import run_command
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores
+from flows.training.loop import open_storage
 from schemas.records.update import RefusedStep
 from storage.disk.manifest import verify_folder
 
@@ -66,22 +66,22 @@ def test_a_poisoned_batch_is_refused_kept_and_repeated_cleanly(
     refused = RefusedStep.model_validate_json(json.dumps(content))
     assert refused.settings == load_settings("tiny", OVERRIDES)
     assert (refused.iteration, refused.alpha, len(refused.rollouts)) == (2, 0.1, 3)
-    stores = open_stores(tmp_path)
-    stored = stores.database.query("SELECT rollout_id, advantage FROM rollouts WHERE iteration = 2").to_pylist()
+    storage = open_storage(tmp_path)
+    stored = storage.database.query("SELECT rollout_id, advantage FROM rollouts WHERE iteration = 2").to_pylist()
     assert {(item.rollout_id, item.advantage) for item in refused.rollouts} <= {tuple(r.values()) for r in stored}
     (bad,) = [item for item in refused.rollouts if item.rollout_id == poisoned[0]]
     assert bad.sampled_logprobs[0] == -math.inf
     assert not all(map(math.isfinite, (bad.policy_loss, bad.kl, bad.sd_loss, bad.grad_norm)))
 
-    verify_folder(stores.checkpoints.path("r", 1))
-    assert stores.checkpoints.versions("r") == [1]
-    assert stores.ledger.get_run("r").status == "failed"
-    failed = [record for record in stores.ledger.stages("r") if record.status == "failed"]
+    verify_folder(storage.checkpoints.path("r", 1))
+    assert storage.checkpoints.versions("r") == [1]
+    assert storage.ledger.get_run("r").status == "failed"
+    failed = [record for record in storage.ledger.stages("r") if record.status == "failed"]
     assert [(record.stage, record.iteration) for record in failed] == [("update", 2)]
     assert "optimiser step" in failed[0].error
 
     assert run_command(["resume", "r", *where]) == 0
-    assert stores.ledger.get_run("r").status == "done"
-    attempts = [r.attempt for r in stores.ledger.stages("r") if (r.stage, r.iteration) == ("update", 2)]
+    assert storage.ledger.get_run("r").status == "done"
+    attempts = [r.attempt for r in storage.ledger.stages("r") if (r.stage, r.iteration) == ("update", 2)]
     assert sorted(attempts) == [1, 2]
-    assert all(r.attempt == 1 for r in stores.ledger.stages("r") if (r.stage, r.iteration) != ("update", 2))
+    assert all(r.attempt == 1 for r in storage.ledger.stages("r") if (r.stage, r.iteration) != ("update", 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 
 QUICK = [
     "iterations=1",
@@ -26,7 +26,7 @@ def train(workspace: Path, *overrides: str) -> None:
 
 def test_turns_of_one_token(tmp_path: Path) -> None:
     train(tmp_path, "rollout.max_new_tokens=1")
-    lengths = open_stores(tmp_path).database.query("SELECT len(token_ids) AS num_new FROM turns").to_pylist()
+    lengths = open_storage(tmp_path).database.query("SELECT len(token_ids) AS num_new FROM turns").to_pylist()
     # Each rollout uses up its three searches and one more turn.
     assert [row["num_new"] for row in lengths] == [1] * (2 * 4 * 4)
 
@@ -37,7 +37,7 @@ def test_a_turn_at_the_end_of_the_context(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 110}))
     train(tmp_path, f"model.path={model}", "rollout.max_observation_tokens=80")
-    last_turns = open_stores(tmp_path).database.query(
+    last_turns = open_storage(tmp_path).database.query(
         "SELECT len(g.prompt_token_ids) + t.token_start + len(t.token_ids) AS num_tokens, len(t.token_ids) AS num_new "
         "FROM turns t JOIN rollouts r USING (rollout_id) JOIN groups g USING (group_id) "
         "WHERE t.turn > 0 AND t.turn = r.num_turns - 1"

@@ -18,7 +18,7 @@ import sdsearch.credit.teacher
 import sdsearch.training.logprobs
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.settings.method import (
     DistillationSettings,
     GrpoSettings,
@@ -27,7 +27,7 @@ from schemas.settings.method import (
     UpdateSettings,
 )
 from sdsearch.world import load_questions
-from storage.stores import Stores
+from storage.storage import Storage
 
 # Two questions that the mini policy answers now and then, and one whose golden answer it always meets in part.
 QUESTIONS = {"q2199": None, "q442": None, "q1093": "{} Proper"}
@@ -108,14 +108,14 @@ RUNS = {
 class Trained:
     """The runs, and each one's passes without gradient: over whole rollouts by whose weights, and the teacher's."""
 
-    stores: Stores
+    storage: Storage
     passes: dict[str, Counter[str]]
     read: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def rows(self, run: str, table: str, where: str = "true") -> list[dict[str, Any]]:
         sql = f"SELECT * FROM {table} WHERE run = '{run}' AND {where} ORDER BY ALL"
         if sql not in self.read:
-            self.read[sql] = self.stores.database.query(sql).to_pylist()
+            self.read[sql] = self.storage.database.query(sql).to_pylist()
         return self.read[sql]
 
     def steps(self, run: str, column: str) -> list[Any]:
@@ -126,8 +126,8 @@ class Trained:
 
     def distributions(self, run: str, iteration: int = 1) -> dict[str, torch.Tensor]:
         """What the teacher stage stored: ids (Q, K) and log-probabilities (Q, C)."""
-        (record,) = [r for r in self.stores.ledger.stages(run) if (r.stage, r.iteration) == ("teacher", iteration)]
-        return self.stores.artifacts.read_tensors(next(ref for ref in record.outputs if "distributions" in ref.path))
+        (record,) = [r for r in self.storage.ledger.stages(run) if (r.stage, r.iteration) == ("teacher", iteration)]
+        return self.storage.artifacts.read_tensors(next(ref for ref in record.outputs if "distributions" in ref.path))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             patch.setattr(sdsearch.credit.teacher, "read_logprobs", counted_read)
             settings = load_settings("tiny", [*BASE, f"data.questions={questions}", *overrides])
             train_plain(settings, run, folder, SilentReporter())
-    return Trained(open_stores(folder), passes)
+    return Trained(open_storage(folder), passes)
 
 
 def test_every_value_of_every_switch_is_in_a_run() -> None:
@@ -236,7 +236,7 @@ def test_reference_and_trainer_passes_are_made_where_they_are_read_alone(trained
 
 
 def test_lora_and_full_tuning(trained: Trained) -> None:
-    folders = {run: trained.stores.checkpoints.verify(run, 1) for run in ("plain", "lora")}
+    folders = {run: trained.storage.checkpoints.verify(run, 1) for run in ("plain", "lora")}
     assert [(folder / "adapter_model.safetensors").is_file() for folder in folders.values()] == [False, True]
     assert [(folder / "model.safetensors").is_file() for folder in folders.values()] == [True, False]
     assert all(trained.rows(run, "evaluations", "updates_done > 0") for run in RUNS), "the result is evaluated"

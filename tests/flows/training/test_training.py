@@ -11,7 +11,7 @@ import flows.training.stages
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_stores, train_plain
+from flows.training.loop import open_storage, train_plain
 from schemas.settings.root import Settings
 
 QUICK = ["evaluation.num_questions=4", "data.questions_per_iteration=3", "model.torch_threads=1"]
@@ -28,7 +28,9 @@ def train(workspace: Path, run: str, settings: Settings | None, resume: bool = F
 
 def rows(workspace: Path, table: str, run: str) -> list[dict]:
     """Return a table's rows of a run without what depends on time, place or the run's name."""
-    found = open_stores(workspace).database.query(f'SELECT * FROM "{table}" WHERE run = $run', {"run": run}).to_pylist()
+    found = (
+        open_storage(workspace).database.query(f'SELECT * FROM "{table}" WHERE run = $run', {"run": run}).to_pylist()
+    )
     cleaned = [{k: v for k, v in row.items() if k not in TIMES and not k.endswith("duration_s")} for row in found]
     for row in cleaned:
         if row.get("retrieval"):
@@ -65,7 +67,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_brings_the_settings_that_belong_to_it(workspace: Path, tmp_path: Path) -> None:
-    checkpoint = open_stores(workspace).checkpoints.path("first", 3)
+    checkpoint = open_storage(workspace).checkpoints.path("first", 3)
     mine = tmp_path / "mine.toml"
     mine.write_text(f"[model]\npath = '{checkpoint}'\n", encoding="utf-8")
     again, before = load_settings(str(mine)), quick()
@@ -142,10 +144,10 @@ def test_lora_without_kl(workspace: Path) -> None:
     assert {row["kl"] for row in rows(workspace, "update_metrics", "lora")} == {0.0}
     train(workspace, "lora2", quick("model.tuning=lora", "model.lora_rank=4", "grpo.kl_coefficient=0", "iterations=1"))
     longer = quick("model.tuning=lora", "model.lora_rank=4", "grpo.kl_coefficient=0", "iterations=2")
-    stores = open_stores(workspace)
-    record = stores.ledger.get_run("lora2")
+    storage = open_storage(workspace)
+    record = storage.ledger.get_run("lora2")
     changes = {"settings_json": longer.model_dump_json(), "settings_hash": longer.content_hash()}
-    stores.ledger.update_run(record.model_copy(update={**changes, "num_iterations": 2}))
+    storage.ledger.update_run(record.model_copy(update={**changes, "num_iterations": 2}))
     train(workspace, "lora2", None, resume=True)
     assert [r["policy_sha256"] for r in rows(workspace, "runs", "lora2")] == [
         r["policy_sha256"] for r in rows(workspace, "runs", "lora")

@@ -23,8 +23,8 @@ NQ = SetName("nq", "train")
 RULES = ReadingRules(question_mark=True)
 
 
-def read(place: object, name: SetName = NQ, rules: ReadingRules = RULES) -> list[tuple[str, ...]]:
-    questions = collect(rows_at(str(place), name), str(place), name, rules).questions
+def read(location: object, name: SetName = NQ, rules: ReadingRules = RULES) -> list[tuple[str, ...]]:
+    questions = collect(rows_at(str(location), name), str(location), name, rules).questions
     return [(question.key, question.split, question.question, *question.golden_answers) for question in questions]
 
 
@@ -42,14 +42,14 @@ def test_every_form_gives_the_same_questions(name: str, form: str, tmp_path: Pat
 
 def test_a_data_set_of_the_hub_is_opened_by_its_configuration(tmp_path: Path) -> None:
     files = {"nq": {"train": flashrag_rows(QUESTIONS)}, "popqa": {"test": flashrag_rows(QUESTIONS[:1])}}
-    place = f"hub:{hub_folder(tmp_path / 'hub', files)}"
-    assert read(place) == expected()
+    location = f"hub:{hub_folder(tmp_path / 'hub', files)}"
+    assert read(location) == expected()
     hub_folder(tmp_path / "hub", files | {"nq": {"train": flashrag_rows(QUESTIONS[:2])}})
-    assert read(place) == expected()[:2], "a folder that has changed is read again"
+    assert read(location) == expected()[:2], "a folder that has changed is read again"
     with pytest.raises(DataError, match="no data set 'popqq' in it; did you mean 'popqa'"):
-        read(place, SetName("popqq", "test"))
+        read(location, SetName("popqq", "test"))
     with pytest.raises(DataError, match="popqa:dev cannot be loaded"):
-        read(place, SetName("popqa", "dev"))
+        read(location, SetName("popqa", "dev"))
     with pytest.raises(DataError, match=r"cannot be loaded .*check the name, the split and the connection"):
         read(f"hub:{tmp_path}/nothing")
 
@@ -111,12 +111,12 @@ def test_what_search_r1_files_may_look_like(
 @pytest.mark.parametrize("tail", ["Think step by step.", "Answer: ", "\n\nBe brief.", "Answer: x\nQuestion: why?"])
 def test_what_follows_a_question_in_its_prompt_is_no_part_of_it(tail: str, tmp_path: Path) -> None:
     row = {**SEARCH_R1_ROW, "prompt": [{"role": "user", "content": f"Question: who?\n{tail}"}]}
-    place = str(write_rows(tmp_path / "x.jsonl", [row, search_r1_rows(QUESTIONS[1:2], "nq")[0]]))
+    location = str(write_rows(tmp_path / "x.jsonl", [row, search_r1_rows(QUESTIONS[1:2], "nq")[0]]))
     with pytest.raises(
         DataError, match=r"line 1: 'prompt' goes on after the line with 'Question:' .* give the question"
     ):
-        collect(rows_at(place, NQ), place, NQ, ReadingRules(True))
-    loaded = collect(rows_at(place, NQ), place, NQ, ReadingRules(True, 0.5))
+        collect(rows_at(location, NQ), location, NQ, ReadingRules(True))
+    loaded = collect(rows_at(location, NQ), location, NQ, ReadingRules(True, 0.5))
     assert [question.question for question in loaded.questions] == [QUESTIONS[1].question]
     assert [group.reason for group in loaded.report.dropped] == ["text after the question"]
 

@@ -216,6 +216,6 @@ def test_every_server_reads_the_probe() -> None:
 
     async def run() -> list[tuple[str, tuple[float | None, ...]]]:
         await engine.load(BASE)
-        return [(reading.place, reading.text_logprobs) for reading in await engine.read(prompt(0))]
+        return [(reading.engine, reading.text_logprobs) for reading in await engine.read(prompt(0))]
 
     assert asyncio.run(run()) == [(f"the server http://{name}:8000", (-1.0, -1.0)) for name in ("one", "two")]

@@ -11,12 +11,12 @@ import pytest
 from schemas.records.ledger import ArtifactRef
 from storage.database.canned import list_canned, load_canned
 from storage.database.connection import Database, insert, table_schemas
-from storage.database.rollout_rows import persist_rows
+from storage.database.rollout_rows import score_rows
 from storage.database.rows import SHARED_TABLES, STAGE_TABLES, teacher_rows
 from storage.errors import QueryError
-from storage.stores import Stores
+from storage.storage import Storage
 from storage.workspace import Workspace
-from tests.support.records import all_rows, contains_golden, fill, make_credit, make_groups, make_run, make_scores
+from tests.support.records import all_rows, fill, make_credit, make_groups, make_run, make_scores
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def replayed(filled: Database) -> Database:
     replay = source.model_copy(
         update={"run": "first-replay", "replay_of": "first", "first_iteration": 3, "num_iterations": 3}
     )
-    stores = Stores(Workspace.open(filled.path.parent))
+    storage = Storage(Workspace.open(filled.path.parent))
     for record in (source, replay):
-        stores.create_run(record)
-    assert stores.index.flush()
+        storage.create_run(record)
+    assert storage.sync.flush()
     other = {"teacher_logprob": -2.0, "jsd": 0.3, "divergence": 0.4, "teacher_entropy": 0.5}
     groups, changed = make_groups(), []
     for credit in make_credit(groups):
@@ -150,7 +150,7 @@ def test_labels_of_the_metrics_follow_metric_and_rho() -> None:
     scores = [score.model_copy(update={"f1": 0.5}) for score in make_scores(groups)]
 
     def shares(**settings: object) -> tuple[float, float]:
-        table = persist_rows("first", 3, groups, scores, contains_golden, **settings)["iteration_metrics"]  # type: ignore[arg-type]
+        table = score_rows("first", 3, groups, scores, **settings)["iteration_metrics"]  # type: ignore[arg-type]
         (row,) = table.to_pylist()
         return row["all_correct_share"], row["all_incorrect_share"]
 
@@ -162,7 +162,7 @@ def test_labels_of_the_metrics_follow_metric_and_rho() -> None:
 def test_a_rollout_without_a_score_is_refused() -> None:
     groups = make_groups()
     with pytest.raises(ValueError, match="1 rollouts have no score, the first is '3/norway/1'"):
-        persist_rows("first", 3, groups, make_scores(groups)[:-1], contains_golden)
+        score_rows("first", 3, groups, make_scores(groups)[:-1])
 
 
 def test_a_query_has_its_label_and_the_mean_credit_of_its_own_tokens(filled: Database) -> None:
@@ -222,7 +222,7 @@ LOGGED = {
     "teacher": {"teacher_entropy", "student_entropy", "entropy_gap", "mean_jsd"},
     "stages": {
         f"{stage}_{unit}"
-        for stage in ("sample", "persist", "hindsight", "teacher", "update", "evaluate")
+        for stage in ("sample", "score", "hindsight", "teacher", "update", "evaluate")
         for unit in ("s", "tokens_per_s")
     },
 }  # fmt: skip
@@ -231,9 +231,7 @@ LOGGED = {
 @pytest.mark.parametrize("part", LOGGED)
 def test_what_is_to_be_logged_is_a_column_of_the_iteration(filled: Database, part: str) -> None:
     row = one_row(filled, "SELECT * FROM v_iterations")
-    unmeasured = {
-        name for name in row if name.startswith(("persist", "hindsight", "teacher_s", "teacher_t", "evaluate"))
-    }
+    unmeasured = {name for name in row if name.startswith(("score", "hindsight", "teacher_s", "teacher_t", "evaluate"))}
     assert LOGGED[part] <= set(row)
     assert {name for name in LOGGED[part] if row[name] is None} <= unmeasured, "those stages took no time here"
     if part == "update":
@@ -248,12 +246,12 @@ def test_speeds_are_tokens_over_the_seconds_of_their_stage(filled: Database) -> 
     with filled.transaction() as connection:
         connection.execute(
             "INSERT INTO stages BY NAME SELECT stages.* REPLACE (v AS stage, 4.0 AS duration_s) FROM stages, "
-            "(VALUES ('persist'), ('hindsight'), ('teacher'), ('evaluate')) AS more (v) WHERE stage = 'sample'"
+            "(VALUES ('score'), ('hindsight'), ('teacher'), ('evaluate')) AS more (v) WHERE stage = 'sample'"
         )
     row = one_row(filled, "SELECT * FROM v_iterations")
     assert {name: row[name] for name in row if name.endswith("_tokens_per_s")} == {
         "sample_tokens_per_s": 32 / 2,
-        "persist_tokens_per_s": 32 / 4,
+        "score_tokens_per_s": 32 / 4,
         "hindsight_tokens_per_s": 2 * 2 / 4,
         "teacher_tokens_per_s": 4 * 30 / 4,
         "update_tokens_per_s": 80 / 2,

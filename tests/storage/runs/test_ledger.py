@@ -18,7 +18,7 @@ from storage.runs.ledger import Ledger, finish
 from storage.workspace import Workspace
 from tests.support.records import make_run
 
-PERSIST = StageKey(run="first", iteration=3, stage="persist")
+SCORE = StageKey(run="first", iteration=3, stage="score")
 UPDATE = StageKey(run="first", iteration=3, stage="update")
 
 
@@ -85,29 +85,29 @@ def test_a_damaged_run_is_named_and_hides_no_other(
 
 
 def test_an_attempt_is_recorded_while_it_runs(ledger: Ledger) -> None:
-    record = ledger.begin(PERSIST, "inputs", seed=7)
+    record = ledger.begin(SCORE, "inputs", seed=7)
     assert (record.attempt, record.status, record.pid, record.seed) == (1, "running", os.getpid(), 7)
     assert ledger.stages("first") == [record]
-    assert ledger.history(PERSIST).ended == ()
-    assert ledger.find_done(PERSIST, "inputs") is None
+    assert ledger.history(SCORE).ended == ()
+    assert ledger.find_done(SCORE, "inputs") is None
 
 
 def test_a_done_stage_is_found_again_only_for_its_inputs(ledger: Ledger, artifacts: ArtifactStore) -> None:
-    output = artifacts.write_json(PERSIST, "scores", [1, 2])
-    done = do_stage(ledger, PERSIST, [output])
-    assert ledger.find_done(PERSIST, "inputs") == ledger.done(PERSIST) == done
-    assert ledger.find_done(PERSIST, "other inputs") is None
-    assert ledger.find_done(PERSIST.model_copy(update={"iteration": 4}), "inputs") is None
-    assert ledger.find_done(PERSIST.model_copy(update={"run": "second"}), "inputs") is None
+    output = artifacts.write_json(SCORE, "scores", [1, 2])
+    done = do_stage(ledger, SCORE, [output])
+    assert ledger.find_done(SCORE, "inputs") == ledger.done(SCORE) == done
+    assert ledger.find_done(SCORE, "other inputs") is None
+    assert ledger.find_done(SCORE.model_copy(update={"iteration": 4}), "inputs") is None
+    assert ledger.find_done(SCORE.model_copy(update={"run": "second"}), "inputs") is None
     assert done.outputs == (output,)
     assert done.finished_at is not None
     assert done.duration_s == (done.finished_at - done.started_at).total_seconds() > 0
 
 
 def test_the_output_hash_follows_the_files_and_not_the_run(ledger: Ledger, artifacts: ArtifactStore) -> None:
-    other = PERSIST.model_copy(update={"run": "second"})
-    record = ledger.begin(PERSIST, "inputs", 1)
-    first = [artifacts.write_json(PERSIST, name, value) for name, value in (("a", 1), ("b", 2))]
+    other = SCORE.model_copy(update={"run": "second"})
+    record = ledger.begin(SCORE, "inputs", 1)
+    first = [artifacts.write_json(SCORE, name, value) for name, value in (("a", 1), ("b", 2))]
     second = [artifacts.write_json(other, name, value) for name, value in (("b", 2), ("a", 1))]
     swapped = [artifacts.write_json(other, name, value) for name, value in (("c", 1), ("d", 2))]
     expected = hash_json([["a.json", first[0].sha256], ["b.json", first[1].sha256]])
@@ -133,34 +133,34 @@ def test_every_attempt_stands_beside_the_files(ledger: Ledger, workspace: Worksp
 def test_a_damaged_output_makes_its_stage_stale_with_a_warning(
     damage: str, ledger: Ledger, artifacts: ArtifactStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output = artifacts.write_json(PERSIST, "scores", [1, 2])
-    do_stage(ledger, PERSIST, [output])
+    output = artifacts.write_json(SCORE, "scores", [1, 2])
+    do_stage(ledger, SCORE, [output])
     path = artifacts.path(output)
     if damage == "flip":
         path.write_bytes(path.read_bytes().replace(b"1", b"3"))
     else:
         path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert ledger.find_done(PERSIST, "inputs") is None
-    assert "persist of iteration 3 will run again" in caplog.text
+        assert ledger.find_done(SCORE, "inputs") is None
+    assert "score of iteration 3 will run again" in caplog.text
     assert "scores.json" in caplog.text
     (stale,) = ledger.stages("first")
     assert stale.status == "stale"
     assert "scores.json" in stale.error
-    again = do_stage(ledger, PERSIST, [artifacts.write_json(PERSIST, "scores", [1, 2])])
+    again = do_stage(ledger, SCORE, [artifacts.write_json(SCORE, "scores", [1, 2])])
     assert again.attempt == 2
-    assert ledger.find_done(PERSIST, "inputs") == again
+    assert ledger.find_done(SCORE, "inputs") == again
 
 
 def test_a_damaged_record_of_a_stage_makes_it_run_again(
     ledger: Ledger, workspace: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    do_stage(ledger, PERSIST, [])
-    path = workspace.stage_folder(PERSIST) / "stage.json"
+    do_stage(ledger, SCORE, [])
+    path = workspace.stage_folder(SCORE) / "stage.json"
     path.write_bytes(path.read_bytes()[:-40])
-    assert ledger.find_done(PERSIST, "inputs") is None
+    assert ledger.find_done(SCORE, "inputs") is None
     assert f"{path} is damaged" in caplog.text
-    assert do_stage(ledger, PERSIST, []).attempt == 1
+    assert do_stage(ledger, SCORE, []).attempt == 1
 
 
 def test_a_checkpoint_is_verified_through_its_manifest(ledger: Ledger, workspace: Workspace) -> None:
@@ -173,16 +173,16 @@ def test_a_checkpoint_is_verified_through_its_manifest(ledger: Ledger, workspace
 
 
 def test_only_the_latest_attempt_counts_as_done(ledger: Ledger) -> None:
-    do_stage(ledger, PERSIST, [], input_hash="inputs")
-    do_stage(ledger, PERSIST, [], input_hash="other")
+    do_stage(ledger, SCORE, [], input_hash="inputs")
+    do_stage(ledger, SCORE, [], input_hash="other")
     assert [record.status for record in ledger.stages("first")] == ["stale", "done"]
-    assert ledger.find_done(PERSIST, "inputs") is None
+    assert ledger.find_done(SCORE, "inputs") is None
 
 
 def test_a_failed_attempt_leaves_an_earlier_one_done(ledger: Ledger, artifacts: ArtifactStore) -> None:
-    done = do_stage(ledger, PERSIST, [artifacts.write_json(PERSIST, "scores", 1)])
-    ledger.fail(ledger.begin(PERSIST, "other inputs", 1), "disk full")
-    assert ledger.find_done(PERSIST, "inputs") == done
+    done = do_stage(ledger, SCORE, [artifacts.write_json(SCORE, "scores", 1)])
+    ledger.fail(ledger.begin(SCORE, "other inputs", 1), "disk full")
+    assert ledger.find_done(SCORE, "inputs") == done
 
 
 def test_a_clock_set_back_gives_no_negative_duration(ledger: Ledger) -> None:

@@ -7,8 +7,8 @@ import logging
 from schemas.records.ledger import RunRecord
 from storage.data.question_sets import QuestionSets
 from storage.database.connection import Database
-from storage.database.stage_rows import RowsFromFiles
-from storage.database.sync import Index
+from storage.database.stage_rows import StageRowsReader
+from storage.database.sync import DatabaseSync
 from storage.errors import DamagedArtifactError, RunNotFoundError
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.checkpoints import CheckpointStore
@@ -18,7 +18,7 @@ from storage.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-class Stores:
+class Storage:
     """A workspace's artifact files, checkpoints, ledger, and the database that indexes them."""
 
     def __init__(self, workspace: Workspace, database_deadline_s: float = 60.0) -> None:
@@ -28,8 +28,8 @@ class Stores:
         self.ledger = Ledger(self.artifacts)
         self.question_sets = QuestionSets(self.artifacts)
         self.database = Database(workspace, database_deadline_s)
-        self.rows_of = RowsFromFiles(self.ledger, self.artifacts)
-        self.index = Index(self.database, self.ledger, self.rows_of)
+        self.rows_of = StageRowsReader(self.ledger, self.artifacts)
+        self.sync = DatabaseSync(self.database, self.ledger, self.rows_of)
 
     def find_run(self, run: str) -> RunRecord:
         """Return a run's record; one whose file is damaged or missing is put back from the database.
@@ -39,7 +39,7 @@ class Stores:
         try:
             return self.ledger.get_run(run)
         except (RunNotFoundError, DamagedArtifactError) as error:
-            record = self.index.find_run(run) if self.workspace.run_folder(run).is_dir() else None
+            record = self.sync.find_run(run) if self.workspace.run_folder(run).is_dir() else None
             if record is None:
                 raise
             logger.warning("the record of run '%s' is put back from the database: %s", run, error)
@@ -49,9 +49,9 @@ class Stores:
     def create_run(self, record: RunRecord) -> None:
         """Add a run; RunExistsError when its name is taken."""
         self.ledger.create_run(record)
-        self.index.put_run(record.run)
+        self.sync.put_run(record.run)
 
     def update_run(self, record: RunRecord) -> None:
         """Replace a run's record."""
         self.ledger.update_run(record)
-        self.index.put_run(record.run)
+        self.sync.put_run(record.run)

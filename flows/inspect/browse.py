@@ -83,7 +83,7 @@ def print_runs(workspace: Workspace, console: Console) -> None:
 
 
 def print_run(workspace: Workspace, run: str, console: Console) -> None:
-    """Print a run's standing, the settings that differ from the defaults, its stages and what it measured."""
+    """Print a run's status, the settings that differ from the defaults, its stages and what it measured."""
     record = _ledger(workspace).get_run(run)
     print_line(console, _standing(record, shown_status(workspace, record)))
     for warning in record.warnings:

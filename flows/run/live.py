@@ -1,4 +1,4 @@
-"""The live objects of a run (policy, sampler, retriever, stores) in one context, and how a stage is performed."""
+"""The live objects of a run (policy, sampler, retriever, storage) in one context, and how a stage is performed."""
 
 from __future__ import annotations
 

@@ -68,4 +68,4 @@ def _unknown_runs(ledger: Ledger, database: Database) -> Iterator[str]:
     tracked_status = {row["run"]: (row["status"], row["iterations_done"], row["policy_sha256"]) for row in indexed}
     for name, record in known.items():
         if tracked_status.get(name) != (record.status, record.iterations_done, record.policy_sha256):
-            yield f"run '{name}': the database does not hold its present standing"
+            yield f"run '{name}': the database does not hold its present status"

@@ -1,7 +1,7 @@
 CREATE TABLE question_sets (
     dataset VARCHAR NOT NULL,
     split VARCHAR NOT NULL,
-    place VARCHAR NOT NULL,
+    location VARCHAR NOT NULL,
     num_rows BIGINT NOT NULL,
     num_kept BIGINT NOT NULL,
     dropped STRUCT(reason VARCHAR, num_rows BIGINT, example VARCHAR)[] NOT NULL,
@@ -13,7 +13,7 @@ CREATE TABLE question_sets (
 COMMENT ON TABLE question_sets IS 'One row a split of a data set that was prepared: what reading it gave.';
 COMMENT ON COLUMN question_sets.dataset IS 'Name of the data set.';
 COMMENT ON COLUMN question_sets.split IS 'train, dev or test, as the data set names it.';
-COMMENT ON COLUMN question_sets.place IS 'Where it was read from, as the settings write it.';
+COMMENT ON COLUMN question_sets.location IS 'Where it was read from, as the settings write it.';
 COMMENT ON COLUMN question_sets.num_rows IS 'Rows of this data set in the source.';
 COMMENT ON COLUMN question_sets.num_kept IS 'Questions that can be used.';
 COMMENT ON COLUMN question_sets.dropped IS 'Rows that were left out: why, how many, and what was wrong with the first.';

@@ -130,16 +130,16 @@ import sys, time
 from pathlib import Path
 from rich.console import Console
 from flows.console.interrupts import resumable
-from flows.run.status import standing
-from storage.stores import Stores
+from flows.run.status import tracked_status
+from storage.storage import Storage
 from storage.runs.lock import RunLock
 from storage.workspace import Workspace
 from tests.support.records import make_run
 
-stores = Stores(Workspace.open(Path(sys.argv[1])))
-with resumable(Console(), "sdsearch resume first"), RunLock(stores.workspace, "first"):
-    stores.create_run(make_run("first"))
-    with standing(stores, "first"):
+storage = Storage(Workspace.open(Path(sys.argv[1])))
+with resumable(Console(), "sdsearch resume first"), RunLock(storage.workspace, "first"):
+    storage.create_run(make_run("first"))
+    with tracked_status(storage, "first"):
         print("ready", flush=True)
         time.sleep(float(sys.argv[2]))
 """

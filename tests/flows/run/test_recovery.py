@@ -150,7 +150,7 @@ def test_damage_that_nothing_depends_on_is_found_by_the_check(
     assert "iteration 2, score: the database holds" in printed
     assert "iteration 3, teacher: the database holds another ledger" in printed
     assert "run 'other' is in the database, but not among the files" in printed
-    assert "run 'first': the database does not hold its present standing" in printed
+    assert "run 'first': the database does not hold its present status" in printed
     assert "5 do not agree" in printed
 
 

@@ -108,7 +108,9 @@ def compute_targets(
         _compare(model, student, teacher, view.student.targets, distillation, temperature, head_chunk)
         for view, student, teacher in zip(views, students, teachers, strict=True)
     ]
-    pointers, credits, row = [], [], 0
+    pointers: list[TeacherTargets] = []
+    credits: list[QueryCredit] = []
+    row = 0
     for members in _by_rollout(views):
         rows = [readings[i] for i in members]
         own = [views[i] for i in members]

@@ -58,8 +58,9 @@ def _search_r1_id(row: Row, name: SetName) -> object:
     if "id" in row:
         return row["id"]
     extra = row.get("extra_info")
-    index = extra.get("index") if isinstance(extra, Mapping) else None
-    return None if index is None else f"{extra.get('split') or name.split}_{index}"
+    if not isinstance(extra, Mapping) or extra.get("index") is None:
+        return None
+    return f"{extra.get('split') or name.split}_{extra['index']}"
 
 
 def _asked(row: Row, where: str) -> str:

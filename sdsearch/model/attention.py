@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sdsearch.model.visibility import TreeLayout, TreeMask, masks_from, own_mask
@@ -60,7 +60,9 @@ def tree_attention(
             output = own(module, *seen, additive, scaling=scaling, dropout=dropout, **kwargs)[0]
         else:
             output = scaled_dot_product_attention(
-                *seen,
+                seen[0],
+                seen[1],
+                seen[2],
                 attn_mask=mask,
                 is_causal=mask is None,
                 dropout_p=dropout,
@@ -135,7 +137,8 @@ def flex_tree_attention(
 @cache
 def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     """Return FlexAttention, compiled where there is a kernel to compile; elsewhere it is plain PyTorch."""
-    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+    plain: Callable[..., Tensor] = flex_attention
+    return torch.compile(plain, dynamic=True) if device_type == "cuda" else plain
 
 
 def _block_mask(mask: TreeMask, device: torch.device) -> BlockMask:
@@ -160,13 +163,13 @@ def _block_mask(mask: TreeMask, device: torch.device) -> BlockMask:
     return _block_mask(mask, device)
 
 
-def attend_to_trees(backbone: nn.Module) -> None:
+def attend_to_trees(backbone: PreTrainedModel) -> None:
     """Give a decoder the `split` attention if it has neither."""
     if backbone.config._attn_implementation not in TREE_ATTENTIONS.values():
         backbone.set_attn_implementation(TREE_ATTENTIONS["split"])
 
 
-def run_trees(backbone: nn.Module, input_ids_T: Tensor, layout: TreeLayout) -> Tensor:
+def run_trees(backbone: PreTrainedModel, input_ids_T: Tensor, layout: TreeLayout) -> Tensor:
     """Return the last hidden states (T, D) of a transformers decoder over a row of trees."""
     attend_to_trees(backbone)
     device = input_ids_T.device
@@ -178,7 +181,8 @@ def run_trees(backbone: nn.Module, input_ids_T: Tensor, layout: TreeLayout) -> T
             attention_mask=torch.ones(1, len(input_ids_T), dtype=torch.bool, device=device),
             use_cache=False,
         )
-    return output.last_hidden_state[0]
+    hidden_1TD: Tensor = output.last_hidden_state
+    return hidden_1TD[0]
 
 
 AttentionInterface.register(TREE_ATTENTIONS["split"], tree_attention)

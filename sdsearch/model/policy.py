@@ -143,9 +143,10 @@ def backbone(model: nn.Module) -> nn.Module:
     return parts[0] if len(parts) == 1 else whole
 
 
-def output_layer(model: nn.Module) -> nn.Module:
+def output_layer(model: nn.Module) -> nn.Linear:
     """Return the linear layer that the model's logits come from; its rows are the vocabulary."""
-    return causal_lm(model).get_output_embeddings()
+    layer: nn.Linear = causal_lm(model).get_output_embeddings()
+    return layer
 
 
 def head(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -167,7 +168,7 @@ def head(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-class _HiddenStates(BaseModelOutputWithPast):
+class _HiddenStates(BaseModelOutputWithPast):  # type: ignore[misc] # transformers is not read by mypy
     """A decoder's output that holds hidden states alone: what families add (router logits, …) is None."""
 
     def __getattr__(self, name: str) -> None:

@@ -16,7 +16,8 @@ _TAG = re.compile(rf"<(/?(?:{'|'.join(TAGS)}))>", re.IGNORECASE)
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Encode the environment's own words; protocol tags and chat-template tokens count as such."""
-    return tokenizer.encode(text, add_special_tokens=False)
+    token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return token_ids
 
 
 def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -77,7 +78,8 @@ def neutralise_tags(text: str) -> str:
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
     """Decode tokens, special tokens kept and blanks left alone."""
-    return tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def token_char_spans(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 import faiss
@@ -21,7 +22,14 @@ from schemas.settings.retrieval import (
     IvfPqIndexSettings,
     IvfSqIndexSettings,
 )
-from sdsearch.retrieval.kinds import bytes_of_codes, compares_shards, num_lists, num_probes, num_training_vectors
+from sdsearch.retrieval.kinds import (
+    bytes_of_codes,
+    compares_shards,
+    num_lists,
+    num_probes,
+    num_training_vectors,
+    own_class,
+)
 
 _MEASURED_VECTORS: Final = 4096
 _GRAPH_VECTORS: Final = 2048
@@ -72,8 +80,8 @@ def measure_speeds(num_dimensions: int) -> Speeds:
         index = faiss.index_factory(num_dimensions, name, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors_ND)
         key, factor = ("PQ", 16.0) if name.startswith("PQ") else (name, 1.0)
-        encode_s[key] = factor * _seconds(lambda index=index: index.add(vectors_ND)) / len(vectors_ND)
-        scan_s[key] = _seconds(lambda index=index: index.search(vectors_ND[:8], 10)) / (8 * index.ntotal)
+        encode_s[key] = factor * _seconds(partial(index.add, vectors_ND)) / len(vectors_ND)
+        scan_s[key] = _seconds(partial(index.search, vectors_ND[:8], 10)) / (8 * index.ntotal)
     return Speeds(product_s, encode_s, scan_s, _link_seconds(vectors_ND[:_GRAPH_VECTORS]))
 
 
@@ -132,7 +140,7 @@ def _lists_times(
 def _link_seconds(vectors_ND: NDArray[np.float32]) -> float:
     settings = HnswIndexSettings()
     index = faiss.index_factory(vectors_ND.shape[1], f"HNSW{settings.num_neighbours}", faiss.METRIC_INNER_PRODUCT)
-    faiss.downcast_index(index).hnsw.efConstruction = settings.ef_construction
+    own_class(index).hnsw.efConstruction = settings.ef_construction
     return _seconds(lambda: index.add(vectors_ND)) / len(vectors_ND)
 
 

@@ -87,6 +87,7 @@ def build_index(passages: Sequence[Passage], encoder: Encoder) -> faiss.Index:
     for vectors_ND in blocks:
         index = index or faiss.IndexFlatIP(vectors_ND.shape[1])
         index.add(vectors_ND)
+    assert index is not None, "some passages make at least one block"
     return index
 
 

@@ -142,7 +142,7 @@ def build_vector_index(settings: IndexSettings, vectors: VectorSource, seed: int
     with _of_faiss(settings):
         index = faiss.index_factory(vectors.num_dimensions, name, faiss.METRIC_INNER_PRODUCT)
         if isinstance(settings, HnswIndexSettings):
-            faiss.downcast_index(index).hnsw.efConstruction = settings.ef_construction
+            own_class(index).hnsw.efConstruction = settings.ef_construction
     if isinstance(settings, ListsSettings):
         sample = _sample(vectors.num_vectors, num_training_vectors(settings, vectors.num_vectors), seed)
         sample_ND = vectors.rows(sample)
@@ -154,6 +154,11 @@ def build_vector_index(settings: IndexSettings, vectors: VectorSource, seed: int
         with _of_faiss(settings):
             index.add(block_ND)
     return index
+
+
+def own_class(index: faiss.Index) -> Any:
+    """Return an index as the class that it is; faiss's type stubs leave out most of what these classes have."""
+    return faiss.downcast_index(index)
 
 
 def _of_faiss(settings: IndexSettings) -> AbstractContextManager[None]:
@@ -208,19 +213,20 @@ def _check_product(settings: IvfPqIndexSettings, num_vectors: int, num_dimension
 
 def without_warnings(index: faiss.Index, num_dimensions: int) -> list[Any]:
     """Let few vectors train without a warning a call; returns what must live until the training is over."""
-    lists = faiss.downcast_index(faiss.extract_index_ivf(index))
+    lists = own_class(faiss.extract_index_ivf(index))
     lists.cp.min_points_per_centroid = 1
-    product = getattr(faiss.downcast_index(lists), "pq", None)
+    product = getattr(own_class(lists), "pq", None)
     if product is None:
         return []
     product.cp.min_points_per_centroid = 1
     lists.do_polysemous_training = False  # Minutes for an order of codes that only polysemous search would use.
-    rotated = faiss.downcast_index(index)
+    rotated = own_class(index)
     if isinstance(rotated, faiss.IndexRefine):
-        rotated = faiss.downcast_index(rotated.base_index)
+        rotated = own_class(rotated.base_index)
     if not isinstance(rotated, faiss.IndexPreTransform):
         return []
-    rotation = faiss.downcast_VectorTransform(rotated.chain.at(0))
+    first_step: Any = rotated.chain
+    rotation: Any = faiss.downcast_VectorTransform(first_step.at(0))
     trained = faiss.ProductQuantizer(num_dimensions, product.M, 8)
     trained.cp.min_points_per_centroid = 1
     rotation.pq, rotation.niter = trained, _ROTATION_ROUNDS

@@ -35,13 +35,13 @@ def encode_texts(
             f"the encoder gives vectors of the shape {vectors_ND.shape} for {len(texts)} {_PLURAL[kind]}; expected "
             f"{len(texts)} vectors{f' of {num_dimensions} dimensions' if num_dimensions else ''}: {_REMEDY}"
         )
-    _refuse(~np.isfinite(vectors_ND).all(axis=1), "vectors that are not finite", texts, kind)
+    _refuse(np.logical_not(np.isfinite(vectors_ND).all(axis=1)), "vectors that are not finite", texts, kind)
     return vectors_ND
 
 
 def refuse_zero_vectors(vectors_ND: NDArray[np.float32], texts: Sequence[str], kind: TextKind) -> None:
     """Raise UserError for vectors of zero length, which an encoder of every text never gives unless it is broken."""
-    _refuse(~vectors_ND.any(axis=1), "zero vectors, which find nothing,", texts, kind)
+    _refuse(np.logical_not(vectors_ND.any(axis=1)), "zero vectors, which find nothing,", texts, kind)
 
 
 def _refuse(is_bad_N: NDArray[np.bool_], what: str, texts: Sequence[str], kind: TextKind) -> None:

@@ -16,7 +16,7 @@ from sdsearch.model.visibility import Sees
 _GROWTH = 256
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc] # transformers is not read by mypy
     """Keys and values of up to `num_slots` conversations; a forward addresses a set of slots.
 
     Slots are kept compact by the caller: while all addressed slots are 0..N-1 the cached tensors are read as
@@ -35,9 +35,10 @@ class SlotCache(Cache):
 
     def address(self, slots_N: Tensor | int, num_new: int) -> Tensor:
         """Choose the slots of the next forward (an int n stands for slots 0..n-1) and return positions (N, T)."""
-        compact = isinstance(slots_N, int)
-        lengths_N = self.lengths_R[:slots_N] if compact else self.lengths_R[slots_N]
-        self._slots_N = None if compact else slots_N
+        if isinstance(slots_N, int):
+            self._slots_N, lengths_N = None, self.lengths_R[:slots_N]
+        else:
+            self._slots_N, lengths_N = slots_N, self.lengths_R[slots_N]
         self._num_rows = len(lengths_N)
         self._columns_NT = lengths_N[:, None] + torch.arange(num_new, device=lengths_N.device)
         self._width = int(lengths_N.max()) + num_new

@@ -42,7 +42,7 @@ class WorkerExtension:
     def reload_policy(self, folder: str) -> None:
         """Load a folder's weights in place of the present ones."""
         self.reload_weights(weights_path=folder)
-        lm_head = getattr(self.model_runner.get_model(), "lm_head", None)
+        lm_head: Any = getattr(self.model_runner.get_model(), "lm_head", None)
         if hasattr(lm_head, "cpu_linear"):
             lm_head.quant_method.process_weights_after_loading(lm_head)
 

@@ -41,8 +41,8 @@ def added_apart(parameters: Sequence[Tensor], part: Sequence[Tensor]) -> Iterato
     try:
         yield
     finally:
-        for parameter, gradient in zip(parameters, own, strict=True):
-            parameter.grad = gradient
+        for parameter, former in zip(parameters, own, strict=True):
+            parameter.grad = former
 
 
 def rounding_noise(grpo_norm: float | None, dtype: str) -> float | None:

@@ -105,7 +105,7 @@ def scale_gradient(model: nn.Module, max_norm: float) -> float:
     A gradient that is not finite stays as it is.
     """
     parameters = [p for p in trainable_parameters(model).values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm and torch.isfinite(norm):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return float(norm)

@@ -129,7 +129,7 @@ def _plain(model: PreTrainedModel, conversation: Conversation) -> Tensor:
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"logits_to_keep": num_read} if keeps else {}
     with _evaluating(model), _plain_attention(model, _reference_attention(model, len(ids))):
-        logits_TV = model(input_ids=torch.tensor([ids], device=model.device), **options).logits[0]
+        logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=model.device), **options).logits[0]
     return logits_TV[-num_read:-1].float().log_softmax(-1)
 
 

@@ -8,9 +8,10 @@ followed it there (an induction circuit; Elhage et al. 2021, Olsson et al. 2022)
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WIDTH, NUM_LAYERS, NUM_HEADS, FEED_FORWARD = 128, 4, 4, 384
@@ -19,6 +20,15 @@ ROPE_THETA = 500_000.0
 _OWN = WIDTH - HEAD_DIM
 _FAST_PAIRS = 6
 _COPY_SHARPNESS = 1.5
+
+
+class _Attention(Protocol):
+    """A layer's attention: LlamaAttention as far as it is wired here."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
 
 
 def make_mini_model(vocabulary_size: int, pad_id: int, end_id: int, seed: int) -> LlamaForCausalLM:
@@ -72,7 +82,7 @@ def _rows(head: int) -> slice:
     return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
 
 
-def _look_back(attention: torch.nn.Module, head: int, distance: int, strength: float = 6.0) -> None:
+def _look_back(attention: _Attention, head: int, distance: int, strength: float = 6.0) -> None:
     """Bias a head towards the token `distance` back, through the fastest rotating pairs of RoPE."""
     query, key = torch.zeros(HEAD_DIM), torch.zeros(HEAD_DIM)
     half = HEAD_DIM // 2
@@ -84,7 +94,7 @@ def _look_back(attention: torch.nn.Module, head: int, distance: int, strength: f
     attention.k_proj.bias[_rows(head)] = key
 
 
-def _match(attention: torch.nn.Module, head: int, read_query: Tensor, read_key: Tensor, sharpness: float) -> None:
+def _match(attention: _Attention, head: int, read_query: Tensor, read_key: Tensor, sharpness: float) -> None:
     """Make a head attend where two reads of the stream agree, in the pairs that RoPE hardly turns."""
     slow = [pair + shift for shift in (0, HEAD_DIM // 2) for pair in range(_FAST_PAIRS, HEAD_DIM // 2)]
     for weight, read in ((attention.q_proj.weight, read_query), (attention.k_proj.weight, read_key)):
@@ -92,6 +102,6 @@ def _match(attention: torch.nn.Module, head: int, read_query: Tensor, read_key: 
         weight[[head * HEAD_DIM + dim for dim in slow]] = sharpness * read[: len(slow)]
 
 
-def _pass_on(attention: torch.nn.Module, head: int, read: Tensor, write: Tensor, gain: float) -> None:
+def _pass_on(attention: _Attention, head: int, read: Tensor, write: Tensor, gain: float) -> None:
     attention.v_proj.weight[_rows(head)] = read
     attention.o_proj.weight[:, _rows(head)] = gain * write

@@ -190,7 +190,7 @@ def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     size = min(size, *(len(pool) for pool in pools))
     sequences = [tuple(pool[number] for pool in pools)[: random.choice((1, 2, 2))] for number in range(size)]
     num_correct = random.randint(1, max(1, size - 1))
-    labels: list[Label] = ["CORRECT"] * num_correct + ["INCORRECT"] * (size - num_correct)
+    labels: list[Label] = ["CORRECT" if number < num_correct else "INCORRECT" for number in range(size)]
     random.shuffle(labels)
     model = random.choice([seq for seq, label in zip(sequences, labels, strict=True) if label == "CORRECT"])
     attempts = [(tuple(c.query for c in seq), label) for seq, label in zip(sequences, labels, strict=True)]

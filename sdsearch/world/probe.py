@@ -190,8 +190,8 @@ def _inverted(loop: RolloutLoop, group: Group, scores: Sequence[Score], seed: in
         )
         for attempt in block.attempts
     ]
-    block = encode_block(loop.tokenizer, attempts, BLOCK_TOKENS)
-    return [block.token_ids] * len(group.rollouts)
+    inverted = encode_block(loop.tokenizer, attempts, BLOCK_TOKENS)
+    return [list(inverted.token_ids)] * len(group.rollouts)
 
 
 def _em_after(

@@ -1,4 +1,4 @@
-"""The commands `sdsearch corpus …`, and those of `sdsearch index …` that compare indexes."""
+"""The commands `sdsearch corpus …`, `sdsearch index …` and `sdsearch retriever …`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import typer
 
 from flows.console.options import HOME, ConfigArgument, SetOption, WorkspaceOption, make_console
 from flows.console.streams import stop_when_unread
-from flows.mini.commands import index_app
+from flows.console.terminal import print_line
 
+retriever_app = typer.Typer(no_args_is_help=True, help="The retriever as a server.")
+index_app = typer.Typer(no_args_is_help=True, help="The search index.")
 corpus_app = typer.Typer(no_args_is_help=True, help="Corpora: the passages that are searched.")
 
 
@@ -91,3 +93,47 @@ def index_plan(
 
     stop_when_unread()
     print_plan(num_passages, num_dimensions, ram_gb, make_console())
+
+
+@index_app.command("build")
+def index_build(
+    config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = HOME
+) -> None:
+    """Build the search indexes that the settings name; those that are there are replaced."""
+    from flows.settings.load import load_settings
+
+    settings = load_settings(config, overrides or [])
+    from flows.console.errors import UserError
+    from flows.retrieval.open import build_indexes
+    from schemas.settings.retrieval import HttpRetrievalSettings
+    from storage.workspace import Workspace
+
+    if isinstance(settings.retrieval, HttpRetrievalSettings):
+        raise UserError("retrieval.kind 'http' has its index on a server; build one with kind dense, bm25 or hybrid")
+    for report in build_indexes(settings.retrieval, Workspace.open(workspace)):
+        print_line(
+            make_console(),
+            f"{report.folder}: {report.num_passages} passages, {report.size}, {report.duration_s:.1f} s",
+        )
+
+
+@retriever_app.command("serve")
+def retriever_serve(
+    config: ConfigArgument = "quickstart",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback are open.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    max_queries: Annotated[
+        int, typer.Option("--max-queries", min=1, help="Queries of one request; more are searched in pieces anyway.")
+    ] = 16_384,
+    max_top_k: Annotated[int, typer.Option("--max-topk", min=1, help="Passages a query that may be asked for.")] = 100,
+    max_request_mb: Annotated[int, typer.Option("--max-request-mb", min=1, help="Size of one request.")] = 64,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Serve the settings' retriever over HTTP (Search-R1's /retrieve) until Ctrl-C, SIGTERM or SIGHUP."""
+    from flows.retrieval.serve import serve_retriever
+
+    limits = {"max_queries": max_queries, "max_top_k": max_top_k, "max_request_bytes": max_request_mb << 20}
+    serve_retriever(config, overrides or [], workspace, host, port, make_console(), limits)

@@ -1,0 +1,43 @@
+"""The command `sdsearch evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from flows.console.options import (
+    HOME,
+    SetOption,
+    WorkspaceOption,
+    make_console,
+)
+
+
+def evaluate(
+    run: Annotated[str | None, typer.Option("--run", help="Evaluate a run's current policy.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Evaluate a model folder or hub name; the settings' own by default.")
+    ] = None,
+    config: Annotated[str, typer.Option("--config", help="Settings that --policy is evaluated with.")] = "quickstart",
+    overrides: SetOption = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option("--datasets", help="'all' of data.test, or some: nq,hotpotqa; data.dataset when not given."),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of data.dataset.")] = None,
+    num_questions: Annotated[
+        int | None, typer.Option("--num-questions", min=1, help="Size of each data set's fixed sample.")
+    ] = None,
+    mode: Annotated[Literal["greedy", "sampled"], typer.Option("--mode", help="Decoding.")] = "greedy",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the evaluation; the same request gets the same one.")
+    ] = None,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Answer questions with the plain policy and print the figures; goes on where it stopped."""
+    from flows.evaluation.plan import Request
+    from flows.launch import start_evaluation
+
+    request = Request(datasets, split, num_questions, mode, name)
+    start_evaluation(run, policy, config, overrides or [], request, workspace, make_console())

@@ -1,0 +1,106 @@
+"""The commands that read a workspace: `sdsearch runs`, `show`, `sql`, `schema` and `sdsearch db …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.console.errors import UserError
+from flows.console.options import (
+    HOME,
+    WorkspaceOption,
+    make_console,
+)
+from flows.console.streams import stop_when_unread
+
+db_app = typer.Typer(no_args_is_help=True, help="The database, which indexes the files.")
+
+
+@db_app.command("rebuild")
+def db_rebuild(workspace: WorkspaceOption = HOME) -> None:
+    """Make the database again from the files of all runs; whatever is in its place goes."""
+    from flows.inspect.db import rebuild
+
+    rebuild(workspace, make_console())
+
+
+@db_app.command("check")
+def db_check(workspace: WorkspaceOption = HOME) -> None:
+    """Hash every file and compare files, ledger and database; exit code 1 when they do not agree."""
+    from flows.inspect.db import check
+
+    if not check(workspace, make_console()):
+        raise SystemExit(1)
+
+
+def runs(workspace: WorkspaceOption = HOME) -> None:
+    """List the runs of a workspace."""
+    from flows.inspect.browse import open_existing, print_runs
+
+    stop_when_unread()
+    print_runs(open_existing(workspace, needs_database=False), make_console())
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Show a run: its settings, the seconds of its stages, its learning curve."""
+    from flows.inspect.browse import open_existing, print_run
+
+    stop_when_unread()
+    print_run(open_existing(workspace), run, make_console())
+
+
+def sql(
+    query: Annotated[str | None, typer.Argument(help="A query; it can read only.")] = None,
+    list_queries: Annotated[bool, typer.Option("--list", help="List the queries that ship with the program.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Run a shipped query.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Value of $NAME in the query.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run that a query with $run is asked of, a shipped one always.")
+    ] = None,
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="json: one object a line.")
+    ] = "table",
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Query the database of a workspace; $run in the query is the latest run when --run names none."""
+    from flows.inspect.browse import open_existing
+    from flows.inspect.sql import print_canned, print_rows, run_query
+
+    stop_when_unread()
+    if list_queries:
+        print_canned(make_console())
+        return
+    if (query is None) == (name is None):
+        raise UserError("sql takes a query or the --name of a shipped one; see: sdsearch sql --list")
+    notes = Console(stderr=True)
+    answer = run_query(open_existing(workspace), query, name, parameters or [], run, form, notes)
+    print_rows(answer, form, make_console())
+
+
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write one file a record to; printed when not given.")
+    ] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Print the settings reference, Markdown.")] = False,
+) -> None:
+    """Export the JSON schemas of the settings and of every record that is stored."""
+    from flows.inspect.schema import print_schemas, settings_reference, write_schemas
+
+    stop_when_unread()
+    if settings and out is not None:
+        raise UserError("schema --settings prints one page; leave --out out and redirect it to a file")
+    if settings:
+        sys.stdout.write(settings_reference())
+    elif out is None:
+        print_schemas()
+    else:
+        write_schemas(out, make_console())

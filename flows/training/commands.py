@@ -1,0 +1,45 @@
+"""The commands `sdsearch train` and `sdsearch resume`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.console.options import (
+    HOME,
+    ConfigArgument,
+    ForkOption,
+    NoPrefectOption,
+    SetOption,
+    WorkspaceOption,
+    make_console,
+)
+
+
+def train(
+    config: ConfigArgument = "quickstart",
+    overrides: SetOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run; one is made when none is given.")] = None,
+    fork: ForkOption = None,
+    workspace: WorkspaceOption = HOME,
+    no_prefect: NoPrefectOption = False,
+) -> None:
+    """Train a policy; a run of the same name and settings goes on where it stopped."""
+    from flows.launch import start_run
+
+    start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect, fork=fork)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    workspace: WorkspaceOption = HOME,
+    no_prefect: NoPrefectOption = False,
+    from_silent: Annotated[
+        bool, typer.Option("--take-over", help="Take the run from a process on another machine that fell silent.")
+    ] = False,
+) -> None:
+    """Go on with a run at the stage where it stopped, with its stored settings."""
+    from flows.launch import continue_run
+
+    continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)

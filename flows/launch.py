@@ -15,7 +15,6 @@ from flows.console.interrupts import resumable, resume_command
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan, Request, plan_model, plan_run
 from flows.evaluation.plan import plan_of as evaluation_plan_of
-from flows.inspect.browse import open_existing
 from flows.orchestration.prefect_server import prefect_api
 from flows.replay.plan import plan_of, plan_replay
 from flows.run.progress import RichReporter
@@ -26,7 +25,7 @@ from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.lock import take_over
 from storage.storage import Storage
-from storage.workspace import Workspace, validate_run_name
+from storage.workspace import Workspace, open_existing, validate_run_name
 
 
 def start_run(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from schemas.commands import command
+from schemas.errors import UserError
 from schemas.names import NAME_RULE, is_name
 from schemas.paths import local_path
 from schemas.records.ledger import STAGES, StageKey
@@ -170,3 +172,21 @@ def link_shared_folders(source: Workspace, trial: Workspace) -> None:
         make_folder(target)
         for item in folder.iterdir() if folder.is_dir() else ():
             (target / item.name).symlink_to(item.resolve(), target_is_directory=item.is_dir())
+
+
+def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
+    """Return a workspace that holds runs or questions; UserError when there is none. Nothing is written."""
+    workspace = Workspace(local_path(folder).resolve())
+    if workspace.database.is_file():
+        return workspace
+    if not workspace.run_files() and not workspace.questions.is_dir():
+        raise UserError(
+            f"no database in the workspace {workspace.root}; name another with --workspace or SDSEARCH_HOME, or make "
+            f"one with: {command('train', 'quickstart', workspace=workspace.root)}"
+        )
+    if needs_database:
+        raise UserError(
+            f"{workspace.database} is missing; make it again from the files with: "
+            f"{command('db', 'rebuild', workspace=workspace.root)}"
+        )
+    return workspace

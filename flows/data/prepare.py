@@ -10,12 +10,14 @@ from rich.console import Console
 from flows.console.errors import UserError
 from flows.console.terminal import make_table, print_line
 from flows.data.questions import Questions
-from flows.doctor.hardware import model_files
+from flows.doctor.hub import model_files
 from schemas.records.question import Question
-from schemas.settings.data import QuestionSet, SetName
+from schemas.records.question_set import QuestionSet
+from schemas.settings.data import SetName
 from schemas.settings.root import Settings
 from sdsearch.credit.scoring import normalises_to_nothing
-from sdsearch.data.questions import HubUnreachableError, LoadedSet
+from sdsearch.data.hub import HubUnreachableError
+from sdsearch.data.questions import LoadedSet
 from sdsearch.data.readers import short
 from sdsearch.unspaced import has_unspaced
 from storage.storage import Storage

@@ -16,7 +16,8 @@ from flows.doctor.footprint import (
     shape_of,
     training_needs,
 )
-from flows.doctor.hardware import Hardware, ModelFiles, free_bytes
+from flows.doctor.hardware import Hardware, free_bytes
+from flows.doctor.hub import ModelFiles
 from schemas.commands import quoted
 from schemas.errors import UserError, reason_of
 from schemas.settings.retrieval import HFEncoderSettings

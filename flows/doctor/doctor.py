@@ -14,13 +14,15 @@ from flows.console.terminal import make_table, print_line
 from flows.data.prepare import named_sets
 from flows.data.questions import Questions
 from flows.doctor.checks import Check, answers, memory_checks, model_checks, unknown_model
-from flows.doctor.hardware import Hardware, ModelFiles, hub_data, model_files, read_hardware
+from flows.doctor.hardware import Hardware, read_hardware
+from flows.doctor.hub import ModelFiles, hub_data, model_files
 from flows.doctor.retrieval import retrieval_checks
 from flows.settings.load import load_settings
 from flows.settings.model_folder import brought_lines, model_notes
 from schemas.commands import command, path_argument, quoted
 from schemas.paths import local_path
-from schemas.settings.data import HUB, WORLD, PreparedSet, SetName
+from schemas.records.question_set import PreparedSet
+from schemas.settings.data import HUB, WORLD, SetName
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
 from schemas.settings.sampling import VllmSamplerSettings, VllmServerSamplerSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.console.errors import PEOPLES_ERRORS, UserError
 from flows.doctor.checks import Check, answers
-from flows.doctor.hardware import model_files
+from flows.doctor.hub import model_files
 from flows.retrieval.corpora import is_named, look_at
 from schemas.commands import command, quoted
 from schemas.paths import folder_or_name, local_path
@@ -62,7 +62,7 @@ def _encoder(settings: HFEncoderSettings) -> Check:
     if model_files(folder_or_name(settings.path)).missing:
         remedy = f"hf download {quoted(settings.path)}, or point retrieval.encoder.path at a folder"
         return Check("encoder", "not there", settings.path, False, remedy)
-    from flows.retrieval.dense import load_encoder
+    from flows.retrieval.source import load_encoder
 
     try:
         width = load_encoder(settings).num_dimensions
@@ -158,7 +158,7 @@ def _built(
         from flows.retrieval.bm25 import BM25Source
 
         return "built" if (BM25Source(settings, workspace).folder / _MANIFEST).is_file() else None
-    from flows.retrieval.dense import IndexSource
+    from flows.retrieval.source import IndexSource
 
     source = IndexSource(settings, workspace)
     if path is None:

@@ -2,79 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.console.errors import UserError
-from flows.console.terminal import format_seconds, make_table, print_line
+from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
+from flows.evaluation.show import EvaluationReporter, SetResult, print_results
 from flows.evaluation.stage import evaluate_sets
 from flows.run.inputs import check_inputs, check_source_model, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.policy import check_device
-from flows.run.progress import Reporter, SilentReporter
+from flows.run.progress import Reporter
 from flows.run.status import tracked_status
 from flows.settings.load import describe_differences
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import RunRecord, StageKey
-from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 from sdsearch.training.nothing_learnt import describe_no_turn, writes_no_turn
 from storage.database.stage_rows import answers_file
 from storage.errors import RunNotFoundError
 from storage.runs.lock import RunLock
 from storage.storage import Storage
-
-_SAY_EVERY_S = 30.0
-_COLUMNS = ("data set", "split", "questions", "EM", "95 %", "F1", "searches", "search quality", "valid")
-
-
-class SetResult(NamedTuple):
-    """One data set's figures, and its answers."""
-
-    report: EvaluationReport
-    answers: list[EvaluationAnswer]
-
-
-class EvaluationReporter(SilentReporter):
-    """Shows a bar of answered questions; a line now and then where output is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Progress | None = None
-        self._started = self._said = time.monotonic()
-        self._first: int | None = None
-
-    def stage_progress(self, done: int, total: int) -> None:
-        """Show how many questions are answered; batches that an earlier attempt finished count at once."""
-        if self._console.is_terminal:
-            self._move_bar(done, total)
-        elif done < total and time.monotonic() - self._said >= _SAY_EVERY_S:
-            self._said = time.monotonic()
-            pace = (done - (self._first or 0)) / (self._said - self._started)
-            left = format_seconds((total - done) / pace) if pace > 0 else "?"
-            print_line(self._console, f"{done} of {total} questions answered, about {left} left")
-        self._first = done if self._first is None else self._first
-
-    def close(self) -> None:
-        """Give the terminal back."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _move_bar(self, done: int, total: int) -> None:
-        if self._bar is None:
-            columns = (TextColumn("questions"), BarColumn(bar_width=40), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console, speed_estimate_period=3600.0)
-            self._bar.add_task("questions", total=total)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
 
 
 def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console) -> None:
@@ -110,33 +61,6 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list
             keep_inputs(runtime, plan.sets)
             with tracked_status(storage, plan.run):
                 return _evaluate(runtime, plan)
-
-
-def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: Console) -> None:
-    """Print a row a data set, and their unweighted mean, as the paper has it."""
-    (mode,) = plan.settings.evaluation.modes
-    num_questions = sum(report.num_questions for report, _ in results)
-    print_line(console, f"{plan.title}: {num_questions} questions, {mode} ({plan.run})")
-    rows = [
-        (report.dataset, report.split, report.num_questions, *_figures([report], _interval([answers], plan)))
-        for report, answers in results
-    ]
-    if len(results) > 1:
-        interval = _interval([answers for _, answers in results], plan)
-        rows.append((f"mean of {len(results)}", "", num_questions, *_figures([r for r, _ in results], interval)))
-    console.print(make_table(_COLUMNS, rows))
-
-
-def _figures(reports: Sequence[EvaluationReport], interval: Interval) -> tuple[object, ...]:
-    """Return the table's figures: means over data sets, each of which counts the same."""
-    names = ("em", "f1", "searches_per_rollout", "search_quality", "valid_share")
-    em, *others = (f"{sum(getattr(report, name) for report in reports) / len(reports):.3f}" for name in names)
-    return (em, f"{interval.low:.3f} … {interval.high:.3f}", *others)
-
-
-def _interval(answers: Sequence[Sequence[EvaluationAnswer]], plan: EvaluationPlan) -> Interval:
-    ems = [np.array([answer.em for answer in of_set]) for of_set in answers]
-    return bootstrap_mean(ems, seed=plan.settings.evaluation.seed)
 
 
 def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:

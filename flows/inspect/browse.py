@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +14,6 @@ from flows.inspect.sql import as_table
 from flows.replay.show import print_comparison
 from flows.run.status import shown_status
 from flows.settings.load import stored_settings
-from schemas.commands import command
-from schemas.paths import local_path
 from schemas.records.ledger import RunRecord
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
@@ -42,24 +39,6 @@ _SETS = """
         searches_per_rollout AS searches, valid_share AS valid
     FROM evaluations WHERE run = $run ORDER BY dataset, split
 """
-
-
-def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
-    """Return a workspace that holds runs or questions; UserError when there is none. Nothing is written."""
-    workspace = Workspace(local_path(folder).resolve())
-    if workspace.database.is_file():
-        return workspace
-    if not workspace.run_files() and not workspace.questions.is_dir():
-        raise UserError(
-            f"no database in the workspace {workspace.root}; name another with --workspace or SDSEARCH_HOME, or make "
-            f"one with: {command('train', 'quickstart', workspace=workspace.root)}"
-        )
-    if needs_database:
-        raise UserError(
-            f"{workspace.database} is missing; make it again from the files with: "
-            f"{command('db', 'rebuild', workspace=workspace.root)}"
-        )
-    return workspace
 
 
 def print_runs(workspace: Workspace, console: Console) -> None:

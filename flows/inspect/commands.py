@@ -39,7 +39,8 @@ def db_check(workspace: WorkspaceOption = HOME) -> None:
 
 def runs(workspace: WorkspaceOption = HOME) -> None:
     """List the runs of a workspace."""
-    from flows.inspect.browse import open_existing, print_runs
+    from flows.inspect.browse import print_runs
+    from storage.workspace import open_existing
 
     stop_when_unread()
     print_runs(open_existing(workspace, needs_database=False), make_console())
@@ -50,7 +51,8 @@ def show(
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Show a run: its settings, the seconds of its stages, its learning curve."""
-    from flows.inspect.browse import open_existing, print_run
+    from flows.inspect.browse import print_run
+    from storage.workspace import open_existing
 
     stop_when_unread()
     print_run(open_existing(workspace), run, make_console())
@@ -72,8 +74,8 @@ def sql(
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Query the database of a workspace; $run in the query is the latest run when --run names none."""
-    from flows.inspect.browse import open_existing
     from flows.inspect.sql import print_canned, print_rows, run_query
+    from storage.workspace import open_existing
 
     stop_when_unread()
     if list_queries:

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.console.terminal import format_seconds, print_line
-from flows.inspect.browse import open_existing
 from storage.database.check import find_problems
 from storage.database.rebuild import rebuild_database
 from storage.storage import Storage
+from storage.workspace import open_existing
 
 
 def rebuild(folder: Path, console: Console) -> None:

@@ -20,13 +20,13 @@ from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.records.passage import Passage
 from schemas.records.question import Question
+from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.rollout import Group, Rollout
 from schemas.records.run_inputs import RunInputs
 from schemas.records.score import Score
 from schemas.records.study import Study, StudyResults
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import RefusedStep, UpdateReport
-from schemas.settings.data import PreparedSet, QuestionSet
 from schemas.settings.root import Settings
 from schemas.settings.rules import NOTED, REFUSED
 from schemas.settings.tree import allowed_values, kind_of, sections_of

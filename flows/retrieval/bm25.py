@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.retrieval.corpora import find_corpus, holds_unspaced
+from flows.retrieval.report import IndexReport
 from schemas.base import hash_json
 from schemas.settings.retrieval import BM25RetrievalSettings
 from sdsearch.retrieval.bm25 import BM25Retriever, bm25_recipe_hash, build_bm25
@@ -15,16 +15,6 @@ from storage.retrieval.bm25 import load_bm25, save_bm25
 from storage.retrieval.corpora import StoredCorpus
 from storage.retrieval.indexes import building_alone, load_or_build
 from storage.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class IndexReport:
-    """What `index build` tells of one index."""
-
-    folder: Path
-    num_passages: int
-    size: str  # such as 2048 dimensions
-    duration_s: float
 
 
 class BM25Source:

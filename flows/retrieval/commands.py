@@ -82,17 +82,17 @@ def index_evaluate(
     evaluate_indexes(settings, workspace, kinds, queries, out, make_console())
 
 
-@index_app.command("plan")
-def index_plan(
+@index_app.command("estimate")
+def index_estimate(
     num_passages: Annotated[int, typer.Option("--passages", min=1, help="Passages of the corpus.")] = 21_015_324,
     num_dimensions: Annotated[int, typer.Option("--dim", min=8, help="Width of the encoder's vectors.")] = 768,
     ram_gb: Annotated[float | None, typer.Option("--ram-gb", min=0.1, help="Memory that the index may take.")] = None,
 ) -> None:
     """Say what each kind of index of a corpus would take: memory, disk, time; from small measurements here."""
-    from flows.retrieval.costs import print_plan
+    from flows.retrieval.costs import print_costs
 
     stop_when_unread()
-    print_plan(num_passages, num_dimensions, ram_gb, make_console())
+    print_costs(num_passages, num_dimensions, ram_gb, make_console())
 
 
 @index_app.command("build")

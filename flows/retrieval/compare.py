@@ -15,8 +15,9 @@ from rich.console import Console
 from flows.console.errors import UserError
 from flows.console.terminal import make_table, print_line
 from flows.data.questions import Questions
-from flows.retrieval.dense import IndexSource, build_dense_folder, open_or_build, searched_index
+from flows.retrieval.dense import build_dense_folder, open_or_build, searched_index
 from flows.retrieval.embedding import embed_all
+from flows.retrieval.source import IndexSource
 from schemas.paths import local_path
 from schemas.settings.retrieval import (
     DenseRetrievalSettings,

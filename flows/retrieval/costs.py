@@ -1,4 +1,4 @@
-"""`sdsearch index plan`: what each kind of index of a corpus would cost, and which one fits."""
+"""`sdsearch index estimate`: what each kind of index of a corpus would cost, and which one fits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.console.terminal import format_seconds, make_table, print_line
 from schemas.commands import set_option
-from sdsearch.retrieval.costs import Cost, measure_speeds, plan
+from sdsearch.retrieval.costs import Cost, estimate_costs, measure_speeds
 
 # Recall@3 of exact search on a million 768-dimensional vectors made from text, one list of 32 looked through:
 # benchmarks/index_recall.py, whose docstring says how. Kinds that were not measured there have none.
@@ -25,10 +25,10 @@ MEASURED_RECALL: Final = {
 _SAME_RECALL: Final = 0.005
 
 
-def print_plan(num_passages: int, num_dimensions: int, ram_gb: float | None, console: Console) -> None:
+def print_costs(num_passages: int, num_dimensions: int, ram_gb: float | None, console: Console) -> None:
     """Measure for some seconds, then print a table, and the kind that fits the memory and finds most."""
     started = time.perf_counter()
-    costs = plan(num_passages, num_dimensions, measure_speeds(num_dimensions))
+    costs = estimate_costs(num_passages, num_dimensions, measure_speeds(num_dimensions))
     seconds = time.perf_counter() - started
     print_line(
         console,

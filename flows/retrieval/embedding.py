@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.console.errors import UserError
-from flows.retrieval.dense import IndexSource
+from flows.retrieval.source import IndexSource
 from sdsearch.retrieval.dense import encode_blocks
 from storage.retrieval.embeddings import Embeddings, EmbeddingsUnusableError, begin_embeddings
 from storage.retrieval.encoders import EncoderState

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from flows.retrieval.open import open_retriever
-from schemas.settings.retrieval import RetrievalReport, RetrievalSettings
+from schemas.records.reports import RetrievalReport
+from schemas.settings.retrieval import RetrievalSettings
 from sdsearch.retrieval.cached import CachedRetriever, SearchCounts
 from sdsearch.retrieval.http import HttpRetriever
 from sdsearch.retrieval.ports import Retriever, search_all

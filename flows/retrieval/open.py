@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, assert_never
 
-from flows.retrieval.bm25 import IndexReport, build_bm25_folder, open_bm25
-from flows.retrieval.dense import IndexSource, build_dense_folder, open_dense
+from flows.retrieval.bm25 import build_bm25_folder, open_bm25
+from flows.retrieval.dense import build_dense_folder, open_dense
+from flows.retrieval.report import IndexReport
+from flows.retrieval.source import IndexSource
 from schemas.base import hash_json
 from schemas.records.passage import Passage
 from schemas.settings.retrieval import (

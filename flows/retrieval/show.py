@@ -19,8 +19,8 @@ from rich.progress import (
 from flows.console.errors import UserError
 from flows.console.terminal import format_seconds, make_table, plain, print_line
 from flows.retrieval.corpora import Imported, ImportProgress, import_corpus, name_of_imported
-from flows.retrieval.dense import IndexSource
 from flows.retrieval.embedding import Embedded, EmbedProgress, embed
+from flows.retrieval.source import IndexSource
 from schemas.commands import quoted, set_option
 from schemas.paths import local_path
 from schemas.settings.retrieval import DenseRetrievalSettings, HybridRetrievalSettings, RetrievalSettings

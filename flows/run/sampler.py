@@ -8,13 +8,9 @@ from typing import Protocol
 
 from flows.console.errors import UserError
 from flows.run.policy import LivePolicy
+from schemas.records.reports import SamplingReport
 from schemas.settings.root import Settings
-from schemas.settings.sampling import (
-    SamplingReport,
-    TransformersSamplerSettings,
-    VllmSamplerSettings,
-    VllmServerSamplerSettings,
-)
+from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.model.policy import causal_lm
 from sdsearch.sampling.ports import Sampler
 from sdsearch.sampling.statistics import SamplingStatistics

@@ -13,7 +13,6 @@ from rich.console import Console
 from flows.console.errors import UserError
 from flows.console.interrupts import resumable
 from flows.console.terminal import print_line
-from flows.inspect.browse import open_existing
 from flows.run.progress import RichReporter
 from flows.settings.load import describe_differences
 from flows.study.plan import PlannedRun, load_study, plan_runs
@@ -27,7 +26,7 @@ from storage.database.connection import Database
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.studies import write_study, write_study_files
-from storage.workspace import Workspace
+from storage.workspace import Workspace, open_existing
 
 Train = Callable[[PlannedRun], object]
 # Is told of each run before it starts: the run, its place from 1, and whether it is finished already.

@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Record
-from schemas.settings.retrieval import RetrievalReport
-from schemas.settings.sampling import SamplingReport
+from schemas.records.reports import RetrievalReport, SamplingReport
 
 StageName = Literal["sample", "score", "hindsight", "teacher", "update", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sample", "score", "hindsight", "teacher", "update", "evaluate")

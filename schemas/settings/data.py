@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Final, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from schemas.base import Positive, Record, Section
+from schemas.base import Positive, Section
 from schemas.names import NAME_RULE, Name, is_name
-from schemas.records.ledger import ArtifactRef
 
 WORLD: Final = "world"
 HUB: Final = "hub:"
@@ -94,36 +92,3 @@ class DataSettings(Section):
     def location_of(self, dataset: str) -> str:
         """Where a data set lies, as the settings write it."""
         return self.sets.get(dataset, self.questions)
-
-
-class DroppedRows(Record):
-    """The rows of a data set that were left out for one reason."""
-
-    reason: str
-    num_rows: int = Field(ge=1)
-    example: str = Field(description="What was wrong with the first of them, and where it is.")
-
-
-class QuestionSet(Record):
-    """What reading one split of a data set gave."""
-
-    dataset: str
-    split: str
-    location: str = Field(description="Where it was read from, as the settings write it.")
-    num_rows: int = Field(description="Rows of this data set in the source.")
-    num_kept: int
-    dropped: tuple[DroppedRows, ...] = Field(description="By reason, the most frequent first.")
-    questions_sha256: str = Field(description="Hash of the questions that were kept, their answers, ids and order.")
-
-    @property
-    def num_dropped(self) -> int:
-        """Rows that were left out."""
-        return self.num_rows - self.num_kept
-
-
-class PreparedSet(Record):
-    """A split of a data set as `sdsearch data prepare` left it in the workspace."""
-
-    report: QuestionSet
-    file: ArtifactRef = Field(description="The questions that were kept, in the source's order.")
-    prepared_at: datetime

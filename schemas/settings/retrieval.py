@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from schemas.base import Fraction, Positive, Record, Section, Url
+from schemas.base import Fraction, Positive, Section, Url
 
 _LONGEST_WAIT_S: Final = 1_000_000  # Eleven days; the system's timers end somewhere beyond.
 Saturation = Annotated[float, Field(ge=0, le=1000)]  # Far beyond use; what is larger leaves float32.
@@ -211,15 +211,3 @@ RetrievalSettings = Annotated[
     Discriminator(_kind),
     Field(description="Where passages come from."),
 ]
-
-
-class RetrievalReport(Record):
-    """What the retriever did in one stage."""
-
-    retriever: Literal["dense", "bm25", "hybrid", "http"]
-    index_hash: str = Field(description="Fingerprint of what was searched.")
-    num_queries: int
-    num_cached: int = Field(description="Those of them that were not searched: the cache or the same call had them.")
-    cache_hit_share: float = Field(description="num_cached / num_queries; 0 where there were none.")
-    num_retries: int = Field(description="Requests to servers that were made again.")
-    seconds: float = Field(description="Spent on searches.")

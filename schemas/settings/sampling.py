@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Positive, Record, Section, Url
+from schemas.base import Positive, Section, Url
 
 
 class TransformersSamplerSettings(Section):
@@ -74,24 +74,3 @@ SamplingSettings = Annotated[
     TransformersSamplerSettings | VllmSamplerSettings | VllmServerSamplerSettings,
     Field(discriminator="kind", description="What generates the tokens."),
 ]
-
-
-class SamplingReport(Record):
-    """What an engine did in one stage."""
-
-    sampler: Literal["vllm", "vllm_server"]
-    num_turns: int
-    num_sampled_tokens: int
-    num_prompt_tokens: int = Field(description="Tokens of the turns' whole prompts, history included.")
-    num_cached_tokens: int = Field(description="Those of them that the engine took from its prefix cache.")
-    num_resent_turns: int = Field(description="Turns that a server did not finish and another one did.")
-    seconds: float = Field(description="From the first turn sent to the last one ended.")
-    tokens_per_s: float = Field(description="Sampled tokens a second.")
-    cache_hit_share: float = Field(description="num_cached_tokens / num_prompt_tokens.")
-    mean_concurrency: float = Field(description="Turns being generated at one time, mean over the seconds.")
-    retrieval_s: float = Field(description="Seconds in which the environment was replying; other turns may go on.")
-    stalled_s: float = Field(description="Seconds in which every rollout waited for the environment.")
-    probe_max_difference: float = Field(
-        description="Largest difference of the engine's and the trainer's log-probabilities on the probe, nats."
-    )
-    probe_mean_difference: float = Field(description="Mean of these differences, nats.")

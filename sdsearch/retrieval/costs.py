@@ -85,7 +85,7 @@ def measure_speeds(num_dimensions: int) -> Speeds:
     return Speeds(product_s, encode_s, scan_s, _link_seconds(vectors_ND[:_GRAPH_VECTORS]))
 
 
-def plan(num_passages: int, num_dimensions: int, speeds: Speeds) -> list[Cost]:
+def estimate_costs(num_passages: int, num_dimensions: int, speeds: Speeds) -> list[Cost]:
     """Return the cost of each kind; beyond the few thousand vectors that were timed everything is extrapolated."""
     return [_cost(name, settings, num_passages, num_dimensions, speeds) for name, settings in CANDIDATES]
 

@@ -30,7 +30,7 @@ from sdsearch.world.demonstrations import (
     make_demonstration,
     turn_text,
 )
-from sdsearch.world.markup import NameSource, Plan, load_marked_world, unmark
+from sdsearch.world.markup import NameSource, QuestionPlan, load_marked_world, unmark
 from sdsearch.world.pretrain import Batch, bucket, pretrain
 from sdsearch.world.probe import (
     BlockFigures,
@@ -132,7 +132,7 @@ def measure_mini(
 
 
 def _tokenizer_texts(
-    passages: Sequence[Passage], plans: Sequence[Plan], book: QueryBook, random: Random
+    passages: Sequence[Passage], plans: Sequence[QuestionPlan], book: QueryBook, random: Random
 ) -> Iterator[str]:
     """Yield what the policy will read and write, so that its frequent words become single tokens."""
     yield from (f"Doc 1(Title: {passage.title}) {passage.text}" for passage in passages)
@@ -147,7 +147,7 @@ def _tokenizer_texts(
 def _train(
     model: LlamaForCausalLM,
     stage: Stage,
-    plans: Sequence[Plan],
+    plans: Sequence[QuestionPlan],
     seed: int,
     progress: Callable[[BuildProgress], None],
     num_steps: int,
@@ -159,7 +159,7 @@ def _train(
         progress(BuildProgress("training", report.step, num_steps, report.loss))
 
 
-def _batches(stage: Stage, plans: Sequence[Plan], random: Random, num_early: int) -> Iterator[Batch]:
+def _batches(stage: Stage, plans: Sequence[QuestionPlan], random: Random, num_early: int) -> Iterator[Batch]:
     """Yield batches without end: first the short lessons (query, label, reading), then whole rollouts."""
     num_made = 0
     while True:

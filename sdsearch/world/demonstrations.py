@@ -20,7 +20,7 @@ from schemas.records.passage import Passage, SearchHit
 from sdsearch.credit.hindsight import encode_block, neutralise
 from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
 from sdsearch.protocol.tokens import encode
-from sdsearch.world.markup import MarkedWorld, NameSource, Plan, Renaming
+from sdsearch.world.markup import MarkedWorld, NameSource, QuestionPlan, Renaming
 from sdsearch.world.scripts import (
     Candidate,
     QueryBook,
@@ -49,7 +49,7 @@ class Demonstration(NamedTuple):
 class Scene(NamedTuple):
     """What is told: a question, the attempts shown before it (None: no block), and the script to imitate."""
 
-    plan: Plan
+    plan: QuestionPlan
     attempts: tuple[tuple[tuple[str, ...], Label], ...] | None
     script: Script
     answers: bool
@@ -76,14 +76,14 @@ def answer_text(answer: str) -> str:
     return f"<think> {_THOUGHT_ANSWER} </think>\n<answer> {answer} </answer>"
 
 
-def make_demonstration(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random) -> Demonstration:
+def make_demonstration(stage: Stage, plan: QuestionPlan, kind: DemonstrationKind, random: Random) -> Demonstration:
     """Simulate, rename and encode one demonstration of the given kind."""
     scene = make_scene(stage, plan, kind, random)
     keeps_names = random.random() < _KEEP_NAMES_SHARE
     return encode_scene(stage, scene, Renaming(random, None if keeps_names else stage.names), random)
 
 
-def make_scene(stage: Stage, plan: Plan, kind: DemonstrationKind, random: Random) -> Scene:
+def make_scene(stage: Stage, plan: QuestionPlan, kind: DemonstrationKind, random: Random) -> Scene:
     """Simulate one scene of the given kind, in marked text."""
     return _SCENES[kind](stage, plan, random)
 
@@ -140,16 +140,16 @@ def _encode_hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> tuple
     return render_documents(stage.tokenizer, found, MAX_OBSERVATION_TOKENS).token_ids
 
 
-def _plain_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _plain_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     return Scene(plan, None, write_script(stage.book, plan, random, MAX_SEARCHES), True)
 
 
-def _query_only_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _query_only_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     script = write_script(stage.book, plan, random, 1)
     return Scene(plan, None, script, False)
 
 
-def _one_hop_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _one_hop_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     """One search that brings one passage with the answer: the shortest demonstration of reading."""
     hop = plan.hops[-1]
     shown = plan._replace(question=f"What is the {hop.relation} of {hop.subject}?", hops=(hop,))
@@ -157,7 +157,7 @@ def _one_hop_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     return Scene(shown, None, Script((turn,), hop.object), True)
 
 
-def _natural_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _natural_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     book = stage.book
     group = [write_script(book, plan, random, MAX_SEARCHES) for _ in range(random.choice(_GROUP_SIZES))]
     attempts = tuple((script.queries, label_script(script, plan)) for script in group)
@@ -170,7 +170,7 @@ def _natural_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
 
 
 def _untried_script(
-    book: QueryBook, plan: Plan, attempts: Sequence[tuple[tuple[str, ...], Label]], random: Random
+    book: QueryBook, plan: QuestionPlan, attempts: Sequence[tuple[tuple[str, ...], Label]], random: Random
 ) -> Script:
     tried = {query for queries, _ in attempts for query in queries}
     turns = []
@@ -182,7 +182,7 @@ def _untried_script(
     return follow_queries(book, plan, turns)
 
 
-def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _critical_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     """Attempts with distinct queries and labels drawn apart from them; the target repeats a CORRECT one's."""
     size = random.choice(_GROUP_SIZES)
     only_good = random.random() < 0.5
@@ -199,19 +199,21 @@ def _critical_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
     return Scene(plan, tuple(attempts), script, script.answer == plan.golden_answers[0])
 
 
-def _shuffled_pool(book: QueryBook, plan: Plan, position: int, only_good: bool, random: Random) -> list[Candidate]:
+def _shuffled_pool(
+    book: QueryBook, plan: QuestionPlan, position: int, only_good: bool, random: Random
+) -> list[Candidate]:
     queries = book.at(plan, position)
     pool = list(queries.good if only_good and len(queries.good) > 2 else queries.all)
     random.shuffle(pool)
     return pool
 
 
-def _opening_scene(stage: Stage, plan: Plan, random: Random) -> Scene:
+def _opening_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     scene = _critical_scene(stage, plan, random)
     return scene._replace(script=scene.script._replace(turns=scene.script.turns[:1]), answers=False)
 
 
-_SCENES: dict[DemonstrationKind, Callable[[Stage, Plan, Random], Scene]] = {
+_SCENES: dict[DemonstrationKind, Callable[[Stage, QuestionPlan, Random], Scene]] = {
     "plain": _plain_scene,
     "natural": _natural_scene,
     "critical": _critical_scene,

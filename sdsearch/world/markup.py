@@ -39,7 +39,7 @@ class Hop(NamedTuple):
     bridge: str | None
 
 
-class Plan(NamedTuple):
+class QuestionPlan(NamedTuple):
     """A question in marked text with the facts that lead to its answer, in order."""
 
     id: str
@@ -54,7 +54,7 @@ class MarkedWorld(NamedTuple):
     """All marked passages by id, and the questions' plans."""
 
     passages: dict[str, MarkedPassage]
-    plans: tuple[Plan, ...]
+    plans: tuple[QuestionPlan, ...]
 
 
 def unmark(text: str) -> str:
@@ -81,9 +81,9 @@ def _read_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_plan(row: dict[str, Any]) -> Plan:
+def _read_plan(row: dict[str, Any]) -> QuestionPlan:
     hops = tuple(Hop(hop["s"], hop["r"], hop["o"], frozenset(map(str, hop["gold"])), hop["b"]) for hop in row["plan"])
-    return Plan(row["id"], row["question"], tuple(row["golden_answers"]), row["type"], row["split"], hops)
+    return QuestionPlan(row["id"], row["question"], tuple(row["golden_answers"]), row["type"], row["split"], hops)
 
 
 class NameSource:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from schemas.records.hindsight import Label, label_outcome
 from sdsearch.credit.scoring import f1_score
 from sdsearch.retrieval.ports import Retriever
-from sdsearch.world.markup import Hop, MarkedWorld, Plan, slots, unmark
+from sdsearch.world.markup import Hop, MarkedWorld, QuestionPlan, slots, unmark
 
 PASSAGES_PER_QUERY = 3
 _SEARCH_BATCH = 4096
@@ -56,7 +56,7 @@ class Script(NamedTuple):
         return tuple(turn.query for turn in self.turns)
 
 
-def label_script(script: Script, plan: Plan) -> Label:
+def label_script(script: Script, plan: QuestionPlan) -> Label:
     """Label a script by its answer's F1, as the method labels rollouts (rho = 0)."""
     return label_outcome(f1_score(unmark(script.answer), [unmark(golden) for golden in plan.golden_answers]), 0.0)
 
@@ -64,7 +64,7 @@ def label_script(script: Script, plan: Plan) -> Label:
 class QueryBook:
     """Every plan's candidate queries with the retriever's replies, searched once in large batches."""
 
-    def __init__(self, world: MarkedWorld, plans: Sequence[Plan], retriever: Retriever, random: Random) -> None:
+    def __init__(self, world: MarkedWorld, plans: Sequence[QuestionPlan], retriever: Retriever, random: Random) -> None:
         self._passages = world.passages
         relations = _relations_by_kind(plans)
         worded = {
@@ -81,7 +81,7 @@ class QueryBook:
             for position, hop in enumerate(plan.hops)
         }
 
-    def at(self, plan: Plan, position: int) -> HopQueries:
+    def at(self, plan: QuestionPlan, position: int) -> HopQueries:
         """Return the candidates for the plan's hop number `place`."""
         return self._queries[plan.id, position]
 
@@ -90,7 +90,7 @@ class QueryBook:
         return [slot for hit in hits for slot in slots(self._passages[hit].title + self._passages[hit].text)]
 
 
-def write_script(book: QueryBook, plan: Plan, random: Random, max_searches: int) -> Script:
+def write_script(book: QueryBook, plan: QuestionPlan, random: Random, max_searches: int) -> Script:
     """Search hop by hop with good and bad queries; after a miss try again or guess from what was read."""
     turns: list[ScriptedTurn] = []
     for position in range(len(plan.hops)):
@@ -105,7 +105,7 @@ def write_script(book: QueryBook, plan: Plan, random: Random, max_searches: int)
     return Script(tuple(turns), plan.golden_answers[0])
 
 
-def follow_queries(book: QueryBook, plan: Plan, turns: Sequence[ScriptedTurn]) -> Script:
+def follow_queries(book: QueryBook, plan: QuestionPlan, turns: Sequence[ScriptedTurn]) -> Script:
     """Repeat given searches and answer from them: rightly when the last hop's evidence came, else a guess."""
     read = {hit for turn in turns for hit in turn.hits}
     right = all(read & hop.gold for hop in plan.hops)
@@ -121,13 +121,13 @@ def _try_once(queries: HopQueries, past: Sequence[ScriptedTurn], random: Random)
     return ScriptedTurn(chosen.query, chosen.hits, chosen in queries.good)
 
 
-def _guess(book: QueryBook, plan: Plan, turns: Sequence[ScriptedTurn]) -> str:
+def _guess(book: QueryBook, plan: QuestionPlan, turns: Sequence[ScriptedTurn]) -> str:
     """Take a name from the best passage of the last search; what is at hand, were it of the wrong kind."""
     names = book.names_in(turns[-1].hits[:1]) or book.names_in(turns[-1].hits)
     return names[-1] if names else plan.hops[0].subject
 
 
-def _relations_by_kind(plans: Sequence[Plan]) -> dict[str, list[str]]:
+def _relations_by_kind(plans: Sequence[QuestionPlan]) -> dict[str, list[str]]:
     """Return for each relation the relations that are asked of the same kind of thing."""
     kinds: dict[str, set[str]] = {}
     for plan in plans:
@@ -156,7 +156,7 @@ def _good_wordings(hop: Hop) -> list[str]:
     ]
 
 
-def _bad_wordings(plan: Plan, position: int, relations: dict[str, list[str]], random: Random) -> list[str]:
+def _bad_wordings(plan: QuestionPlan, position: int, relations: dict[str, list[str]], random: Random) -> list[str]:
     """Word what goes wrong: the bare entity or relation, another relation, a hop skipped."""
     hop, last = plan.hops[position], plan.hops[-1]
     others = [r for r in relations.get(last.relation, sorted(relations)) if r not in (hop.relation, last.relation)]

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from flows.app import run_command
 from flows.retrieval.bm25 import BM25Source
-from flows.retrieval.dense import IndexSource
+from flows.retrieval.source import IndexSource
 from schemas.records.passage import Passage
 from schemas.settings.retrieval import BM25RetrievalSettings, DenseRetrievalSettings
 from sdsearch.retrieval.bm25 import BM25Retriever, bm25_recipe_hash, build_bm25

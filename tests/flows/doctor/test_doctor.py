@@ -12,7 +12,8 @@ import pytest
 from flows.app import run_command
 from flows.doctor.checks import Check
 from flows.doctor.doctor import Asked, diagnose
-from flows.doctor.hardware import Gpu, Hardware, hub_data, model_files
+from flows.doctor.hardware import Gpu, Hardware
+from flows.doctor.hub import hub_data, model_files
 from flows.retrieval.bm25 import BM25Source
 from flows.retrieval.corpora import import_corpus
 from flows.settings.load import load_settings

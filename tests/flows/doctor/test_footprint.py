@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from flows.doctor.footprint import checkpoint_bytes, device_needs, guessed_shape, shape_of, training_needs
-from flows.doctor.hardware import model_files
+from flows.doctor.hub import model_files
 from tests.support.builders import make_model
 
 

@@ -9,7 +9,7 @@ import pytest
 from flows.console.errors import UserError
 from flows.replay.plan import ReplayPlan, check_replayable, format_iterations, parse_iterations, plan_replay
 from flows.settings.load import load_settings
-from flows.training.loop import retain_checkpoints
+from flows.training.checkpoints import retain_checkpoints
 from schemas.records.ledger import RunRecord, StageKey
 from schemas.settings.root import Settings
 from storage.runs.ledger import finish

@@ -14,7 +14,7 @@ import flows.replay.work
 import flows.training.stages
 from flows.app import run_command
 from flows.console.errors import UserError
-from flows.replay.commands import start_replay
+from flows.launch import start_replay
 from flows.run.model_files import model_folder
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings

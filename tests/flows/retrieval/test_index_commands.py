@@ -1,4 +1,4 @@
-"""`sdsearch index evaluate` and `sdsearch index plan`: what they measure, what they print, what they refuse."""
+"""`sdsearch index evaluate` and `sdsearch index estimate`: what they measure, what they print, what they refuse."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_evaluate_prints_a_row_an_index(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_plan_recommends_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["index", "plan", "--passages", "100000", "--dim", "16", "--ram-gb", "1"]) == 0
+    assert run_command(["index", "estimate", "--passages", "100000", "--dim", "16", "--ram-gb", "1"]) == 0
     output = capsys.readouterr().out
     assert "extrapolated from" in output
     assert "for 1 GB: flat" in output

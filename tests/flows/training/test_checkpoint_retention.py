@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.settings.load import load_settings
-from flows.training.loop import first_iteration, retain_checkpoints
+from flows.training.checkpoints import first_iteration, retain_checkpoints
 from schemas.records.evaluation import EvaluationReport
 from schemas.records.ledger import StageKey
 from storage.runs.ledger import finish

@@ -31,7 +31,7 @@ from sdsearch.world.demonstrations import (
     encode_scene,
     make_scene,
 )
-from sdsearch.world.markup import Hop, MarkedPassage, MarkedWorld, NameSource, Plan, Renaming, slots, unmark
+from sdsearch.world.markup import Hop, MarkedPassage, MarkedWorld, NameSource, QuestionPlan, Renaming, slots, unmark
 from sdsearch.world.pretrain import bucket, learning_rate_at, pretrain, weighted_loss
 from sdsearch.world.probe import Estimate
 from sdsearch.world.scripts import QueryBook, Script, ScriptedTurn, label_script, write_script
@@ -53,7 +53,7 @@ def _passages() -> dict[str, MarkedPassage]:
     return found
 
 
-def _plans() -> list[Plan]:
+def _plans() -> list[QuestionPlan]:
     plans = []
     for number, place in enumerate(_PLACES):
         capital = Hop(
@@ -65,9 +65,11 @@ def _plans() -> list[Plan]:
         )
         currency = Hop(f"{{{place}}}", "currency", f"{{{place}mark}}", frozenset({f"e{number}"}), None)
         question = f"What is the currency of {capital.bridge}?"
-        plans.append(Plan(f"b{number}", question, (currency.object,), "bridge-capital", "train", (capital, currency)))
+        plans.append(
+            QuestionPlan(f"b{number}", question, (currency.object,), "bridge-capital", "train", (capital, currency))
+        )
         question = f"What is the currency of {{{place}}}?"
-        plans.append(Plan(f"q{number}", question, (currency.object,), "1hop-country", "train", (currency,)))
+        plans.append(QuestionPlan(f"q{number}", question, (currency.object,), "1hop-country", "train", (currency,)))
     return plans
 
 
@@ -174,7 +176,7 @@ def test_scripts_say_truly_what_was_found() -> None:
             assert read & plan.hops[-1].gold
 
 
-def _hop_of(plan: Plan, script: Script, turn: ScriptedTurn) -> list[Hop]:
+def _hop_of(plan: QuestionPlan, script: Script, turn: ScriptedTurn) -> list[Hop]:
     """The hop a turn was after: the first whose evidence no earlier turn was credited with."""
     num_found = sum(earlier.found for earlier in script.turns[: script.turns.index(turn)])
     return [plan.hops[min(num_found, len(plan.hops) - 1)]]

@@ -11,8 +11,9 @@ import pytest
 
 from flows.app import run_command
 from flows.console.errors import UserError
-from flows.retrieval.dense import IndexSource, open_dense
+from flows.retrieval.dense import open_dense
 from flows.retrieval.embedding import embed, embed_all
+from flows.retrieval.source import IndexSource
 from schemas.settings.retrieval import (
     DenseRetrievalSettings,
     HnswIndexSettings,

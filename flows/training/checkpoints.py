@@ -1,0 +1,71 @@
+"""Which checkpoints a run keeps, and which one it resumes from."""
+
+from __future__ import annotations
+
+import logging
+
+from schemas.records.evaluation import EvaluationReport
+from schemas.records.ledger import RunRecord, StageKey
+from schemas.settings.root import Settings
+from storage.database.stage_rows import file_of
+from storage.errors import DamagedArtifactError
+from storage.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+def retain_checkpoints(storage: Storage, settings: Settings, run: str, iteration: int) -> None:
+    """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
+
+    An iteration that is walked again may not be the last: whatever came after it stays.
+    """
+    newest = [
+        held for held in storage.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints
+    ]
+    storage.checkpoints.prune(run, keep={*newest, *_best_on_dev(storage, run), *_needed_by_replays(storage, run)})
+
+
+def _needed_by_replays(storage: Storage, run: str) -> list[int]:
+    """Return the versions that replays of the run which are not done yet may ask."""
+    replays = [r for r in storage.ledger.list_runs() if r.replay_of == run and r.status != "done"]
+    return [replay.first_iteration - 1 + index for replay in replays for index in range(replay.num_iterations)]
+
+
+def _best_on_dev(storage: Storage, run: str) -> list[int]:
+    """Return the version with the highest EM on dev, the earliest of equals; none before the first evaluation.
+
+    Versions whose evaluation cannot be read are returned too: one of them may be the best.
+    """
+    reports: list[EvaluationReport] = []
+    unknown: list[int] = []
+    for held in storage.checkpoints.versions(run):
+        record = storage.ledger.done(StageKey(run=run, iteration=held, stage="evaluate"))
+        try:
+            reports += storage.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
+        except DamagedArtifactError:
+            unknown.append(held)
+    best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
+    return [*unknown, *([best.policy_version] if best else [])]
+
+
+def first_iteration(storage: Storage, record: RunRecord) -> int:
+    """Return the iteration that a run goes on with: its last one, or the one after the newest intact checkpoint.
+
+    From there on, the updates are taken again from what was sampled for them, which gives the same weights.
+    """
+    begun, last = record.first_iteration, record.iterations_done
+    for held in sorted({last, *storage.checkpoints.versions(record.run)}, reverse=True):
+        try:
+            if max(1, begun - 1) <= held <= last:
+                storage.checkpoints.verify(record.run, held)
+                return max(begun, min(held + 1, last))
+        except DamagedArtifactError as error:
+            logger.warning("an earlier checkpoint is used: %s", error)
+    if begun > 1:
+        raise DamagedArtifactError(
+            f"run '{record.run}' has no intact checkpoint, not even of version {begun - 1}, which it began with; make "
+            f"another fork of run '{record.fork_of}'"
+        )
+    if last > 1:
+        logger.warning("run '%s' has no intact checkpoint; all its updates are taken again", record.run)
+    return 1

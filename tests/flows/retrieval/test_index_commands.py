@@ -12,7 +12,7 @@ import pytest
 
 from flows.app import run_command
 from schemas.settings.retrieval import FlatIndexSettings, HnswIndexSettings, IvfPqIndexSettings, IvfSqIndexSettings
-from sdsearch.retrieval.costs import Speeds, bytes_a_vector, plan
+from sdsearch.retrieval.costs import Speeds, bytes_a_vector, estimate_costs
 from sdsearch.retrieval.kinds import VectorSource, build_vector_index
 from sdsearch.retrieval.recall import evaluate_index, search_exactly
 
@@ -80,7 +80,9 @@ def test_the_plans_bytes_are_those_of_a_real_index(settings: Any, vectors: Any) 
 
 def test_a_plan_grows_with_the_corpus() -> None:
     codes = dict.fromkeys(("Flat", "SQ8", "SQ6", "SQ4", "PQ"), 1e-6)
-    small, large = (plan(number, 768, Speeds(1e-11, codes, codes, 1e-4)) for number in (1_000_000, 21_015_324))
+    small, large = (
+        estimate_costs(number, 768, Speeds(1e-11, codes, codes, 1e-4)) for number in (1_000_000, 21_015_324)
+    )
     assert [cost.kind for cost in small] == [cost.kind for cost in large]
     for before, after in zip(small, large, strict=True):
         assert after.memory_gb / before.memory_gb == pytest.approx(20.0, rel=0.06)

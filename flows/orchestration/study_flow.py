@@ -16,10 +16,14 @@ from storage.workspace import Workspace
 
 @flow(name="sdsearch-study", flow_run_name="{study}", persist_result=False, validate_parameters=False)
 def study_flow(study: str = "study_quick", workspace: str | None = None) -> str:
-    """Train a study's variants over its seeds and compare them; goes on where it stopped. Returns the table's folder.
+    """Train a study's variants over its seeds and compare them; goes on where it stopped.
 
-    study: name of a shipped study or of one in the workspace, or the path of a TOML file; workspace: folder of the
-    database and the files, SDSEARCH_HOME or ./workspace when not given.
+    Args:
+        study: Name of a shipped study or of one in the workspace, or the path of a TOML file.
+        workspace: Folder of the database and the files; SDSEARCH_HOME or ./workspace when it is empty.
+
+    Returns:
+        The folder of the study's table.
     """
     opened = Workspace.open(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
     loaded = load_study(study, opened)

@@ -31,17 +31,19 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.console.interrupts import resume_command
+from flows.orchestration.artifacts import summary_markdown
+from flows.orchestration.log_reporter import LogReporter
 from flows.orchestration.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_server
 from flows.run.progress import Reporter, SilentReporter
 from flows.settings.load import load_settings, new_run_name
 from flows.training.iteration import PLAIN, Stage, Stages, iterate
 from flows.training.loop import RunHooks, drive, iterate_plainly, open_storage
+from flows.training.numbers import iteration_numbers
 from schemas.records.ledger import StageRecord
 from schemas.settings.root import Settings
 from storage.storage import Storage
 from storage.workspace import validate_run_name
 
-_SHOWN = ("reward_mean", "em", "f1", "search_quality", "searches_per_rollout", "valid_share", "mean_jsd", "grad_norm")
 _CONFIG = "quickstart"
 _LAUNCHES: list[Launch] = []
 logger = logging.getLogger(__name__)
@@ -92,10 +94,18 @@ def train_flow(
     workspace: str | None = None,
     resume: bool = False,
 ) -> str:
-    """Train a policy by SD-Search; a run that exists goes on where it stopped. Returns the run's name.
+    """Train a policy by SD-Search; a run that exists goes on where it stopped.
 
-    config: name of a shipped settings file or a path; overrides: `section.key=value` lines; workspace: folder of the
-    database and the files, SDSEARCH_HOME or ./workspace when not given.
+    Args:
+        config: Name of a shipped settings file (quickstart, tiny, paper_3b, …), or the path of a TOML file.
+        run: Name of the run. One is made from the config and the flow run when it is empty.
+        overrides: Settings that differ from the config, one `section.key=value` a line: `iterations=50`,
+            `distillation.alpha=0.01`, `data.questions_per_iteration=32`. The value is TOML; a bare word is a text.
+        workspace: Folder of the database and the files; SDSEARCH_HOME or ./workspace when it is empty.
+        resume: Go on with the run of this name, with its stored settings: config and overrides are not read.
+
+    Returns:
+        The run's name.
     """
     settings = None if resume else load_settings(config, overrides or [])
     folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
@@ -103,7 +113,7 @@ def train_flow(
     name = validate_run_name(run or name_of_run())
     launch = _LAUNCHES[-1] if _LAUNCHES else Launch()
     with _served(name, storage), _Shown(storage, name, settings, launch) as shown:
-        drive(settings, name, storage, launch.reporter, shown.hooks, resume=resume)
+        drive(settings, name, storage, shown.reporter, shown.hooks, resume=resume)
         launch.trained = True
     return name
 
@@ -166,7 +176,7 @@ def artifact_key(name: str) -> str:
 
 
 class _Shown:
-    """Iterations as sub-flows, with the run's progress and each iteration's figures as Prefect artifacts.
+    """Iterations as sub-flows, the run's lines in the flow run's log, its figures and its progress as artifacts.
 
     The figures are published by a thread beside the next iteration; what could not be published is counted and told
     at the end, since a run must not fail for it.
@@ -176,6 +186,8 @@ class _Shown:
         self._storage = storage
         self._run = run
         self._prefect = WhileItAnswers(launch.unseen)
+        self.reporter = LogReporter(launch.reporter, get_run_logger(), lambda: self._prefect.answers)
+        self._rows: dict[int, dict[str, float]] = {}
         self._key = artifact_key(run)
         created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
@@ -200,7 +212,7 @@ class _Shown:
     @property
     def hooks(self) -> RunHooks:
         """The run's parts as tasks and sub-flows."""
-        return RunHooks(self._evaluate_start, self._iterate_once, self._held, self._show, get_run_logger().warning)
+        return RunHooks(self._evaluate_start, self._iterate_once, self._held, self._show)
 
     def _held(self) -> None:
         own_id = flow_run.id
@@ -229,13 +241,14 @@ class _Shown:
 
     def _show(self, iteration: int, numbers: dict[str, float]) -> None:
         if self._prefect.answers:
+            # Those of iterations that are done already are in the database, when a run is resumed.
+            self._rows = self._rows or iteration_numbers(self._storage, self._run, 1, iteration)
+            self._rows[iteration] = numbers
             # The artifacts belong to this flow run, which the thread learns from the context.
-            self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, numbers))
+            self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, {**self._rows}))
 
-    def _publish(self, iteration: int, numbers: dict[str, float]) -> None:
-        table = [{"metric": name, "value": value} for name, value in sorted(numbers.items())]
+    def _publish(self, iteration: int, rows: dict[int, dict[str, float]]) -> None:
+        table = [{"metric": name, "value": value} for name, value in sorted(rows[iteration].items())]
         create_table_artifact(table, key=f"{self._key}-metrics", description=f"iteration {iteration}")
-        lines = [f"| {name} | {numbers[name]:.4f} |" for name in _SHOWN if name in numbers]
-        markdown = "\n".join([f"## {self._run}, iteration {iteration}", "", "| metric | value |", "|---|---|", *lines])
-        create_markdown_artifact(markdown, key=f"{self._key}-summary")
+        create_markdown_artifact(summary_markdown(self._run, self._num_iterations, rows), key=f"{self._key}-summary")
         update_progress_artifact(self._progress_id, 100.0 * iteration / self._num_iterations)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -12,22 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.console.terminal import format_seconds, make_table, print_line
-from flows.settings.model_folder import model_notes
+from flows.console.terminal import make_table, print_line
+from flows.run.lines import RunLines, evaluation_line, figures_line, note_line
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationReport
 from schemas.records.ledger import StageKey, StageRecord
 from schemas.settings.root import Settings
-from schemas.settings.rules import notes
 
-# Name in an iteration's numbers, and how it is shown.
-_SHOWN = {
-    "reward_mean": "reward",
-    "em": "EM",
-    "f1": "F1",
-    "searches_per_rollout": "searches",
-    "search_quality": "search quality",
-}
 _FIGURES = {
     "em": "EM",
     "f1": "F1",
@@ -104,8 +94,7 @@ class RichReporter:
         self._iterations: TaskID | None = None
         self._stage: TaskID | None = None
         self._total = 0
-        self._first = 1
-        self._started = self._iteration_started = time.monotonic()
+        self._lines = RunLines()
 
     def __enter__(self) -> RichReporter:
         return self
@@ -117,18 +106,15 @@ class RichReporter:
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None:
         """Say what begins, and open the bars."""
-        self._total, self._first = settings.iterations, first_iteration
-        self._started = self._iteration_started = time.monotonic()
-        begin = f", from iteration {first_iteration}" if first_iteration > 1 else ""
-        print_line(self._console, f"run {run}: {self._total} iterations{begin}, model {settings.model.path}")
-        for note in [*notes(settings), *model_notes(settings)]:
-            self.noted(note)
+        self._total = settings.iterations
+        for line in self._lines.start(run, settings, first_iteration):
+            print_line(self._console, line)
         if self._console.is_terminal:
             self._open_bars(first_iteration - 1)
 
     def noted(self, sentence: str) -> None:
         """Print what a person should know."""
-        print_line(self._console, f"note: {sentence}")
+        print_line(self._console, note_line(sentence))
 
     def stage_started(self, key: StageKey) -> None:
         """Show the stage that works now."""
@@ -147,28 +133,15 @@ class RichReporter:
 
     def iteration_done(self, iteration: int, numbers: dict[str, float]) -> None:
         """Move the bar on, or print the iteration's line."""
-        now = time.monotonic()
-        seconds, self._iteration_started = now - self._iteration_started, now
-        figures = _figures_line(numbers)
         if self._bars is not None and self._iterations is not None:
-            self._bars.update(self._iterations, completed=iteration, figures=figures)
+            self._bars.update(self._iterations, completed=iteration, figures=figures_line(numbers))
             return
-        left_s = (now - self._started) / max(iteration - self._first + 1, 1) * max(self._total - iteration, 0)
-        print_line(
-            self._console,
-            f"iteration {iteration}/{self._total}  {figures}  "
-            f"{format_seconds(seconds)}, about {format_seconds(left_s)} left",
-        )
+        print_line(self._console, self._lines.iteration(iteration, numbers))
 
     def evaluated(self, report: EvaluationReport) -> None:
         """Print an evaluation's line."""
         self._reports.append(report)
-        print_line(
-            self._console,
-            f"evaluation after {report.iteration} updates ({report.mode}, {report.num_questions} {report.split} "
-            f"questions): EM {report.em:.3f}, F1 {report.f1:.3f}, search quality {report.search_quality:.3f}, "
-            f"{report.searches_per_rollout:.2f} searches",
-        )
+        print_line(self._console, evaluation_line(report))
 
     def warned(self, text: str) -> None:
         """Print why nothing can be learnt."""
@@ -178,7 +151,7 @@ class RichReporter:
         """Print the figures before and after, where the database is, and what to try next."""
         self._stop_bars()
         self._console.print(before_and_after(self._reports))
-        print_line(self._console, f"run {run} done in {format_seconds(time.monotonic() - self._started)}")
+        print_line(self._console, self._lines.end(run))
         if self._database is None:
             return
         print_line(self._console, f"database: {self._database}\nnext:")
@@ -225,7 +198,3 @@ def before_and_after(reports: Iterable[EvaluationReport]) -> Table:
 
 def _figure(report: EvaluationReport, name: str) -> float:
     return float(getattr(report, name))
-
-
-def _figures_line(numbers: Mapping[str, float]) -> str:
-    return "  ".join(f"{title} {numbers[name]:.3f}" for name, title in _SHOWN.items() if name in numbers)

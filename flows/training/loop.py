@@ -19,13 +19,13 @@ from flows.run.status import tracked_status
 from flows.settings.load import describe_differences, setting_differences, stored_settings
 from flows.training.checkpoints import first_iteration, retain_checkpoints
 from flows.training.iteration import PLAIN, iterate
+from flows.training.numbers import iteration_numbers
 from flows.training.watch import Watch
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.settings.retrieval import REACH
 from schemas.settings.root import NothingLearntSettings, Settings
-from storage.database.sync import WAIT_S
 from storage.disk.files import remove_leftovers
-from storage.errors import DatabaseBusyError, RunNotFoundError
+from storage.errors import RunNotFoundError
 from storage.retrieval.indexes import remove_unfinished
 from storage.runs.lock import RunLock
 from storage.storage import Storage
@@ -39,15 +39,13 @@ _MAY_CHANGE = REACH | {f"nothing_learnt.{name}" for name in NothingLearntSetting
 class RunHooks(NamedTuple):
     """The parts of a run that may be done plainly or by Prefect.
 
-    `held` is called once the run's lock is held, `show` with the figures of each iteration, `warn` with a sentence
-    about a run from which nothing can be learnt.
+    `held` is called once the run's lock is held, `show` with the figures of each iteration.
     """
 
     evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
     iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
     held: Callable[[], None] = lambda: None
     show: Callable[[int, dict[str, float]], None] = lambda iteration, numbers: None
-    warn: Callable[[str], None] = lambda text: None
 
 
 def iterate_plainly(run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
@@ -108,7 +106,7 @@ def drive(
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = first_iteration(storage, record)
             start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
-            watch = Watch(runtime, reporter.warned, do.warn)
+            watch = Watch(runtime, reporter.warned)
             with tracked_status(storage, run):
                 reporter.run_started(run, settings, first)
                 watch.look_at_start(do.evaluate_start(run, start, _update_of(storage, run, start)), first - 1)
@@ -116,7 +114,7 @@ def drive(
                     policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
                     runtime.forget_records()
                     retain_checkpoints(storage, settings, run, iteration)
-                    numbers = _iteration_numbers(storage, run, iteration)
+                    numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
                     do.show(iteration, numbers)
                     reporter.iteration_done(iteration, numbers)
                     watch.look_at(iteration)
@@ -126,19 +124,6 @@ def drive(
 def evaluation_is_due(settings: Settings, iteration: int) -> bool:
     """True every N iterations and after the last."""
     return iteration % settings.evaluation.every == 0 or iteration == settings.iterations
-
-
-def _iteration_numbers(storage: Storage, run: str, iteration: int) -> dict[str, float]:
-    """Return an iteration's row of `v_iterations`, its numbers only; none while another process keeps the database."""
-    if not storage.sync.flush():
-        return {}
-    query = "SELECT * FROM v_iterations WHERE run = $run AND iteration = $iteration"
-    try:
-        rows = storage.database.query(query, {"run": run, "iteration": iteration}, WAIT_S).to_pylist()
-    except DatabaseBusyError:
-        return {}
-    numbers = rows[0] if rows else {}
-    return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
 
 
 def _update_of(storage: Storage, run: str, iteration: int) -> StageRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -172,11 +173,30 @@ def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple
     assert [path.name for path in (workspace / "artifacts").iterdir()] == [f"run={name}"]
     assert empty_tables(workspace) == []
     artifacts = HTTP.post(f"{url}/artifacts/latest/filter", json={}).raise_for_status().json()
-    assert {f"{name}-{kind}" for kind in ("metrics", "summary", "progress")} <= {each["key"] for each in artifacts}
+    by_key = {each["key"]: each["data"] for each in artifacts}
+    assert {f"{name}-{kind}" for kind in ("metrics", "summary", "progress")} <= by_key.keys()
+    assert "](data:image/svg+xml;base64," in by_key[f"{name}-summary"]
+    assert re.findall(r"^\| (\d+) \|", by_key[f"{name}-summary"], re.MULTILINE) == ["2", "1"]
+    said = logged(url, flow_run)
+    assert [line[: len("iteration 1/2  reward")] for line in said if line.startswith("iteration ")] == [
+        "iteration 1/2  reward",
+        "iteration 2/2  reward",
+    ]
+    assert f"run {name}: 2 iterations, model mini" in said
+    assert any(line.startswith(f"run {name} done in ") for line in said)
+
+
+def logged(url: str, flow_run: str) -> list[str]:
+    """Return the lines of a flow run's own log, oldest first."""
+    asked = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
+    return [line["message"] for line in HTTP.post(f"{url}/logs/filter", json=asked).raise_for_status().json()]
 
 
 def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[Path, Path, str]) -> None:
     _, workspace, url = served
+    train = HTTP.get(f"{url}/deployments/name/sdsearch/train").raise_for_status().json()
+    form = train["parameter_openapi_schema"]["properties"]
+    assert "section.key=value" in form["overrides"]["description"]
     study = HTTP.get(f"{url}/deployments/name/sdsearch-study/run").raise_for_status().json()
     assert study["entrypoint"] == "flows.orchestration.study_flow.study_flow"
     assert study["parameters"] == {"workspace": str(workspace)}

@@ -76,7 +76,7 @@ _QUESTIONS: Final[dict[str, tuple[str, str]]] = {
         "FROM updates AS u WHERE u.run = 'copy00' ORDER BY iteration DESC LIMIT 1",
     ),
     "learning_curve": (
-        "SELECT updates_done, dataset, split, max(em) FILTER (mode = 'greedy') FROM evaluations "
+        "SELECT iteration, dataset, split, max(em) FILTER (mode = 'greedy') FROM evaluations "
         "WHERE run = 'copy00' GROUP BY ALL ORDER BY ALL",
         "SELECT iteration, dataset, split, max(em) FILTER (mode = 'greedy') FROM reports "
         "WHERE run = 'copy00' GROUP BY ALL ORDER BY ALL",
@@ -213,7 +213,7 @@ def ask(folder: Path, side: str, rollout: str, name: str, repeats: int) -> None:
         connection = duckdb.connect()
         sources = {
             view: f"read_parquet('{folder}/artifacts/run=*/iteration=*/stage={stage}/{file}.parquet', "
-            "hive_partitioning := true)"
+            "hive_partitioning := true, hive_types := {run: VARCHAR, iteration: INTEGER, stage: VARCHAR})"
             for view, (stage, file) in _FILES.items()
         }
         connection.execute(_VIEWS.format(root=folder, **sources))

@@ -14,17 +14,17 @@ EvaluationMode = Literal["greedy", "sampled"]
 class EvaluationAnswer(Record):
     """One question's outcome."""
 
-    question_key: str
-    question: str
-    golden_answers: tuple[str, ...]
-    category: str
-    answer: str | None
-    queries: tuple[str, ...]
-    em: float
-    f1: float
-    valid_format: bool
-    num_hits: int
-    num_golden_hits: int
+    question_key: str = Field(description="dataset:id.")
+    question: str = Field(description="The question's text.")
+    golden_answers: tuple[str, ...] = Field(description="Accepted answers.")
+    category: str = Field(description="The data set's own type of question.")
+    answer: str | None = Field(description="The policy's answer; empty when it gave none.")
+    queries: tuple[str, ...] = Field(description="What it searched for, in order.")
+    em: float = Field(description="Exact match, 0 or 1.")
+    f1: float = Field(description="Token F1 in [0, 1].")
+    valid_format: bool = Field(description="True when no turn was malformed and it ended with an answer.")
+    num_hits: int = Field(description="Passages retrieved.")
+    num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
     num_completion_tokens: int = Field(description="Tokens that the policy sampled.")
 
 
@@ -32,14 +32,14 @@ class EvaluationReport(Record):
     """Means over an evaluation's questions."""
 
     iteration: int = Field(description="Updates done before this evaluation.")
-    policy_version: int
-    mode: EvaluationMode
-    dataset: str
-    split: str
-    num_questions: int
-    em: float
-    f1: float
+    policy_version: int = Field(description="Version of the evaluated weights.")
+    mode: EvaluationMode = Field(description="greedy or sampled.")
+    dataset: str = Field(description="Name of the data set.")
+    split: str = Field(description="Its split.")
+    num_questions: int = Field(description="Questions.")
+    em: float = Field(description="Mean exact match.")
+    f1: float = Field(description="Mean token F1.")
     search_quality: float = Field(description="Share of retrieved passages that contain a golden answer.")
-    searches_per_rollout: float
-    valid_share: float
+    searches_per_rollout: float = Field(description="Mean number of searches.")
+    valid_share: float = Field(description="Share of rollouts with a valid format.")
     completion_tokens_mean: float = Field(description="Mean sampled tokens of an answer's rollout (response length).")

@@ -19,10 +19,11 @@ def label_outcome(metric: float, rho: float) -> Label:
 class HindsightAttempt(Record):
     """One sibling in a block."""
 
-    rollout_index: int = Field(ge=0)
-    label: Label | None = Field(description="None when the labels are switched off.")
+    rollout_index: int = Field(ge=0, description="Which sibling it is.")
+    label: Label | None = Field(description="CORRECT or INCORRECT; empty when the labels are switched off.")
     contents: tuple[str, ...] = Field(
-        description="Neutralised queries in order (masking=queries), else the kept text; as far as they fit."
+        description="Its neutralised queries in order (masking = queries), or whatever else the masking "
+        "keeps; as far as they fit."
     )
 
 
@@ -33,9 +34,11 @@ class HindsightBlock(Record):
     (`focal_turn`), as the settings' masking and members ask.
     """
 
-    group_id: str
-    focal_rollout: int | None = Field(description="None: the block serves every rollout of the group.")
-    focal_turn: int | None = Field(description="None: the block serves every turn.")
+    group_id: str = Field(description="Its group.")
+    focal_rollout: int | None = Field(
+        description="Index of the rollout that the block serves; empty: every rollout of the group."
+    )
+    focal_turn: int | None = Field(description="Turn that the block serves; empty: every turn.")
     attempts: tuple[HindsightAttempt, ...]
     num_dropped_attempts: int = Field(ge=0, description="Attempts left out because not even their labels fitted.")
     num_shortened_attempts: int = Field(
@@ -43,5 +46,5 @@ class HindsightBlock(Record):
     )
     num_cut_tokens: int = Field(default=0, ge=0, description="Tokens that the whole block has more than this one.")
     homogeneous: bool = Field(description="True when all siblings have the same label.")
-    text: str
-    token_ids: tuple[int, ...]
+    text: str = Field(description="The block.")
+    token_ids: tuple[int, ...] = Field(description="Its tokens.")

@@ -27,38 +27,47 @@ class ArtifactRef(Record):
 class StageKey(Record):
     """Which stage of which iteration of which run."""
 
-    run: str
-    iteration: int = Field(ge=0)
-    stage: StageName
+    run: str = Field(description="Name of the run.")
+    iteration: int = Field(ge=0, description="Iteration of the run.")
+    stage: StageName = Field(description="sample, score, hindsight, teacher, update or evaluate.")
 
 
 class StageRecord(Record):
     """A row of the ledger: one attempt at a stage."""
 
-    run: str
-    iteration: int
-    stage: StageName
-    attempt: int = Field(ge=1)
-    status: StageStatus
+    run: str = Field(description="Name of the run.")
+    iteration: int = Field(description="Iteration of the run.")
+    stage: StageName = Field(description="sample, score, hindsight, teacher, update or evaluate.")
+    attempt: int = Field(ge=1, description="1 for the first attempt at this stage of this iteration.")
+    status: StageStatus = Field(
+        description="running, done, failed, interrupted, or stale: done once, but replaced or its files no "
+        "longer verify. The database has the attempts that have ended."
+    )
     input_hash: str = Field(description="Hash of the upstream outputs, the settings it reads and the code version.")
     output_hash: str = Field(description="Hash of the output files' hashes; empty unless done.")
-    outputs: tuple[ArtifactRef, ...]
+    outputs: tuple[ArtifactRef, ...] = Field(
+        description="The stage's files: path below the workspace, sha256, size in bytes."
+    )
     num_rows: int = Field(ge=0, description="Rows in the stage's own tables of the database.")
-    seed: int
-    host: str
-    pid: int
-    started_at: datetime
-    finished_at: datetime | None = Field(description="None while running.")
-    duration_s: float
-    error: str = Field(description="Empty unless failed.")
+    seed: int = Field(description="Seed of the stage.")
+    host: str = Field(description="Host that ran it.")
+    pid: int = Field(description="Process that ran it.")
+    started_at: datetime = Field(description="When the attempt began, UTC.")
+    finished_at: datetime | None = Field(
+        description="When it ended, UTC; empty while it runs or when its process died."
+    )
+    duration_s: float = Field(description="Wall-clock seconds; 0 while the stage runs, and when its process died.")
+    error: str = Field(description="What went wrong; empty when done.")
     sampling: SamplingReport | None = Field(
-        default=None, description="What the engine did; None where none sampled, or it was the trainer's own model."
+        default=None, description="What the vLLM engine did (see v_sampling); empty where none sampled."
     )
     retrieval: RetrievalReport | None = Field(
-        default=None, description="What the retriever did; None for stages that do not search."
+        default=None,
+        description="What the retriever did in the stage (see v_retrieval); empty where nothing is searched.",
     )
     adopted_from: str | None = Field(
-        default=None, description="The run whose stage this is, files and all; None where the work was done here."
+        default=None,
+        description="The run whose stage this is, files and all; empty where the work was done in this run.",
     )
 
     @property
@@ -102,24 +111,34 @@ class RunRecord(Record):
     trains nothing either: it answers the questions of data sets with one version of a policy.
     """
 
-    run: str
-    status: RunStatus
-    settings_json: str
-    settings_hash: str
-    code_version: str
-    seed: int
+    run: str = Field(description="Name of the run.")
+    status: RunStatus = Field(
+        description="running, done, failed or interrupted, as the run itself said last; of a run whose "
+        "process was killed it says running, and sdsearch runs, which looks at the lock, says "
+        "dead."
+    )
+    settings_json: str = Field(description="All settings as JSON.")
+    settings_hash: str = Field(description="sha256 of the settings.")
+    code_version: str = Field(description="Version of the program that made the run.")
+    seed: int = Field(description="Seed that every random choice is derived from.")
     num_iterations: int = Field(description="Iterations asked for.")
     first_iteration: int = Field(default=1, description="1, or where a replay or a fork begins.")
-    replay_of: str | None = Field(default=None, description="The run that a replay takes its rollouts from.")
+    replay_of: str | None = Field(
+        default=None, description="For a replay: the run that its rollouts are from. Empty for a run that trains."
+    )
     fork_of: str | None = Field(
-        default=None, description="The run whose policy before `first_iteration` a fork goes on from."
+        default=None,
+        description="For a fork: the run whose weights and optimiser, as they were before first_iteration, it "
+        "goes on with.",
     )
     evaluation_of: str | None = Field(
-        default=None, description="What a run that only evaluates evaluates: run:NAME or model:PATH."
+        default=None,
+        description="For a run that only evaluates: run:NAME or model:PATH, whose version policy_version it "
+        "answers with.",
     )
-    iterations_done: int
-    policy_version: int
-    policy_sha256: str = Field(description="Hash of the current policy's tensors.")
+    iterations_done: int = Field(description="Iterations whose stages are all done.")
+    policy_version: int = Field(description="Updates behind the current policy.")
+    policy_sha256: str = Field(description="Hash of the current policy's trained tensors.")
     warnings: tuple[RunWarning, ...] = Field(default=(), description="What was said of it, each kind once.")
-    created_at: datetime
-    updated_at: datetime
+    created_at: datetime = Field(description="When the run was begun, UTC.")
+    updated_at: datetime = Field(description="When this record last changed, UTC.")

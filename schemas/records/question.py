@@ -17,7 +17,7 @@ class Question(Record):
     golden_answers: tuple[str, ...] = Field(
         min_length=1, description="Accepted answers; a score is the best over them."
     )
-    category: str = Field(default="", description="The data set's own type of question, empty when it has none.")
+    category: str = Field(default="", description="The data set's own type of question; empty when it has none.")
 
     @property
     def key(self) -> str:

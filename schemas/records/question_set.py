@@ -21,12 +21,15 @@ class DroppedRows(Record):
 class QuestionSet(Record):
     """What reading one split of a data set gave."""
 
-    dataset: str
-    split: str
+    dataset: str = Field(description="Name of the data set.")
+    split: str = Field(description="train, dev or test, as the data set names it.")
     location: str = Field(description="Where it was read from, as the settings write it.")
     num_rows: int = Field(description="Rows of this data set in the source.")
-    num_kept: int
-    dropped: tuple[DroppedRows, ...] = Field(description="By reason, the most frequent first.")
+    num_kept: int = Field(description="Questions that can be used.")
+    dropped: tuple[DroppedRows, ...] = Field(
+        description="Rows that were left out, the most frequent reason first: why, how many, and what was "
+        "wrong with the first."
+    )
     questions_sha256: str = Field(description="Hash of the questions that were kept, their answers, ids and order.")
 
     @property
@@ -39,5 +42,8 @@ class PreparedSet(Record):
     """A split of a data set as `sdsearch data prepare` left it in the workspace."""
 
     report: QuestionSet
-    file: ArtifactRef = Field(description="The questions that were kept, in the source's order.")
-    prepared_at: datetime
+    file: ArtifactRef = Field(
+        description="The file of the questions that were kept, in the source's order: path below the "
+        "workspace, sha256, size in bytes."
+    )
+    prepared_at: datetime = Field(description="When it was prepared, UTC.")

@@ -47,12 +47,12 @@ Action = Annotated[Search | Answer | Malformed, Field(discriminator="kind")]
 class Generation(Record):
     """The tokens that the policy sampled in one turn."""
 
-    token_ids: tuple[int, ...] = Field(min_length=1, description="Token ids as sampled.")
+    token_ids: tuple[int, ...] = Field(min_length=1, description="Tokens as the policy sampled them.")
     sampled_logprobs: tuple[Logprob | None, ...] = Field(
-        description="The sampler's log-probability of each token, nats; None where it gave none."
+        description="The sampler's log-probability of each token, nats; null where it gave none."
     )
-    text: str = Field(description="The decoded tokens, special tokens kept.")
-    stop_reason: StopReason
+    text: str = Field(description="What the policy wrote, special tokens kept.")
+    stop_reason: StopReason = Field(description="search_closed, answer_closed, end_of_turn or length.")
     query_positions: tuple[int, ...] = Field(
         description="Offsets into token_ids of the tokens wholly between <search> and </search>."
     )
@@ -179,11 +179,12 @@ class Group(Record):
     """The sibling rollouts of one question in one iteration."""
 
     id: str
-    iteration: int
-    policy_version: int = Field(description="Number of updates behind the weights that sampled the group.")
+    iteration: int = Field(description="Iteration of the run.")
+    policy_version: int = Field(description="Updates behind the weights that sampled it.")
     question: Question
-    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1, description="Tokens of the prompt.")
     block_offset: int = Field(
-        ge=0, description="Where in the prompt the teacher's hindsight block goes: the start of the task prompt."
+        ge=0,
+        description="Where in the prompt the teacher's hindsight block goes, in tokens: the start of the task prompt.",
     )
     rollouts: tuple[Rollout, ...] = Field(min_length=1)

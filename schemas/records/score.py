@@ -10,15 +10,15 @@ from schemas.base import Record
 class Score(Record):
     """What a rollout earned; `reward` is raw, `advantage` is relative to its group."""
 
-    rollout_id: str
-    group_id: str
-    em: float = Field(ge=0, le=1, description="Exact match, best over the golden answers.")
-    f1: float = Field(ge=0, le=1, description="Token F1, best over the golden answers.")
-    valid_format: bool
+    rollout_id: str = Field(description="Id of the rollout.")
+    group_id: str = Field(description="Its group.")
+    em: float = Field(ge=0, le=1, description="Exact match, 0 or 1, best over the golden answers.")
+    f1: float = Field(ge=0, le=1, description="Token F1 in [0, 1], best over the golden answers.")
+    valid_format: bool = Field(description="True when no turn was malformed and it ended with an answer.")
     golden: tuple[tuple[bool, ...], ...] = Field(
         description="For each search in order and each of its passages: whether it contains a golden answer."
     )
     num_hits: int = Field(description="Passages retrieved over all searches.")
     num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
-    reward: float
-    advantage: float = Field(description="(reward - group mean) / scale.")
+    reward: float = Field(description="Raw reward.")
+    advantage: float = Field(description="Group-relative advantage: (reward - group mean) / scale.")

@@ -10,31 +10,34 @@ from schemas.base import Record
 class QueryCredit(Record):
     """What the teacher says of one distilled token (query tokens by default); all logs in nats."""
 
-    rollout_id: str
-    group_id: str
+    rollout_id: str = Field(description="The rollout.")
+    group_id: str = Field(description="Its group.")
     position: int = Field(ge=0, description="Offset into the rollout's tokens after the prompt.")
-    turn: int = Field(ge=0)
-    token_id: int
-    token: str
-    teacher_logprob: float
-    student_logprob: float = Field(description="Of the policy that sampled the group.")
-    jsd: float = Field(description="Exact full-vocabulary Jensen-Shannon divergence of teacher and student.")
-    divergence: float = Field(
-        description="Of teacher and student as the settings measure it: the term of L_SD, at the sampling weights."
+    turn: int = Field(ge=0, description="Its turn in the rollout, from 0.")
+    token_id: int = Field(description="The token that was sampled.")
+    token: str = Field(description="Its text.")
+    teacher_logprob: float = Field(description="Teacher's log-probability of it, nats.")
+    student_logprob: float = Field(description="Log-probability under the policy that sampled it, nats.")
+    jsd: float = Field(
+        description="Exact Jensen-Shannon divergence of teacher and student over the whole vocabulary, nats."
     )
-    teacher_entropy: float
-    student_entropy: float
+    divergence: float = Field(
+        description="Divergence of teacher and student as the settings measure it (kind, support, tail), the "
+        "term of L_SD at the weights that sampled: nats, without unit for mse."
+    )
+    teacher_entropy: float = Field(description="Entropy of the teacher's distribution, nats.")
+    student_entropy: float = Field(description="Entropy of the student's distribution, nats.")
 
 
 class TeacherTargets(Record):
     """One rollout's rows in the stage's tensor file."""
 
-    rollout_id: str
-    group_id: str
+    rollout_id: str = Field(description="The rollout.")
+    group_id: str = Field(description="Its group.")
     row_start: int = Field(ge=0, description="First row of this rollout in the tensors `ids`, `logprobs` (Q, K).")
     num_rows: int = Field(ge=0, description="Number of distilled tokens, in the order of `positions`.")
-    positions: tuple[int, ...] = Field(description="Offsets into the rollout's tokens.")
-    support_size: int = Field(ge=1, description="K: tokens kept per position.")
+    positions: tuple[int, ...] = Field(description="Their offsets into the rollout's tokens after the prompt.")
+    support_size: int = Field(ge=1, description="Tokens kept per position (K).")
     context_shift: int = Field(
         description="Teacher position minus student position: the block's length in tokens (of the first block, where "
         "each turn has its own)."
@@ -42,4 +45,4 @@ class TeacherTargets(Record):
     num_tokens: int = Field(
         ge=0, description="Tokens that the teacher's and the student's passes saw, prompts and blocks included."
     )
-    mean_jsd: float
+    mean_jsd: float = Field(description="Mean Jensen-Shannon divergence over the rollout's distilled tokens, nats.")

@@ -17,50 +17,61 @@ class StepReport(Record):
     """
 
     step: int = Field(description="Optimiser steps since the start of the run, this one included.")
-    num_rollouts: int
+    num_rollouts: int = Field(description="Rollouts of the step.")
     num_completion_tokens: int = Field(description="Sampled tokens of the step, over which its means are taken.")
     num_read_tokens: int = Field(
         description="Sampled tokens that were forwarded: all but those of rollouts whose gradient is exactly zero."
     )
-    num_distilled_tokens: int
+    num_distilled_tokens: int = Field(description="Tokens that the distillation term reads.")
     loss: float = Field(description="policy_loss + kl_coefficient * kl + alpha * sd_loss.")
     policy_loss: float = Field(description="Clipped surrogate, nats.")
-    sd_loss: float = Field(description="L_SD before alpha, nats; 0 while alpha is 0.")
+    sd_loss: float = Field(description="Distillation term before alpha, nats; 0 while alpha is 0.")
     kl: float = Field(description="k3 estimate of KL(policy || reference), nats per token.")
-    alpha: float = Field(description="Weight of the distillation term in this step.")
-    entropy: float | None = Field(description="Mean entropy of the policy at the read tokens, nats.")
+    alpha: float = Field(description="Weight of the distillation term.")
+    entropy: float | None = Field(
+        description="Mean entropy of the policy at the read tokens, nats; empty where none was read."
+    )
     grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
-    grad_norm_grpo: float | None = Field(description="Norm of the GRPO part (with KL); None where it was not measured.")
-    grad_norm_sd: float | None = Field(description="Norm of alpha times the SD part; None where it was not measured.")
+    grad_norm_grpo: float | None = Field(description="Norm of the GRPO part with KL; empty where it was not measured.")
+    grad_norm_sd: float | None = Field(
+        description="Norm of alpha times the distillation part; empty where it was not measured."
+    )
     grad_noise: float | None = Field(
         default=None,
-        description="Error that bfloat16 leaves in the gradient, estimated as a 26th of grad_norm_grpo (measured on "
-        "the mini policy); None under float32 weights, and where the parts were not measured.",
+        description="Error that bfloat16 leaves in the gradient, estimated as a 26th of grad_norm_grpo "
+        "(measured on the mini policy); empty under float32 weights, and where the parts were not "
+        "measured.",
     )
-    clip_share: float | None = Field(description="Share of the read tokens whose ratio was clipped.")
+    clip_share: float | None = Field(
+        description="Share of the read tokens whose ratio was clipped; empty where none was read."
+    )
     ratio_max: float | None = Field(
-        description="Largest ratio of the policy's and the denominator's probability of a read token."
+        description="Largest ratio of the policy's and the denominator's probability of a read token; empty "
+        "where none was read."
     )
     truncated_share: float | None = Field(
-        description="Share of the read tokens whose importance weight was cut to importance_cap."
+        description="Share of the read tokens whose importance weight was cut to importance_cap; empty where "
+        "none was read."
     )
     sampler_kl: float | None = Field(
-        description="k3 estimate of KL(sampler || trainer) at the read tokens, nats per token."
+        description="k3 estimate of KL(sampler || trainer) at the read tokens, nats per token; empty where "
+        "none was read."
     )
     sampler_max_difference: float | None = Field(
-        description="Largest difference of the sampler's and the trainer's log-probability of a read token, nats."
+        description="Largest difference of the sampler's and the trainer's log-probability of a read token, "
+        "nats; empty where none was read."
     )
     num_missing_logprobs: int = Field(
         description="Read tokens without a log-probability of the sampler; their ratio is taken as 1."
     )
-    learning_rate: float
+    learning_rate: float = Field(description="Learning rate of the step.")
 
 
 class UpdateReport(Record):
     """What an iteration's update did."""
 
-    iteration: int
-    policy_version: int = Field(description="Version of the weights after the update.")
+    iteration: int = Field(description="Iteration of the run.")
+    policy_version: int = Field(description="Version of the weights after the iteration's whole update.")
     policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
     steps: tuple[StepReport, ...]
     num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")

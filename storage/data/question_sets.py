@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from schemas.names import is_name
 from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
-from storage.database.connection import Database, insert, table_schemas
+from storage.database.connection import Database
+from storage.database.tables import insert, table_schemas
 from storage.disk.files import locked, write_atomic, write_json_atomic
 from storage.errors import DamagedArtifactError, RecordMismatchError, StorageError, WorkspaceError
 from storage.runs.artifacts import ArtifactStore, write_parquet

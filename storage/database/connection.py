@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import pyarrow as pa
 
 from schemas.commands import command
 from storage.database.query_results import Answer, Form, answer_of, check_parameters, parameters_of, query_error
+from storage.database.tables import create_tables
 from storage.disk.signals import signals_deferred
 from storage.errors import DatabaseBusyError, DatabaseUnusableError
 from storage.workspace import Workspace
@@ -32,7 +31,6 @@ SCHEMA_VERSION = 8
 STORAGE_VERSION = "v1.5.0"  # What the current `duckdb` command-line client can open.
 LOG_SIZE = "128KB"  # Beyond it a commit writes the log into the file; every opening reads what is left of it.
 _BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")
-_CREATE_TABLE = re.compile(r"^CREATE TABLE .*?^\)", re.MULTILINE | re.DOTALL)
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _Connection = duckdb.DuckDBPyConnection
 # What a damaged file, a full disk or a failing one raises: nothing that other rows or another query would mend.
@@ -197,41 +195,6 @@ class Database:
             self._instance = None
 
 
-def insert(connection: _Connection, table_name: str, rows: pa.Table) -> None:
-    """Insert Arrow rows by column name; `table_name` comes from the code, never from a person."""
-    _insert(connection, "INSERT", table_name, rows)
-
-
-def insert_new(connection: _Connection, table_name: str, rows: pa.Table) -> None:
-    """Insert the Arrow rows whose key is not there yet."""
-    _insert(connection, "INSERT OR IGNORE", table_name, rows)
-
-
-@cache
-def table_schemas() -> dict[str, pa.Schema]:
-    """Return the Arrow schema of every table, read off the DDL, so that rows are built with the exact types."""
-    with closing(duckdb.connect()) as connection:
-        # Views and comments take five times as long, and every process pays for this.
-        connection.execute(";".join(_CREATE_TABLE.findall(ddl())))
-        names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
-        return {name: connection.sql(f'SELECT * FROM "{name}" LIMIT 0').to_arrow_table().schema for name in names}
-
-
-@cache
-def ddl() -> str:
-    """Return the SQL that makes every table and view with its comments."""
-    folder = files("storage.database") / "ddl"
-    scripts = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
-    return "\n".join(script.read_text(encoding="utf-8") for script in scripts)
-
-
-def _insert(connection: _Connection, verb: str, table_name: str, rows: pa.Table) -> None:
-    assert table_name in table_schemas(), f"no table {table_name}"
-    connection.register("incoming_rows", rows)
-    connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
-    connection.unregister("incoming_rows")
-
-
 def _new_instance() -> _Connection:
     # Python variables must not be readable as tables by the SQL that people write.
     instance = duckdb.connect(config={"python_enable_replacements": "false"})
@@ -255,7 +218,7 @@ def _prepare(connection: _Connection, path: str) -> None:
         _check_version(version, path)
         return
     connection.execute("BEGIN")
-    connection.execute(ddl())
+    create_tables(connection)
     connection.execute("INSERT INTO workspace VALUES (?, ?)", [SCHEMA_VERSION, datetime.now(UTC).replace(tzinfo=None)])
     connection.execute("COMMIT")
     connection.execute("CHECKPOINT sdsearch")  # Every opening would read the tables' making from the log.

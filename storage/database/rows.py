@@ -13,7 +13,7 @@ from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageName
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
-from storage.database.connection import table_schemas
+from storage.database.tables import table_schemas
 
 StageRows = dict[str, pa.Table]
 

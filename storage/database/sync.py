@@ -22,8 +22,9 @@ import pyarrow as pa
 from schemas.base import Record
 from schemas.commands import command
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
-from storage.database.connection import Database, insert, insert_new, table_schemas
+from storage.database.connection import Database
 from storage.database.rows import SHARED_TABLES, STAGE_TABLES, StageRows
+from storage.database.tables import insert, insert_new, table_schemas
 from storage.errors import (
     DamagedArtifactError,
     DatabaseBusyError,

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.database.connection import Database, table_schemas
+from storage.database.connection import Database
+from storage.database.tables import table_schemas
 from storage.disk.files import is_temporary, sha256_file
 from storage.workspace import Workspace
 

@@ -17,7 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from storage.database.connection import Database, table_schemas
+from storage.database.connection import Database
+from storage.database.tables import table_schemas
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.workspace import Workspace

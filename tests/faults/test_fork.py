@@ -13,7 +13,7 @@ from flows.run.progress import SilentReporter
 from flows.training.fork import fork_run
 from flows.training.loop import train_plain
 from schemas.records.ledger import RunRecord, StageKey
-from storage.database.connection import table_schemas
+from storage.database.tables import table_schemas
 from storage.disk.files import sha256_file
 from storage.errors import DamagedArtifactError, RunLockedError
 from storage.runs.lock import RunLock

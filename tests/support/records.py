@@ -13,9 +13,10 @@ from schemas.records.rollout import Action, Answer, Generation, Group, Malformed
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
-from storage.database.connection import Database, insert
+from storage.database.connection import Database
 from storage.database.rollout_rows import score_rows
 from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
+from storage.database.tables import insert
 
 GOLDEN = SearchHit(passage=Passage(id="p1", title="Andorra", text="Its capital is Andorra la Vella."), score=0.75)
 OTHER = SearchHit(passage=Passage(id="p2", title="Oslo", text="A city in Norway."), score=0.25)

@@ -10,14 +10,8 @@ CREATE TABLE questions (
     PRIMARY KEY (run, question_key)
 );
 COMMENT ON TABLE questions IS 'One row a question that a run sampled from.';
-COMMENT ON COLUMN questions.run IS 'Name of the run.';
 COMMENT ON COLUMN questions.question_key IS 'dataset:id.';
-COMMENT ON COLUMN questions.dataset IS 'Name of the data set.';
 COMMENT ON COLUMN questions.question_id IS 'Id within the data set.';
-COMMENT ON COLUMN questions.split IS 'train, dev or test, as the data set names it.';
-COMMENT ON COLUMN questions.question IS 'The question''s text.';
-COMMENT ON COLUMN questions.golden_answers IS 'Accepted answers.';
-COMMENT ON COLUMN questions.category IS 'The data set''s own type of question; empty when it has none.';
 
 CREATE TABLE groups (
     run VARCHAR NOT NULL,
@@ -35,13 +29,8 @@ CREATE TABLE groups (
     PRIMARY KEY (run, iteration, group_id)
 );
 COMMENT ON TABLE groups IS 'One row a group: the sibling rollouts of one question in one iteration.';
-COMMENT ON COLUMN groups.run IS 'Name of the run.';
-COMMENT ON COLUMN groups.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN groups.group_id IS 'Id of the group.';
-COMMENT ON COLUMN groups.policy_version IS 'Updates behind the weights that sampled it.';
 COMMENT ON COLUMN groups.question_key IS 'The question, as in questions.';
-COMMENT ON COLUMN groups.prompt_token_ids IS 'Tokens of the prompt.';
-COMMENT ON COLUMN groups.block_offset IS 'Where in the prompt the teacher''s hindsight block goes, in tokens.';
 COMMENT ON COLUMN groups.num_rollouts IS 'Siblings.';
 COMMENT ON COLUMN groups.reward_mean IS 'Mean raw reward of the siblings.';
 COMMENT ON COLUMN groups.reward_std IS 'Unbiased standard deviation of their rewards; 0 for a single rollout.';
@@ -74,10 +63,6 @@ CREATE TABLE rollouts (
     PRIMARY KEY (run, iteration, rollout_id)
 );
 COMMENT ON TABLE rollouts IS 'One row a rollout: one whole attempt at a question, with its score.';
-COMMENT ON COLUMN rollouts.run IS 'Name of the run.';
-COMMENT ON COLUMN rollouts.iteration IS 'Iteration of the run.';
-COMMENT ON COLUMN rollouts.rollout_id IS 'Id of the rollout.';
-COMMENT ON COLUMN rollouts.group_id IS 'Its group.';
 COMMENT ON COLUMN rollouts.question_key IS 'Its question.';
 COMMENT ON COLUMN rollouts.rollout_index IS 'Place among its siblings, in sampling order, from 0.';
 COMMENT ON COLUMN rollouts.answer IS 'Final answer; empty when it ended without one.';
@@ -88,13 +73,6 @@ COMMENT ON COLUMN rollouts.stop_reason IS 'Why its last generation stopped.';
 COMMENT ON COLUMN rollouts.num_tokens IS 'Tokens after the prompt, documents included.';
 COMMENT ON COLUMN rollouts.num_completion_tokens IS 'Tokens that the policy sampled.';
 COMMENT ON COLUMN rollouts.num_query_tokens IS 'Sampled tokens that lie inside these queries.';
-COMMENT ON COLUMN rollouts.em IS 'Exact match, 0 or 1, best over the golden answers.';
-COMMENT ON COLUMN rollouts.f1 IS 'Token F1 in [0, 1], best over the golden answers.';
-COMMENT ON COLUMN rollouts.valid_format IS 'True when no turn was malformed and it ended with an answer.';
-COMMENT ON COLUMN rollouts.num_hits IS 'Passages retrieved over all searches.';
-COMMENT ON COLUMN rollouts.num_golden_hits IS 'Retrieved passages that contain a golden answer.';
-COMMENT ON COLUMN rollouts.reward IS 'Raw reward.';
-COMMENT ON COLUMN rollouts.advantage IS 'Group-relative advantage: (reward - group mean) / scale.';
 COMMENT ON COLUMN rollouts.outcome IS 'CORRECT when hindsight.label_metric exceeds hindsight.rho, else INCORRECT; whatever labels a hindsight block shows, and without one.';
 
 CREATE TABLE turns (
@@ -119,24 +97,16 @@ CREATE TABLE turns (
     PRIMARY KEY (run, iteration, rollout_id, turn)
 );
 COMMENT ON TABLE turns IS 'One row a turn: one generation and the environment''s reply.';
-COMMENT ON COLUMN turns.run IS 'Name of the run.';
-COMMENT ON COLUMN turns.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN turns.rollout_id IS 'Its rollout.';
 COMMENT ON COLUMN turns.turn IS 'Place in the rollout, from 0.';
 COMMENT ON COLUMN turns.action IS 'search, answer or malformed.';
 COMMENT ON COLUMN turns.query IS 'The query of a search; one without an observation was not sent, or found what did not fit the context.';
 COMMENT ON COLUMN turns.answer IS 'The answer that ends the rollout.';
 COMMENT ON COLUMN turns.malformed_reason IS 'What was ill-formed.';
-COMMENT ON COLUMN turns.stop_reason IS 'search_closed, answer_closed, end_of_turn or length.';
-COMMENT ON COLUMN turns.text IS 'What the policy wrote, special tokens kept.';
 COMMENT ON COLUMN turns.token_start IS 'Place of the turn''s first token among the rollout''s tokens after the prompt.';
-COMMENT ON COLUMN turns.token_ids IS 'Tokens as the policy sampled them.';
-COMMENT ON COLUMN turns.sampled_logprobs IS 'The sampler''s log-probability of each token, nats; null where it gave none.';
-COMMENT ON COLUMN turns.query_positions IS 'Offsets into token_ids of the tokens wholly inside the query.';
 COMMENT ON COLUMN turns.observation_kind IS 'documents or notice; empty on the last turn.';
 COMMENT ON COLUMN turns.observation_text IS 'What the environment replied.';
 COMMENT ON COLUMN turns.observation_token_ids IS 'Its tokens; the policy is never trained on them.';
-COMMENT ON COLUMN turns.num_tokens_cut IS 'Document tokens left out to keep to the observation''s length.';
 
 CREATE TABLE searches (
     run VARCHAR NOT NULL,
@@ -154,8 +124,6 @@ CREATE TABLE searches (
     PRIMARY KEY (run, iteration, rollout_id, turn)
 );
 COMMENT ON TABLE searches IS 'One row a search with what it found, best first; queries that were not sent have none.';
-COMMENT ON COLUMN searches.run IS 'Name of the run.';
-COMMENT ON COLUMN searches.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN searches.rollout_id IS 'Its rollout.';
 COMMENT ON COLUMN searches.turn IS 'Its turn in the rollout, from 0.';
 COMMENT ON COLUMN searches.group_id IS 'Its group.';
@@ -190,8 +158,6 @@ CREATE TABLE iteration_metrics (
     PRIMARY KEY (run, iteration)
 );
 COMMENT ON TABLE iteration_metrics IS 'One row an iteration: what its rollouts say, before the update.';
-COMMENT ON COLUMN iteration_metrics.run IS 'Name of the run.';
-COMMENT ON COLUMN iteration_metrics.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN iteration_metrics.policy_version IS 'Updates behind the weights that sampled.';
 COMMENT ON COLUMN iteration_metrics.num_groups IS 'Groups.';
 COMMENT ON COLUMN iteration_metrics.num_rollouts IS 'Rollouts.';

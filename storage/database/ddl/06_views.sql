@@ -26,39 +26,14 @@ SELECT run, iteration, stage, unnest(sampling)
 FROM stages
 WHERE status = 'done' AND sampling IS NOT NULL;
 COMMENT ON VIEW v_sampling IS 'What a vLLM engine did, one row a stage that it sampled for.';
-COMMENT ON COLUMN v_sampling.run IS 'Name of the run.';
-COMMENT ON COLUMN v_sampling.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN v_sampling.stage IS 'sample or evaluate.';
-COMMENT ON COLUMN v_sampling.sampler IS 'vllm: an engine of this run; vllm_server: servers.';
-COMMENT ON COLUMN v_sampling.num_turns IS 'Turns that were generated.';
-COMMENT ON COLUMN v_sampling.num_sampled_tokens IS 'Tokens that were generated.';
-COMMENT ON COLUMN v_sampling.num_prompt_tokens IS 'Tokens of the turns'' whole prompts, history included.';
-COMMENT ON COLUMN v_sampling.num_cached_tokens IS 'Those of them that the engine took from its prefix cache.';
-COMMENT ON COLUMN v_sampling.num_resent_turns IS 'Turns that a server did not finish and another one did.';
-COMMENT ON COLUMN v_sampling.seconds IS 'Seconds from the first turn sent to the last one ended.';
-COMMENT ON COLUMN v_sampling.tokens_per_s IS 'Generated tokens per second.';
-COMMENT ON COLUMN v_sampling.cache_hit_share IS 'num_cached_tokens / num_prompt_tokens.';
-COMMENT ON COLUMN v_sampling.mean_concurrency IS 'Turns being generated at one time, mean over the seconds.';
-COMMENT ON COLUMN v_sampling.retrieval_s IS 'Seconds in which the environment was replying; other turns may go on meanwhile.';
-COMMENT ON COLUMN v_sampling.stalled_s IS 'Seconds in which every rollout waited for the environment.';
-COMMENT ON COLUMN v_sampling.probe_max_difference IS 'Largest difference of the engine''s and the trainer''s log-probabilities on the probe, nats.';
-COMMENT ON COLUMN v_sampling.probe_mean_difference IS 'Mean of these differences, nats.';
 
 CREATE VIEW v_retrieval AS
 SELECT run, iteration, stage, unnest(retrieval)
 FROM stages
 WHERE status = 'done' AND retrieval IS NOT NULL;
 COMMENT ON VIEW v_retrieval IS 'What the retriever did, one row a stage that searches; a resumed stage counts its last attempt.';
-COMMENT ON COLUMN v_retrieval.run IS 'Name of the run.';
-COMMENT ON COLUMN v_retrieval.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN v_retrieval.stage IS 'sample or evaluate.';
-COMMENT ON COLUMN v_retrieval.retriever IS 'The kind in the settings, such as dense or http.';
-COMMENT ON COLUMN v_retrieval.index_hash IS 'Fingerprint of what was searched.';
-COMMENT ON COLUMN v_retrieval.num_queries IS 'Queries of the stage.';
-COMMENT ON COLUMN v_retrieval.num_cached IS 'Those of them that were not searched: the cache or the same call had them.';
-COMMENT ON COLUMN v_retrieval.cache_hit_share IS 'num_cached / num_queries; 0 where there were none.';
-COMMENT ON COLUMN v_retrieval.num_retries IS 'Requests to servers that were made again.';
-COMMENT ON COLUMN v_retrieval.seconds IS 'Seconds spent on searches.';
 
 CREATE VIEW v_learning_curve AS
 SELECT
@@ -81,6 +56,7 @@ LEFT JOIN (
 ) AS updates USING (run, updates_done)
 GROUP BY run, updates_done, dataset, split;
 COMMENT ON VIEW v_learning_curve IS 'Evaluations side by side, one row a number of updates done and data set.';
+COMMENT ON COLUMN v_learning_curve.num_questions IS 'Questions.';
 COMMENT ON COLUMN v_learning_curve.alpha IS 'Weight of the distillation term in the last update before; 0: plain GRPO.';
 COMMENT ON COLUMN v_learning_curve.greedy_em IS 'Mean exact match, greedy decoding.';
 COMMENT ON COLUMN v_learning_curve.sampled_em IS 'Mean exact match, sampled decoding.';
@@ -95,6 +71,7 @@ SELECT run, iteration, group_id, rollout_index, any_value(label) AS label
 FROM hindsight_attempts
 GROUP BY run, iteration, group_id, rollout_index;
 COMMENT ON VIEW v_labels IS 'The label that each rollout has in its group''s hindsight blocks.';
+COMMENT ON COLUMN v_labels.label IS 'CORRECT or INCORRECT, as its group''s blocks show it; empty when the labels are switched off.';
 
 CREATE VIEW v_rollouts AS
 SELECT
@@ -185,9 +162,6 @@ LEFT JOIN v_labels AS l
 LEFT JOIN v_query_credit AS c
     ON c.run = s.run AND c.iteration = s.iteration AND c.rollout_id = s.rollout_id AND c.turn = s.turn;
 COMMENT ON VIEW v_queries IS 'Search queries with the outcome of their rollout and the teacher''s credit, one row a query.';
-COMMENT ON COLUMN v_queries.mean_log_ratio IS
-    'Mean of teacher minus student log-probability over the query''s tokens, nats; above 0: the teacher favours it.';
-COMMENT ON COLUMN v_queries.mean_jsd IS 'Mean Jensen-Shannon divergence over the query''s tokens, nats.';
 COMMENT ON COLUMN v_queries.num_tokens IS 'Query tokens that the teacher saw; empty when no teacher ran.';
 
 CREATE VIEW v_groups AS

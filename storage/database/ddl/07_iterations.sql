@@ -39,6 +39,21 @@ SELECT
 FROM update_metrics
 GROUP BY run, iteration;
 COMMENT ON VIEW v_updates IS 'Updates, one row an iteration: means over its optimiser steps, unless a column says otherwise.';
+COMMENT ON COLUMN v_updates.loss IS 'Mean over the iteration''s steps: {update_metrics.loss}';
+COMMENT ON COLUMN v_updates.policy_loss IS 'Mean over the iteration''s steps: {update_metrics.policy_loss}';
+COMMENT ON COLUMN v_updates.sd_loss IS 'Mean over the iteration''s steps: {update_metrics.sd_loss}';
+COMMENT ON COLUMN v_updates.kl IS 'Mean over the iteration''s steps: {update_metrics.kl}';
+COMMENT ON COLUMN v_updates.alpha IS 'Weight of the distillation term.';
+COMMENT ON COLUMN v_updates.entropy IS 'Mean over the iteration''s steps: {update_metrics.entropy}';
+COMMENT ON COLUMN v_updates.grad_norm IS 'Mean over the iteration''s steps: {update_metrics.grad_norm}';
+COMMENT ON COLUMN v_updates.grad_norm_grpo IS 'Mean over the iteration''s steps: {update_metrics.grad_norm_grpo}';
+COMMENT ON COLUMN v_updates.grad_norm_sd IS 'Mean over the iteration''s steps: {update_metrics.grad_norm_sd}';
+COMMENT ON COLUMN v_updates.clip_share IS 'Mean over the iteration''s steps: {update_metrics.clip_share}';
+COMMENT ON COLUMN v_updates.ratio_max IS 'Largest ratio of the policy''s and the denominator''s probability of a read token, over the steps.';
+COMMENT ON COLUMN v_updates.truncated_share IS 'Mean over the iteration''s steps: {update_metrics.truncated_share}';
+COMMENT ON COLUMN v_updates.sampler_kl IS 'Mean over the iteration''s steps: {update_metrics.sampler_kl}';
+COMMENT ON COLUMN v_updates.learning_rate IS 'Learning rate of the last step.';
+COMMENT ON COLUMN v_updates.update_num_tokens IS 'Tokens of the sequences that the iteration''s whole update trained on.';
 COMMENT ON COLUMN v_updates.num_steps IS 'Optimiser steps of the iteration.';
 COMMENT ON COLUMN v_updates.sampler_max_difference IS 'Largest difference of the sampler''s and the trainer''s log-probability of a read token in the first step, while the weights are still those that sampled, nats.';
 COMMENT ON COLUMN v_updates.sampler_kl_first_step IS 'sampler_kl of the first step alone: what the engines differ by, nats per token.';
@@ -60,6 +75,8 @@ SELECT
 FROM v_token_credit
 GROUP BY run, iteration;
 COMMENT ON VIEW v_credit IS 'What the teacher says, averaged over an iteration''s distilled tokens.';
+COMMENT ON COLUMN v_credit.teacher_entropy IS 'Mean entropy of the teacher''s distributions, nats.';
+COMMENT ON COLUMN v_credit.student_entropy IS 'Mean entropy of the student''s distributions, nats.';
 COMMENT ON COLUMN v_credit.num_credited_tokens IS 'Distilled tokens.';
 COMMENT ON COLUMN v_credit.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
 COMMENT ON COLUMN v_credit.entropy_gap IS 'Mean of student minus teacher entropy, nats.';
@@ -129,23 +146,11 @@ LEFT JOIN (
     GROUP BY run, iteration
 ) AS e USING (run, iteration);
 COMMENT ON VIEW v_iterations IS 'Everything that people ask of an iteration, one row each: rollouts, update, teacher, seconds, evaluation.';
-COMMENT ON COLUMN v_iterations.num_steps IS 'Optimiser steps of the iteration.';
-COMMENT ON COLUMN v_iterations.grad_norm_ratio IS 'Mean norm of the distillation gradient over mean norm of the GRPO gradient.';
+COMMENT ON COLUMN v_iterations.score_tokens_per_s IS 'Sampled tokens per second of the score stage.';
+COMMENT ON COLUMN v_iterations.hindsight_tokens_per_s IS 'Tokens of hindsight blocks per second of the hindsight stage.';
+COMMENT ON COLUMN v_iterations.teacher_tokens_per_s IS 'Tokens that the teacher''s and the student''s passes saw, per second of the teacher stage.';
+COMMENT ON COLUMN v_iterations.evaluate_tokens_per_s IS 'Sampled tokens of the evaluations per second of the evaluate stage.';
 COMMENT ON COLUMN v_iterations.update_tokens_per_s IS 'Tokens of the trained sequences per second of the update stage.';
-COMMENT ON COLUMN v_iterations.num_credited_tokens IS 'Distilled tokens.';
-COMMENT ON COLUMN v_iterations.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
-COMMENT ON COLUMN v_iterations.entropy_gap IS 'Mean of student minus teacher entropy, nats.';
-COMMENT ON COLUMN v_iterations.log_ratio_correct IS
-    'Mean of teacher minus student log-probability on tokens of CORRECT rollouts, nats.';
-COMMENT ON COLUMN v_iterations.log_ratio_incorrect IS
-    'Mean of teacher minus student log-probability on tokens of INCORRECT rollouts, nats.';
-COMMENT ON COLUMN v_iterations.sample_s IS 'Seconds of the sample stage.';
-COMMENT ON COLUMN v_iterations.score_s IS 'Seconds of the score stage.';
-COMMENT ON COLUMN v_iterations.hindsight_s IS 'Seconds of the hindsight stage.';
-COMMENT ON COLUMN v_iterations.teacher_s IS 'Seconds of the teacher stage.';
-COMMENT ON COLUMN v_iterations.update_s IS 'Seconds of the update stage.';
-COMMENT ON COLUMN v_iterations.evaluate_s IS 'Seconds of the evaluate stage.';
-COMMENT ON COLUMN v_iterations.total_s IS 'Seconds of all stages.';
 COMMENT ON COLUMN v_iterations.sample_tokens_per_s IS 'Sampled tokens per second of the sample stage.';
 COMMENT ON COLUMN v_iterations.greedy_em IS 'Mean exact match of the evaluations in this iteration, greedy decoding.';
 COMMENT ON COLUMN v_iterations.sampled_em IS 'Mean exact match of the evaluations in this iteration, sampled decoding.';

@@ -19,7 +19,8 @@ from flows.app import run_command
 from flows.run.progress import RichReporter
 from flows.settings.load import load_settings
 from storage.database.canned import CannedQuery, list_canned
-from storage.database.connection import Database, table_schemas
+from storage.database.connection import Database
+from storage.database.tables import table_schemas
 from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import all_rows, fill, make_groups, make_run

@@ -21,7 +21,8 @@ from schemas.records.ledger import StageKey, StageName
 from schemas.records.question import Question
 from schemas.settings.root import Settings
 from sdsearch.sampling.rollouts import RolloutLoop
-from storage.database.connection import Database, table_schemas
+from storage.database.connection import Database
+from storage.database.tables import table_schemas
 from storage.disk.files import sha256_file, temporary_name
 from storage.storage import Storage
 from storage.workspace import Workspace

@@ -20,8 +20,8 @@ from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, Evaluat
 from schemas.records.study import Study, StudyResults
 from sdsearch.evaluation.intervals import paired_bootstrap
 from sdsearch.seeds import derive_seed
-from storage.database.connection import insert
 from storage.database.rows import evaluation_rows
+from storage.database.tables import insert
 from storage.workspace import Workspace
 from tests.support.records import make_evaluation, make_run
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from storage.database.connection import SCHEMA_VERSION, Database, insert, table_schemas
+from storage.database.connection import SCHEMA_VERSION, Database
 from storage.database.query_results import Answer
+from storage.database.tables import insert, table_schemas
 from storage.errors import DatabaseBusyError, DatabaseUnusableError, QueryError
 from storage.workspace import Workspace
 from tests.support.holding import held_elsewhere

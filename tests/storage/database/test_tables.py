@@ -10,9 +10,10 @@ import pytest
 
 from schemas.records.ledger import ArtifactRef
 from storage.database.canned import list_canned, load_canned
-from storage.database.connection import Database, insert, table_schemas
+from storage.database.connection import Database
 from storage.database.rollout_rows import score_rows
 from storage.database.rows import SHARED_TABLES, STAGE_TABLES, teacher_rows
+from storage.database.tables import insert, table_schemas
 from storage.errors import QueryError
 from storage.storage import Storage
 from storage.workspace import Workspace

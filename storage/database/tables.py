@@ -1,0 +1,56 @@
+"""The database's tables and views: made from the SQL in `ddl/`, and filled from Arrow."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from functools import cache
+from importlib.resources import files
+
+import duckdb
+import pyarrow as pa
+
+from storage.database.comments import add_comments
+
+_CREATE_TABLE = re.compile(r"^CREATE TABLE .*?^\)", re.MULTILINE | re.DOTALL)
+
+
+def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make every table and view, each with its comments, in the connection's current database."""
+    connection.execute(ddl())
+    add_comments(connection)
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table_name: str, rows: pa.Table) -> None:
+    """Insert Arrow rows by column name; `table_name` comes from the code, never from a person."""
+    _insert(connection, "INSERT", table_name, rows)
+
+
+def insert_new(connection: duckdb.DuckDBPyConnection, table_name: str, rows: pa.Table) -> None:
+    """Insert the Arrow rows whose key is not there yet."""
+    _insert(connection, "INSERT OR IGNORE", table_name, rows)
+
+
+@cache
+def table_schemas() -> dict[str, pa.Schema]:
+    """Return the Arrow schema of every table, read off the DDL, so that rows are built with the exact types."""
+    with closing(duckdb.connect()) as connection:
+        # Views and comments take five times as long, and every process pays for this.
+        connection.execute(";".join(_CREATE_TABLE.findall(ddl())))
+        names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        return {name: connection.sql(f'SELECT * FROM "{name}" LIMIT 0').to_arrow_table().schema for name in names}
+
+
+@cache
+def ddl() -> str:
+    """Return the SQL that makes every table and view; `add_comments` says the rest of what they hold."""
+    folder = files("storage.database") / "ddl"
+    scripts = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
+    return "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, verb: str, table_name: str, rows: pa.Table) -> None:
+    assert table_name in table_schemas(), f"no table {table_name}"
+    connection.register("incoming_rows", rows)
+    connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
+    connection.unregister("incoming_rows")

@@ -93,15 +93,24 @@ def schema(
         Path | None, typer.Option("--out", help="Folder to write one file a record to; printed when not given.")
     ] = None,
     settings: Annotated[bool, typer.Option("--settings", help="Print the settings reference, Markdown.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Print the reference of the records, Markdown.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Print the reference of tables and views, Markdown.")
+    ] = False,
 ) -> None:
-    """Export the JSON schemas of the settings and of every record that is stored."""
+    """Export the JSON schemas of the settings and of every record that is stored, or print a reference page."""
+    from flows.inspect.reference import records_reference, tables_reference
     from flows.inspect.schema import print_schemas, settings_reference, write_schemas
 
     stop_when_unread()
-    if settings and out is not None:
-        raise UserError("schema --settings prints one page; leave --out out and redirect it to a file")
-    if settings:
-        sys.stdout.write(settings_reference())
+    pages = {"--settings": settings_reference, "--records": records_reference, "--tables": tables_reference}
+    chosen = [name for name, on in zip(pages, (settings, records, tables), strict=True) if on]
+    if len(chosen) > 1:
+        raise UserError(f"schema prints one page at a time, not {' and '.join(chosen)}; leave out all but one")
+    if chosen and out is not None:
+        raise UserError(f"schema {chosen[0]} prints one page; leave --out out and redirect it to a file")
+    if chosen:
+        sys.stdout.write(pages[chosen[0]]())
     elif out is None:
         print_schemas()
     else:

@@ -39,7 +39,7 @@ class HindsightBlock(Record):
         description="Index of the rollout that the block serves; empty: every rollout of the group."
     )
     focal_turn: int | None = Field(description="Turn that the block serves; empty: every turn.")
-    attempts: tuple[HindsightAttempt, ...]
+    attempts: tuple[HindsightAttempt, ...] = Field(description="What the block shows of the siblings, in its order.")
     num_dropped_attempts: int = Field(ge=0, description="Attempts left out because not even their labels fitted.")
     num_shortened_attempts: int = Field(
         default=0, ge=0, description="Attempts whose contents were cut because the block was too long."

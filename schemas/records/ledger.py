@@ -20,8 +20,8 @@ class ArtifactRef(Record):
     """A durable file: its place below the workspace and its hash."""
 
     path: str = Field(description="Relative to the workspace, with forward slashes.")
-    sha256: str
-    size_bytes: int = Field(ge=0)
+    sha256: str = Field(description="Of its bytes, as hexadecimal digits.")
+    size_bytes: int = Field(ge=0, description="Its length.")
 
 
 class StageKey(Record):
@@ -83,7 +83,7 @@ class StageRecord(Record):
 class StageHistory(Record):
     """What `stage.json` beside a stage's files holds: every attempt at the stage, the earliest first."""
 
-    attempts: tuple[StageRecord, ...]
+    attempts: tuple[StageRecord, ...] = Field(description="The attempts, in order.")
 
     @property
     def done(self) -> StageRecord | None:
@@ -99,7 +99,9 @@ class StageHistory(Record):
 class RunWarning(Record):
     """What was said of a run, once: a reason why nothing can be learnt from it."""
 
-    kind: Literal["no_protocol", "no_mixed_group", "no_query", "no_gradient", "nothing_found"]
+    kind: Literal["no_protocol", "no_mixed_group", "no_query", "no_gradient", "nothing_found"] = Field(
+        description="What was seen."
+    )
     iteration: int = Field(description="Updates done when it was seen.")
     text: str = Field(description="One line: what was seen, and what to do.")
 

@@ -23,5 +23,5 @@ class Passage(Record):
 class SearchHit(Record):
     """A passage that a search returned."""
 
-    passage: Passage
+    passage: Passage = Field(description="The passage found.")
     score: float = Field(description="Inner product of query and passage vectors; higher is closer.")

@@ -13,8 +13,8 @@ from schemas.records.ledger import ArtifactRef
 class DroppedRows(Record):
     """The rows of a data set that were left out for one reason."""
 
-    reason: str
-    num_rows: int = Field(ge=1)
+    reason: str = Field(description="Why they were left out.")
+    num_rows: int = Field(ge=1, description="Rows left out for this reason.")
     example: str = Field(description="What was wrong with the first of them, and where it is.")
 
 
@@ -41,7 +41,7 @@ class QuestionSet(Record):
 class PreparedSet(Record):
     """A split of a data set as `sdsearch data prepare` left it in the workspace."""
 
-    report: QuestionSet
+    report: QuestionSet = Field(description="What reading the split gave.")
     file: ArtifactRef = Field(
         description="The file of the questions that were kept, in the source's order: path below the "
         "workspace, sha256, size in bytes."

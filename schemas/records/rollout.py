@@ -23,22 +23,22 @@ MalformedReason = Literal["no_action", "not_opened", "empty_query", "empty_answe
 class Search(Record):
     """The turn asks for documents."""
 
-    kind: Literal["search"] = "search"
-    query: str = Field(min_length=1)
+    kind: Literal["search"] = Field(default="search", description="This action.")
+    query: str = Field(min_length=1, description="What is searched for.")
 
 
 class Answer(Record):
     """The turn answers the question and ends the rollout."""
 
-    kind: Literal["answer"] = "answer"
-    answer: str = Field(min_length=1)
+    kind: Literal["answer"] = Field(default="answer", description="This action.")
+    answer: str = Field(min_length=1, description="The answer.")
 
 
 class Malformed(Record):
     """The turn is neither a search nor an answer; it gets a notice and is used up."""
 
-    kind: Literal["malformed"] = "malformed"
-    reason: MalformedReason
+    kind: Literal["malformed"] = Field(default="malformed", description="This action.")
+    reason: MalformedReason = Field(description="What is ill-formed.")
 
 
 Action = Annotated[Search | Answer | Malformed, Field(discriminator="kind")]
@@ -69,9 +69,11 @@ class Generation(Record):
 class Observation(Record):
     """The tokens that the environment appended after a generation."""
 
-    kind: Literal["documents", "notice"]
-    token_ids: tuple[int, ...]
-    text: str
+    kind: Literal["documents", "notice"] = Field(
+        description="documents: what a search found; notice: a line that says what was ill-formed."
+    )
+    token_ids: tuple[int, ...] = Field(description="Its tokens; the policy is never trained on them.")
+    text: str = Field(description="What the environment replied.")
     hits: tuple[SearchHit, ...] = Field(description="What the search returned, best first; empty for a notice.")
     num_tokens_cut: int = Field(description="Document tokens left out to keep to the observation's length.")
 
@@ -79,9 +81,9 @@ class Observation(Record):
 class Turn(Record):
     """One generation and the environment's reply; a rollout's last turn has no observation."""
 
-    generation: Generation
-    action: Action
-    observation: Observation | None
+    generation: Generation = Field(description="What the policy wrote.")
+    action: Action = Field(description="What that asks for.")
+    observation: Observation | None = Field(description="What the environment replied; empty on the last turn.")
 
     @property
     def searched_query(self) -> str | None:
@@ -100,10 +102,10 @@ class Turn(Record):
 class Rollout(Record):
     """One whole attempt at a question."""
 
-    id: str
-    group_id: str
+    id: str = Field(description="Group and place among the siblings.")
+    group_id: str = Field(description="Its group.")
     index: int = Field(ge=0, description="Place among its siblings, in sampling order.")
-    turns: tuple[Turn, ...] = Field(min_length=1)
+    turns: tuple[Turn, ...] = Field(min_length=1, description="Its turns, in order.")
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -178,13 +180,13 @@ class Rollout(Record):
 class Group(Record):
     """The sibling rollouts of one question in one iteration."""
 
-    id: str
+    id: str = Field(description="Iteration and question; no other group of the run has it.")
     iteration: int = Field(description="Iteration of the run.")
     policy_version: int = Field(description="Updates behind the weights that sampled it.")
-    question: Question
+    question: Question = Field(description="The question that all siblings answer.")
     prompt_token_ids: tuple[int, ...] = Field(min_length=1, description="Tokens of the prompt.")
     block_offset: int = Field(
         ge=0,
         description="Where in the prompt the teacher's hindsight block goes, in tokens: the start of the task prompt.",
     )
-    rollouts: tuple[Rollout, ...] = Field(min_length=1)
+    rollouts: tuple[Rollout, ...] = Field(min_length=1, description="The siblings, in sampling order.")

@@ -14,9 +14,9 @@ class PromptFrame(Record):
     head: str = Field(description="What the chat template puts before the user's words; empty without one.")
     before: str = Field(description="The task, up to the question.")
     after: str = Field(description="What follows the question, to the start of the policy's own turn.")
-    head_token_ids: tuple[int, ...]
-    before_token_ids: tuple[int, ...]
-    after_token_ids: tuple[int, ...]
+    head_token_ids: tuple[int, ...] = Field(description="Tokens of `head`.")
+    before_token_ids: tuple[int, ...] = Field(description="Tokens of `before`.")
+    after_token_ids: tuple[int, ...] = Field(description="Tokens of `after`.")
 
     @property
     def num_tokens(self) -> int:
@@ -27,7 +27,7 @@ class PromptFrame(Record):
 class RunInputs(Record):
     """What a run was begun with; absent for runs of programs that did not keep it."""
 
-    frame: PromptFrame
+    frame: PromptFrame = Field(description="What stands around a question in every prompt.")
     max_prompt_tokens: int = Field(description="Longest prompt that a question may make: the setting, or the context.")
     questions: dict[str, str] = Field(description="Hash of the questions of each data set's split, 'name:split'.")
     model_files: dict[str, str] = Field(

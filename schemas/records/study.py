@@ -59,11 +59,11 @@ class Study(Record):
 class RunOutcome(Record):
     """What one run of a study has measured so far."""
 
-    run: str
-    variant: str
-    seed: int
+    run: str = Field(description="Name of the run.")
+    variant: str = Field(description="Its variant.")
+    seed: int = Field(description="Its seed.")
     finished: bool = Field(description="The run is done and has every evaluation after its last update.")
-    updates_done: int
+    updates_done: int = Field(description="Iterations whose update is done.")
     num_iterations: int = Field(description="Iterations that the study asks for.")
     only_warms_up: bool = Field(
         default=False, description="Distillation is on, but every iteration is warm-up: plain GRPO."
@@ -74,25 +74,25 @@ class RunOutcome(Record):
 class Estimate(Record):
     """A figure over seeds."""
 
-    mean: float
+    mean: float = Field(description="Mean over seeds.")
     std: float | None = Field(description="Unbiased standard deviation over seeds; None for a single seed.")
 
 
 class PairedDifference(Record):
     """A variant's EM minus the baseline's, both after the last update, paired by seed and question."""
 
-    mean: float
+    mean: float = Field(description="Mean over seeds and questions.")
     low: float = Field(description="Lower end of the 95 % bootstrap interval.")
     high: float = Field(description="Upper end of the 95 % bootstrap interval.")
-    num_seeds: int
-    num_questions: int
+    num_seeds: int = Field(description="Seeds with which both are finished.")
+    num_questions: int = Field(description="Questions that both answered.")
 
 
 class VariantSummary(Record):
     """A row of the table: a variant's finished runs, evaluated in one mode."""
 
-    variant: str
-    mode: EvaluationMode
+    variant: str = Field(description="Name of the variant.")
+    mode: EvaluationMode = Field(description="greedy or sampled.")
     num_seeds: int = Field(ge=1, description="Finished runs.")
     final_em: Estimate = Field(description="EM after the last update.")
     best_em: Estimate = Field(
@@ -110,7 +110,7 @@ class VariantSummary(Record):
 class StudyResults(Record):
     """Everything that a study's files and tables are made from."""
 
-    study: Study
+    study: Study = Field(description="The study.")
     outcomes: tuple[RunOutcome, ...] = Field(description="Variants in the study's order, seeds in theirs.")
     summaries: tuple[VariantSummary, ...] = Field(description="Modes as evaluated, variants in the study's order.")
 

@@ -73,7 +73,7 @@ class UpdateReport(Record):
     iteration: int = Field(description="Iteration of the run.")
     policy_version: int = Field(description="Version of the weights after the iteration's whole update.")
     policy_sha256: str = Field(description="Hash of the trained tensors after the update.")
-    steps: tuple[StepReport, ...]
+    steps: tuple[StepReport, ...] = Field(description="The optimiser steps, in order.")
     num_tokens: int = Field(description="Tokens of the trained sequences, prompts and documents included.")
 
 
@@ -82,8 +82,8 @@ class RefusedRollout(Record):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    rollout_id: str
-    prompt_token_ids: tuple[int, ...]
+    rollout_id: str = Field(description="The rollout.")
+    prompt_token_ids: tuple[int, ...] = Field(description="Tokens of the prompt.")
     token_ids: tuple[int, ...] = Field(description="Tokens after the prompt.")
     completion_positions: tuple[int, ...] = Field(description="Offsets of the sampled tokens, which the loss reads.")
     distilled_positions: tuple[int, ...] = Field(description="Offsets of the distilled tokens.")
@@ -95,11 +95,11 @@ class RefusedRollout(Record):
         description="Of the weights before the iteration's first step; None where the policy's or the sampler's serve."
     )
     reference_logprobs: tuple[float, ...] | None = Field(description="Of the reference; None without KL.")
-    advantage: float
-    policy_loss: float
-    kl: float
-    sd_loss: float
-    grad_norm: float
+    advantage: float = Field(description="Group-relative advantage.")
+    policy_loss: float = Field(description="Clipped surrogate, nats.")
+    kl: float = Field(description="k3 estimate of KL(policy || reference), nats.")
+    sd_loss: float = Field(description="Distillation term before alpha, nats.")
+    grad_norm: float = Field(description="Norm of its gradient.")
 
 
 class RefusedStep(Record):
@@ -107,12 +107,12 @@ class RefusedStep(Record):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    iteration: int
+    iteration: int = Field(description="Iteration of the run.")
     step: int = Field(description="Optimiser steps since the start of the run, this one included.")
-    loss: float
-    grad_norm: float
-    alpha: float
-    learning_rate: float
+    loss: float = Field(description="The step's loss.")
+    grad_norm: float = Field(description="Norm of the whole gradient before clipping.")
+    alpha: float = Field(description="Weight of the distillation term.")
+    learning_rate: float = Field(description="Learning rate of the step.")
     weights_not_finite: tuple[str, ...] = Field(description="Trained tensors that are not finite before the step.")
     gradients_not_finite: tuple[str, ...] = Field(description="Trained tensors whose gradient is not finite.")
     settings: Settings = Field(description="Of the run, seeds included.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -54,3 +55,55 @@ def _insert(connection: duckdb.DuckDBPyConnection, verb: str, table_name: str, r
     connection.register("incoming_rows", rows)
     connection.execute(f'{verb} INTO "{table_name}" BY NAME SELECT * FROM incoming_rows')
     connection.unregister("incoming_rows")
+
+
+@dataclass(frozen=True)
+class ColumnDescription:
+    """A column: its name, DuckDB's type of it, and what it holds."""
+
+    name: str
+    type: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class TableDescription:
+    """A table with its key, or a view, which has none."""
+
+    name: str
+    comment: str
+    key: tuple[str, ...]
+    columns: tuple[ColumnDescription, ...]
+
+
+def describe_tables() -> list[TableDescription]:
+    """Return the tables in the order of the SQL, then the views, as a database of this program says of itself."""
+    with closing(duckdb.connect()) as connection:
+        create_tables(connection)
+        named = connection.execute(
+            "SELECT table_name, comment FROM duckdb_tables() WHERE NOT internal ORDER BY table_oid"
+        ).fetchall()
+        named += connection.execute(
+            "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_oid"
+        ).fetchall()
+        keys = dict(
+            connection.execute(
+                "SELECT table_name, constraint_column_names FROM duckdb_constraints() "
+                "WHERE constraint_type = 'PRIMARY KEY'"
+            ).fetchall()
+        )
+        columns = connection.execute(
+            "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal "
+            "ORDER BY column_index"
+        ).fetchall()
+    return [
+        TableDescription(
+            name,
+            comment or "",
+            tuple(keys.get(name, ())),
+            tuple(
+                ColumnDescription(column, kind, text or "") for table, column, kind, text in columns if table == name
+            ),
+        )
+        for name, comment in named
+    ]

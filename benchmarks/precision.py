@@ -1,6 +1,6 @@
 """What bfloat16 leaves of the distillation gradient: by how a step's micro-batches are summed, and by alpha.
 
-    python benchmarks/precision.py [--questions 16] [--results docs/precision.md]
+    python benchmarks/precision.py [--questions 16] [--results docs/explanation/precision.md]
 
 The rollouts, scores and teacher's distributions are those of a first iteration of `quickstart` without warm-up, made
 here. The exact gradients are those of a float64 model that has the bfloat16 model's weights. Of the step's gradient in

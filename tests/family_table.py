@@ -1,4 +1,4 @@
-"""Compare every causal family that transformers can make with the plain model, and renew the table of docs/models.md.
+"""Compare every causal family of transformers with the plain model; renew the table of docs/explanation/models.md.
 
 `python -m tests.family_table [FAMILY …]` prints a row a family; without names the page is written anew (minutes).
 """
@@ -23,7 +23,7 @@ from sdsearch.training.selfcheck import check_model, compare, ordinary_tokens
 from tests.support.builders import make_tokenizer
 from tests.support.families import FAMILIES, VARIANTS, small_model
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "models.md"
 _HEAD = ("| family | class | sampler | update | verdict |", "|---|---|---|---|---|")
 _LONGEST_REASON = 110
 _OWN_ATTENTION = "attends in a way of its own"

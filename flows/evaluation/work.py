@@ -38,7 +38,7 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console)
     print_results(plan, results, console)
     all_answers = [answer for _, answers in results for answer in answers]
     if writes_no_turn(all_answers):
-        print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/nothing-learnt.md)")
+        print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/how-to/nothing-learnt.md)")
     query = "SELECT * FROM evaluation_answers WHERE run = $run"
     print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=storage.workspace.root)}")
 

@@ -75,7 +75,7 @@ def _own_attention_told(path: str, attention: AttentionKind) -> Iterator[None]:
             raise
         raise UserError(
             f"the model of '{path}' attends by code of its own, which cannot be given another; use a model of a family "
-            "that docs/models.md lists as trained"
+            "that docs/explanation/models.md lists as trained"
         ) from error
 
 

@@ -48,8 +48,8 @@ def added_apart(parameters: Sequence[Tensor], part: Sequence[Tensor]) -> Iterato
 def rounding_noise(grpo_norm: float | None, dtype: str) -> float | None:
     """Estimate the length of the error that a gradient has from bfloat16's forward and backward pass.
 
-    Measured as .039 of the GRPO part's length on the mini policy (docs/precision.md), in one micro-batch or many; a
-    deeper model may have more. None under other weights, or where that length is not known.
+    Measured as .039 of the GRPO part's length on the mini policy (docs/explanation/precision.md), in one micro-batch or
+    many; a deeper model may have more. None under other weights, or where that length is not known.
     """
     return grpo_norm / 26 if grpo_norm is not None and dtype == "bfloat16" else None
 

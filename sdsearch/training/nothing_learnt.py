@@ -112,7 +112,7 @@ def _why_no_turn(turn: Turn) -> str:
 def _remedy(generation: Generation, template: str) -> str:
     longer = "raise rollout.max_new_tokens, which cut this turn; or " if generation.stop_reason == "length" else ""
     asked = "set rollout.template = 'instruct', which explains the protocol; or " if template != "instruct" else ""
-    return f"{longer}{asked}take a policy that knows the protocol (docs/nothing-learnt.md)"
+    return f"{longer}{asked}take a policy that knows the protocol (docs/how-to/nothing-learnt.md)"
 
 
 def _short(text: str) -> str:

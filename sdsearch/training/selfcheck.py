@@ -30,7 +30,7 @@ _EAGER_TOKENS: Final = 1024
 _ROUNDING: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 # Below float32 a token moves by tenths (a mixture's by more, where another expert is chosen): their mean counts.
 _MEAN_ROUNDING: Final = 0.1
-_REMEDY: Final = "nothing was trained; use a model of a family that docs/models.md lists as trained"
+_REMEDY: Final = "nothing was trained; use a model of a family that docs/explanation/models.md lists as trained"
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def test_show_and_evaluate_say_it_too(lost: tuple[Path, list[str]]) -> None:
     for updates, text in zip((0, 2, 2, 2), said, strict=True):
         assert f"warning after {updates} updates: {text}" in shown
     evaluated = runner.invoke(app, ["evaluate", "--run", "r", "--num-questions", "2", *folder]).output
-    assert "of 2 evaluated questions 2 got neither a search nor an answer (docs/nothing-learnt.md)" in " ".join(
+    assert "of 2 evaluated questions 2 got neither a search nor an answer (docs/how-to/nothing-learnt.md)" in " ".join(
         evaluated.split()
     )
 

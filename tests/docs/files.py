@@ -14,8 +14,8 @@ _NAMED = 'questions = "data/{split}.parquet"'
 
 def main() -> None:
     """Write the settings that a page shows as mine.toml, and the data sets that they name."""
-    pages = (page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
-    (settings,) = (found for page in pages for found in _TABLE.findall(page) if _NAMED in found)
+    page = (ROOT / "docs" / "how-to" / "questions.md").read_text(encoding="utf-8")
+    (settings,) = (found for found in _TABLE.findall(page) if _NAMED in found)
     Path("mine.toml").write_text(settings, encoding="utf-8")
     mixed = [
         *search_r1_rows(world_questions("train", 180), "nq"),

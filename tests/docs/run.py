@@ -1,8 +1,8 @@
 """Run what the documentation shows: `python -m tests.docs.run [--write] [--sessions first,none]`.
 
-Each block of README.md and docs/ that shows a command is run again, and what is printed is compared in form: the same
-words, columns and number of rows. The exit code is 1 when a block shows something else; `--write` puts what was printed
-in its place.
+Each block of README.md and below docs/ that shows a command is run again, and what is printed is compared in form: the
+same words, columns and number of rows. The exit code is 1 when a block shows something else; `--write` puts what was
+printed in its place.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Made(NamedTuple):
 
 def pages() -> list[Path]:
     """Return what is read by people."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks_of(sessions: Collection[str] | None = None) -> list[Block]:

@@ -131,7 +131,7 @@ def measure(workspace: Path, run: str, num_iterations: int, repeats: int, folder
     rollout = repeat_run(workspace, run, num_iterations, folder)
     storage = Storage(Workspace.open(folder))
     started = time.perf_counter()
-    rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets, storage.rows_of)
+    rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets.index_all, storage.rows_of)
     rebuild_s = time.perf_counter() - started
     assert not rebuilt.left_out, rebuilt.left_out[0]
     asked = {side: ask_apart(folder, side, rollout, repeats) for side in ("rows", "files")}

@@ -19,7 +19,7 @@ def rebuild(folder: Path, console: Console) -> None:
     storage = Storage(open_existing(folder, needs_database=False))
     started = time.monotonic()
     with console.status("reading the files"):
-        rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets, storage.rows_of)
+        rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets.index_all, storage.rows_of)
     seconds = format_seconds(time.monotonic() - started)
     what = f"runs: {rebuilt.num_runs}, attempts at stages: {rebuilt.num_attempts}"
     what += f", prepared splits: {rebuilt.num_question_sets}" if rebuilt.num_question_sets else ""

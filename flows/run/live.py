@@ -27,9 +27,9 @@ from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.seeds import derive_seed
 from storage.database.stage_rows import file_of, rows_of
 from storage.database.sync import count_rows
-from storage.disk.hashes import hash_of
 from storage.disk.signals import signals_deferred
 from storage.errors import DamagedArtifactError
+from storage.runs.hashes import hash_of
 from storage.runs.ledger import finish
 from storage.runs.lock import RunLock
 from storage.runs.partial import PartialResults

@@ -11,9 +11,9 @@ from flows.run.model_files import model_changes, model_hashes
 from flows.settings.load import describe_differences, stored_settings
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.settings.root import Settings
-from storage.disk.hashes import hash_of
 from storage.errors import RunNotFoundError
 from storage.runs.forks import share_stage
+from storage.runs.hashes import hash_of
 from storage.runs.lock import RunLock
 from storage.runs.run_inputs import read_run_inputs
 from storage.storage import Storage

@@ -21,9 +21,8 @@ from schemas.settings.root import DistillationSettings, HindsightSettings
 from sdsearch.credit.divergence import divergence, entropy, truncate
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
-from sdsearch.model.policy import head, output_layer
+from sdsearch.model.policy import head, output_layer, read_logprobs
 from sdsearch.protocol.tokens import decode
-from sdsearch.training.lm_head import read_logprobs
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,14 @@ def head(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return logits
 
 
+def read_logprobs(logits_fn: Callable[[Tensor], Tensor], hidden_ND: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities (N, V) in fp32 (a float64 model's own type) at the rollout temperature."""
+    logits_NV = logits_fn(hidden_ND)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    # At 1 the division would only make a copy, as large as the logits.
+    return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)
+
+
 class _HiddenStates(BaseModelOutputWithPast):  # type: ignore[misc] # transformers is not read by mypy
     """A decoder's output that holds hidden states alone: what families add (router logits, …) is None."""
 

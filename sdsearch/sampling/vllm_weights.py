@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sdsearch.model.batching import TokenBatch, TokenSequence
-from sdsearch.model.policy import head
+from sdsearch.model.policy import head, read_logprobs
 from sdsearch.protocol.tokens import encode
 from sdsearch.sampling.ports import TurnRequest
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError, TurnGenerator
-from sdsearch.training.lm_head import read_logprobs
 
 _PROBE_TEXT = (
     "Question: Which river flows through the capital of the country where tea was first grown?\n"

@@ -5,7 +5,6 @@ Shapes: `N` read positions, `Q` distilled positions among them, `V` vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdsearch.credit.divergence import Divergence, Tail, divergence, entropy, truncate
-from sdsearch.model.policy import head
+from sdsearch.model.policy import head, read_logprobs
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,6 @@ class TokenReadings:
     logprob_N: Tensor  # of the target token, with gradient
     entropy_N: Tensor  # without gradient
     divergence_Q: Tensor  # with gradient; empty without targets
-
-
-def read_logprobs(logits_fn: Callable[[Tensor], Tensor], hidden_ND: Tensor, temperature: float) -> Tensor:
-    """Return log-probabilities (N, V) in fp32 (a float64 model's own type) at the rollout temperature."""
-    logits_NV = logits_fn(hidden_ND)
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    # At 1 the division would only make a copy, as large as the logits.
-    return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)
 
 
 def read_tokens(

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from schemas.settings.root import Settings
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
-from sdsearch.model.policy import head, reference_weights
-from sdsearch.training.lm_head import read_logprobs
+from sdsearch.model.policy import head, read_logprobs, reference_weights
 from sdsearch.training.loss import ScoredRollout, TrainingRollout
 
 

@@ -21,9 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from schemas.errors import UserError, library_errors
 from sdsearch.model.batching import TokenBatch, TokenSequence
 from sdsearch.model.dropout import update_mode
-from sdsearch.model.policy import causal_lm, head
+from sdsearch.model.policy import causal_lm, head, read_logprobs
 from sdsearch.sampling.ports import Sampler
-from sdsearch.training.lm_head import read_logprobs
 from sdsearch.training.trial import Conversation, num_trial_tokens, sample_conversations, write_conversations
 
 _EAGER_TOKENS: Final = 1024

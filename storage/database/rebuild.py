@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.data.question_sets import QuestionSets
 from storage.database.connection import Database
 from storage.database.sync import DatabaseSync, RowsOf
 from storage.disk.files import is_temporary, locked, make_folder, remove, sync, temporary_name
 from storage.runs.ledger import Ledger
 from storage.runs.lock import RunLock
 from storage.workspace import Workspace
+
+IndexQuestionSets = Callable[[Database], tuple[int, tuple[str, ...]]]
+"""Puts every prepared split into a database; returns how many, and what could not be read and why."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Rebuilt:
     former: Path | None
 
 
-def rebuild_database(workspace: Workspace, ledger: Ledger, question_sets: QuestionSets, rows_of: RowsOf) -> Rebuilt:
+def rebuild_database(
+    workspace: Workspace, ledger: Ledger, index_question_sets: IndexQuestionSets, rows_of: RowsOf
+) -> Rebuilt:
     """Make the database again from the files of all runs and data sets and put it in place of whatever is there.
 
     Raises RunLockedError while a process works on one of the runs, since its files change. A process that reads the
@@ -45,7 +50,7 @@ def rebuild_database(workspace: Workspace, ledger: Ledger, question_sets: Questi
             index = DatabaseSync(database, ledger, rows_of)
             for run in runs:
                 index.catch_up(run)
-            num_sets, questions_left_out = question_sets.index_all(database)
+            num_sets, questions_left_out = index_question_sets(database)
             (attempts,) = database.query("SELECT count(*) AS num FROM stages")["num"].to_pylist()
             database.checkpoint()
             database.close()

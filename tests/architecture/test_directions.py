@@ -1,4 +1,7 @@
-"""The packages' directions: flows -> {sdsearch, storage} -> schemas, and who may touch what."""
+"""What import-linter cannot say: who writes files, how long files and functions are, how fast schemas load.
+
+The directions of imports are contracts in pyproject.toml.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALLOWED = {
-    "schemas": {"schemas"},
-    "sdsearch": {"sdsearch", "schemas"},
-    "storage": {"storage", "schemas"},
-    "flows": {"flows", "sdsearch", "storage", "schemas"},
-}
-# Library -> the packages that may import it.
-OWNERS = {
-    "prefect": {"flows"},
-    "typer": {"flows"},
-    "rich": {"flows"},
-    "duckdb": {"storage"},
-    "torch": {"flows", "sdsearch", "storage"},
-    "transformers": {"flows", "sdsearch", "storage"},
-    "peft": {"flows", "sdsearch"},
-}
+PACKAGES = ("flows", "schemas", "sdsearch", "storage")
 WRITERS = {
     "write_text",
     "write_bytes",
@@ -49,23 +37,7 @@ WRITERS = {
 WRITERS_ALLOWED = {"flows": {"save_pretrained"}}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
-SOURCES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the top-level names that a module imports, anywhere in it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.partition(".")[0]
-
-
-def wrong_imports(package: str, source: str) -> set[str]:
-    """Return what a module of the package imports and must not."""
-    found = set(imports(ast.parse(source)))
-    foreign = {name for name in found & set(ALLOWED) if name not in ALLOWED[package]}
-    return foreign | {name for name in found & set(OWNERS) if package not in OWNERS[name]}
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def file_writes(package: str, source: str) -> set[str]:
@@ -106,7 +78,6 @@ def where(path: Path) -> str:
 def test_a_module_keeps_the_house_rules(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     package = package_of(path)
-    assert not wrong_imports(package, source), f"{where(path)} imports what its package must not"
     assert not file_writes(package, source), f"{where(path)} writes files; only storage does"
     assert source.count("\n") <= MAX_FILE_LINES, f"{where(path)} is too long"
     long = {name: lines for name, lines in functions(source) if lines > MAX_FUNCTION_LINES}
@@ -119,22 +90,7 @@ def test_the_tilde_is_read_in_one_place() -> None:
 
 
 def test_every_package_is_looked_at() -> None:
-    assert {package_of(path) for path in SOURCES} == set(ALLOWED)
-
-
-@pytest.mark.parametrize(
-    ("package", "source", "wrong"),
-    [
-        ("sdsearch", "from storage.database.connection import Database", {"storage"}),
-        ("storage", "def f():\n    import sdsearch.credit.teacher", {"sdsearch"}),
-        ("schemas", "import torch.nn as nn", {"torch"}),
-        ("sdsearch", "from prefect import flow", {"prefect"}),
-        ("flows", "import duckdb", {"duckdb"}),
-        ("flows", "import sdsearch\nfrom storage import files", set()),
-    ],
-)
-def test_a_wrong_import_is_seen(package: str, source: str, wrong: set[str]) -> None:
-    assert wrong_imports(package, source) == wrong
+    assert {package_of(path) for path in SOURCES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize(

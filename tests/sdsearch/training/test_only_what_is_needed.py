@@ -15,8 +15,7 @@ from schemas.settings.root import Settings
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import TargetTensors
 from sdsearch.model.batching import TokenSequence
-from sdsearch.model.policy import backbone, causal_lm, head, output_layer
-from sdsearch.training.lm_head import read_logprobs
+from sdsearch.model.policy import backbone, causal_lm, head, output_layer, read_logprobs
 from sdsearch.training.logprobs import score_once
 from sdsearch.training.loss import TrainingRollout
 from sdsearch.training.optimiser import make_optimiser

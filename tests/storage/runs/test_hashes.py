@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import storage.disk.hashes
+import storage.runs.hashes
 from storage.disk.files import sha256_file
-from storage.disk.hashes import hash_of
+from storage.runs.hashes import hash_of
 from storage.workspace import Workspace
 
 
@@ -23,8 +23,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         paths.append(path)
         return sha256_file(path)
 
-    monkeypatch.setattr(storage.disk.hashes, "sha256_file", noted)
-    monkeypatch.setattr(storage.disk.hashes, "_REMEMBERED_BYTES", 1)
+    monkeypatch.setattr(storage.runs.hashes, "sha256_file", noted)
+    monkeypatch.setattr(storage.runs.hashes, "_REMEMBERED_BYTES", 1)
     return paths
 
 

@@ -70,7 +70,7 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     for note in _notes(record):
         print_line(console, f"note: {note}")
     console.print(
-        make_table(("setting", "value"), _settings_that_differ(record), "settings that differ from the defaults")
+        make_table(("setting", "value"), settings_that_differ(record), "settings that differ from the defaults")
     )
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))
@@ -92,11 +92,11 @@ def _standing(record: RunRecord, status: str) -> str:
     return (
         f"run {record.run}: {status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
         f"{record.seed}, {format_seconds(max(seconds, 0.0))} from start to last change, "
-        f"{', '.join(filter(None, (policy, _origin(record))))}"
+        f"{', '.join(filter(None, (policy, origin_of(record))))}"
     )
 
 
-def _origin(record: RunRecord) -> str:
+def origin_of(record: RunRecord) -> str:
     """Return which run another one builds on, '' when there is none."""
     last = record.first_iteration + record.num_iterations - 1
     if record.replay_of is not None:
@@ -116,7 +116,8 @@ def _notes(record: RunRecord) -> list[str]:
         return []
 
 
-def _settings_that_differ(record: RunRecord) -> list[tuple[str, str]]:
+def settings_that_differ(record: RunRecord) -> list[tuple[str, str]]:
+    """Return the path of the model and each setting of a run that is not the default, with its value as JSON."""
     stored = json.loads(record.settings_json)
     defaults = Settings.model_validate({"model": {"path": stored["model"]["path"]}}).model_dump(mode="json")
     known = dict(_flat(defaults))

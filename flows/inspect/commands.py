@@ -58,6 +58,20 @@ def show(
     print_run(open_existing(workspace), run, make_console())
 
 
+def inspect(
+    run: Annotated[str | None, typer.Argument(help="Name of the run to open; all runs when not given.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port of the page [default: 8900, or a free one].")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Look into a workspace in a browser: runs, groups, and the credit of every query token; Ctrl-C ends it."""
+    from flows.inspect.web.server import inspect as serve
+
+    serve(run, workspace, port, make_console(), opens_browser=not no_browser)
+
+
 def sql(
     query: Annotated[str | None, typer.Argument(help="A query; it can read only.")] = None,
     list_queries: Annotated[bool, typer.Option("--list", help="List the queries that ship with the program.")] = False,

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import signal
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from flows.console.errors import UserError
-from flows.console.interrupts import is_ignored, terminable
+from flows.console.interrupts import terminable
+from flows.console.serving import bound_socket, let_ignored_signals_be, url_of
 from flows.console.terminal import print_line
 from flows.settings.load import load_settings
 from schemas.commands import command, quoted, set_option
-from schemas.errors import reason_of
 from schemas.settings.retrieval import HttpRetrievalSettings
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    import uvicorn
+    pass
 
 # Clients keep their connections through the update of an iteration, so that none has to be made anew.
 _KEEP_ALIVE_S = 600
@@ -54,7 +52,7 @@ def serve_retriever(
         raise UserError("retrieval.kind 'http' is a server's client; serve an index of this machine, such as 'dense'")
     workspace = Workspace.open(folder)
     # Ctrl-C is how it is meant to end: the server first answers what is under way.
-    with suppress(KeyboardInterrupt), terminable(), _bound(host, port) as bound:
+    with suppress(KeyboardInterrupt), terminable(), bound_socket(host, port) as bound:
         with console.status("loading the libraries and the index"):
             import uvicorn
 
@@ -77,21 +75,9 @@ def serve_retriever(
         let_ignored_signals_be(server)
         bound.listen()
         served = f"{settings.kind} retrieval, {num_passages} passages of '{settings.corpus}', index {index[:16]}"
-        _announce(_url(bound), served, settings.num_passages, console)
+        _announce(url_of(bound), served, settings.num_passages, console)
         server.run(sockets=[bound])
     print_line(console, "stopped")
-
-
-def let_ignored_signals_be(server: uvicorn.Server) -> None:
-    """Have the server's own handler, which replaces every other, leave alone what was ignored before it."""
-    ignored = {number for number in (signal.SIGINT, signal.SIGTERM) if is_ignored(number)}
-    leave = server.handle_exit
-
-    def handle_exit(number: int, frame: FrameType | None) -> None:
-        if number not in ignored:
-            leave(number, frame)
-
-    setattr(server, "handle_exit", handle_exit)  # noqa: B010 (a method is replaced, for this one server)
 
 
 def _announce(url: str, served: str, num_passages: int, console: Console) -> None:
@@ -106,27 +92,3 @@ def _announce(url: str, served: str, num_passages: int, console: Console) -> Non
     host = urlsplit(url).hostname
     if host is not None and not ipaddress.ip_address(host).is_loopback:
         print_line(console, f"warning: {host} is more than this machine: whoever reaches it may search, unasked")
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has the address but does not listen yet; UserError when it cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # UnicodeError: what can be no name of a host.
-        raise UserError(f"--host {host}: no address of this machine ({reason_of(error)}); try 127.0.0.1") from error
-    bound = socket.socket(family, kind, protocol)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise UserError(
-            f"port {port} of {host} cannot be used ({error.strerror}); stop the program that has it, or choose another "
-            "address with --host and --port"
-        ) from error
-    return bound
-
-
-def _url(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.console.serving import let_ignored_signals_be
 from flows.orchestration.runner import PatientRunner
-from flows.retrieval.serve import let_ignored_signals_be
 from storage.workspace import Workspace
 
 # Stands for a flow run: holds its run's lock, and takes a moment for its last words.

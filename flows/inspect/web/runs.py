@@ -1,0 +1,162 @@
+"""The pages of runs: the list, one run, and several side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.console.interrupts import resume_command
+from flows.console.terminal import format_seconds
+from flows.inspect.browse import origin_of, settings_that_differ
+from flows.inspect.web.charts import STAGES, Chart, compared, evaluation_charts, iteration_charts
+from flows.inspect.web.source import Row, Rows, Source
+from flows.run.status import shown_status
+from schemas.records.ledger import RunRecord, StageKey
+
+_DEV = """
+    SELECT run, max(em) FILTER (mode = 'greedy') AS greedy_em, max(em) FILTER (mode = 'sampled') AS sampled_em
+    FROM (SELECT *, row_number() OVER (PARTITION BY run, mode ORDER BY updates_done DESC) AS age FROM evaluations)
+    WHERE age = 1 GROUP BY run
+"""
+_EVALUATIONS = """
+    SELECT e.updates_done, e.mode, e.em, e.f1, e.dataset, e.split, e.num_questions, e.search_quality,
+        e.searches_per_rollout, e.valid_share, a.em_error, a.f1_error,
+        CASE WHEN count(*) OVER (PARTITION BY e.mode, e.updates_done) > 1 THEN e.dataset ELSE '' END AS label
+    FROM evaluations AS e LEFT JOIN (
+        SELECT run, iteration, mode, dataset, split,
+            stddev_samp(em) / sqrt(count(*)) AS em_error, stddev_samp(f1) / sqrt(count(*)) AS f1_error
+        FROM evaluation_answers WHERE run = $run GROUP BY ALL
+    ) AS a USING (run, iteration, mode, dataset, split)
+    WHERE e.run = $run ORDER BY e.updates_done
+"""
+_STAGES = """
+    SELECT iteration, stage, status, attempt, duration_s, error, started_at, adopted_from, num_rows
+    FROM stages WHERE run = $run ORDER BY iteration DESC, started_at
+"""
+_SHOWN_ITERATIONS = 200
+
+
+def runs_page(source: Source) -> dict[str, Any]:
+    """Return a row a run, newest first; what the database cannot tell now is left out and said."""
+    records = source.runs()
+    problem, dev = None, dict[str, Row]()
+    try:
+        with source.rows() as rows:
+            dev = {row["run"]: row for row in rows.all(_DEV)}
+    except Exception as error:
+        problem = str(error)
+    return {"runs": [_run_row(source, record, dev.get(record.run, {})) for record in records], "problem": problem}
+
+
+def _run_row(source: Source, record: RunRecord, dev: Row) -> Row:
+    status = shown_status(source.workspace, record)
+    return {
+        "record": record,
+        "status": status,
+        "origin": origin_of(record),
+        "greedy_em": dev.get("greedy_em"),
+        "sampled_em": dev.get("sampled_em"),
+        "last_stage": _last_stage(source, record),
+        "left": _time_left(record) if status == "running" else "",
+        "resume": "" if status in ("running", "done") else resume_command(record.run, source.workspace.root),
+    }
+
+
+def _last_stage(source: Source, record: RunRecord) -> str:
+    """Return the stage that was begun last, read from the files: the database hears of it when it has ended."""
+    for iteration in (record.iterations_done + 1, record.iterations_done):
+        for stage in reversed(STAGES):
+            key = StageKey.model_validate({"run": record.run, "iteration": iteration, "stage": stage})
+            if attempts := source.ledger.history(key).attempts:
+                return f"{stage} {iteration}, {attempts[-1].status}"
+    return ""
+
+
+def _time_left(record: RunRecord) -> str:
+    """Return how long the iterations to go take at the pace so far."""
+    first = record.first_iteration - 1
+    done, left = record.iterations_done - first, record.num_iterations - record.iterations_done
+    if done < 1 or left < 1:
+        return ""
+    pace = (record.updated_at - record.created_at).total_seconds() / done
+    since = (datetime.now(UTC) - record.updated_at).total_seconds()
+    return format_seconds(max(pace * left - since, 0.0))
+
+
+def run_page(source: Source, run: str) -> dict[str, Any]:
+    """Return a run: its curves, the stages of its iterations, its settings, and what builds on it."""
+    record = source.run(run)
+    with source.rows() as rows:
+        evaluations = rows.all(_EVALUATIONS, run=run)
+        charts = [*evaluation_charts(evaluations), *iteration_charts(_iterations(rows, record))]
+        stages = rows.all(_STAGES, run=run)
+    return {
+        "row": _run_row(source, record, {}),
+        "record": record,
+        "charts": [chart.as_json() for chart in charts],
+        "iterations": _by_iteration(stages),
+        "stages": STAGES,
+        "evaluations": evaluations,
+        "settings": settings_that_differ(record),
+        "all_settings": json.dumps(json.loads(record.settings_json), indent=2),
+        "related": [other for other in source.runs() if _builds_on(other, record)],
+        "is_live": shown_status(source.workspace, record) == "running",
+    }
+
+
+def _iterations(rows: Rows, record: RunRecord) -> list[Row]:
+    return rows.all("SELECT * FROM v_iterations WHERE run = $run ORDER BY iteration", run=record.run)
+
+
+def _by_iteration(stages: Sequence[Row]) -> list[Row]:
+    """Return the newest iterations, each with its latest attempt at every stage."""
+    found: dict[int, dict[str, Row]] = {}
+    for stage in stages:
+        latest = found.setdefault(stage["iteration"], {}).get(stage["stage"])
+        if latest is None or stage["attempt"] > latest["attempt"]:
+            found[stage["iteration"]][stage["stage"]] = stage
+    return [{"iteration": number, "stages": found[number]} for number in sorted(found, reverse=True)][
+        :_SHOWN_ITERATIONS
+    ]
+
+
+def _builds_on(other: RunRecord, record: RunRecord) -> bool:
+    return record.run in (other.fork_of, other.replay_of) or other.evaluation_of == f"run:{record.run}"
+
+
+def compare_page(source: Source, runs: Sequence[str]) -> dict[str, Any]:
+    """Return several runs on the same axes, and the questions that the first two answer differently."""
+    records = [source.run(run) for run in runs]
+    charts: dict[str, list[Chart]] = {}
+    with source.rows() as rows:
+        for record in records:
+            of_run = evaluation_charts(rows.all(_EVALUATIONS, run=record.run))
+            charts[record.run] = of_run + iteration_charts(_iterations(rows, record))
+        flipped = _flipped(rows, runs[0], runs[1]) if len(runs) > 1 else []
+    return {
+        "chosen": list(runs),
+        "records": records,
+        "all_runs": source.runs(),
+        "charts": [chart.as_json() for chart in compared(charts)],
+        "flipped": flipped,
+    }
+
+
+_FLIPPED = """
+    WITH latest AS (
+        SELECT *, max(iteration) OVER (PARTITION BY run, mode) AS newest FROM evaluation_answers
+        WHERE run IN ($first, $second) AND mode = 'greedy'
+    )
+    SELECT a.question_key, a.question, a.golden_answers, a.answer AS first_answer, b.answer AS second_answer,
+        a.em AS first_em, b.em AS second_em, a.queries AS first_queries, b.queries AS second_queries
+    FROM latest AS a JOIN latest AS b USING (question_key)
+    WHERE a.run = $first AND b.run = $second AND a.iteration = a.newest AND b.iteration = b.newest AND a.em <> b.em
+    ORDER BY a.em, a.question_key LIMIT 200
+"""
+
+
+def _flipped(rows: Rows, first: str, second: str) -> list[Row]:
+    """Return the dev questions that one of the runs' newest policies answers right and the other wrong."""
+    return rows.all(_FLIPPED, first=first, second=second)

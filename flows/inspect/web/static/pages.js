@@ -1,0 +1,159 @@
+"use strict";
+// Draws the charts, moves by keys, and shows what is new while a run goes on. No request leaves this machine.
+const COLOURS = ["#2f76b2", "#b2402f", "#1a7f4b", "#8b66c6", "#c07a12", "#4a9aa5", "#c2569a", "#7a7f3a"];
+const OF_LABEL = { "CORRECT": "#1a7f4b", "INCORRECT": "#b2402f", "all CORRECT": "#1a7f4b", "mixed": "#2f76b2", "all INCORRECT": "#b2402f" };
+const POLL_MS = 3000;
+let plots = [];
+
+function draw() {
+  plots.forEach((plot) => plot.destroy());
+  plots = [];
+  const data = document.getElementById("chart-data"), holder = document.getElementById("charts");
+  if (!data || !holder) return;
+  holder.replaceChildren();
+  for (const chart of JSON.parse(data.textContent)) drawOne(chart, holder);
+}
+
+function drawOne(chart, holder) {
+  const box = document.createElement("div"), title = document.createElement("h3"), unit = document.createElement("span");
+  box.className = "chart";
+  unit.className = "unit";
+  title.textContent = chart.title + " ";
+  unit.textContent = chart.unit;
+  title.append(unit);
+  box.append(title);
+  holder.append(box);
+  const columns = [chart.x], series = [{ label: chart.xLabel }], bands = [];
+  const stack = chart.x.map(() => 0);
+  chart.curves.forEach((curve, index) => {
+    const colour = OF_LABEL[curve.label] ?? COLOURS[index % COLOURS.length];
+    const values = chart.stacked ? curve.values.map((v, i) => (v == null ? null : (stack[i] += v))) : curve.values;
+    if (curve.low) {
+      bands.push({ series: [columns.length, columns.length + 1], fill: colour + "22" });
+      for (const bound of [curve.high, curve.low]) {
+        columns.push(bound);
+        series.push({ show: true, width: 0, points: { show: false }, label: "", class: "bound" });
+      }
+    }
+    columns.push(values);
+    series.push({
+      label: curve.label, stroke: colour, width: 1.6, fill: chart.stacked ? colour : undefined, spanGaps: true,
+      value: (plot, shown, at, i) => (i == null ? "–" : text(curve.values[i])),
+    });
+  });
+  if (chart.stacked) { // The tallest area is drawn first, so that each one shows.
+    const order = series.slice(1).map((s, i) => i + 1).reverse();
+    columns.splice(1, Infinity, ...order.map((i) => columns[i]));
+    series.splice(1, Infinity, ...order.map((i) => series[i]));
+  }
+  const style = getComputedStyle(document.documentElement), soft = style.getPropertyValue("--soft").trim(), line = style.getPropertyValue("--line").trim();
+  const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "11px system-ui" };
+  const plot = new uPlot({
+    width: box.clientWidth - 18, height: 190, series, bands, scales: { x: { time: false } },
+    axes: [{ ...axis, values: (p, v) => v.map((n) => (Number.isInteger(n) ? n : "")) }, { ...axis, size: 54 }],
+    legend: { live: true }, cursor: { y: false },
+  }, columns, box);
+  plot.root.querySelectorAll(".u-legend .bound").forEach((row) => row.remove());
+  plots.push(plot);
+}
+
+function text(value) {
+  return value == null ? "–" : Math.abs(value) >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString();
+}
+
+function shade(kind) {
+  const choice = document.getElementById("shade"), siblings = document.querySelector(".siblings");
+  if (!choice || !siblings) return;
+  if (kind) choice.value = kind;
+  siblings.dataset.shade = choice.value;
+  document.querySelectorAll(".legend").forEach((each) => each.classList.toggle("on", each.dataset.of === choice.value));
+  sessionStorage.setItem("shade", choice.value);
+}
+
+function theme(next) {
+  const root = document.documentElement;
+  if (next) localStorage.setItem("theme", next);
+  const chosen = localStorage.getItem("theme");
+  if (chosen) root.dataset.theme = chosen;
+}
+
+function otherTheme() {
+  const dark = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  theme(dark === "dark" ? "light" : "dark");
+  draw();
+}
+
+function sibling(step) {
+  const all = [...document.querySelectorAll(".sibling")];
+  if (!all.length) return;
+  const now = all.indexOf(document.activeElement.closest(".sibling"));
+  const next = all[now < 0 ? (step > 0 ? 0 : all.length - 1) : (now + step + all.length) % all.length];
+  next.focus();
+  next.scrollIntoView({ block: "nearest" });
+}
+
+function nextShade() {
+  const choice = document.getElementById("shade");
+  if (choice) shade(choice.options[(choice.selectedIndex + 1) % choice.options.length].value);
+}
+
+function foldDocuments() {
+  const all = [...document.querySelectorAll("details.documents")], open = all.some((each) => !each.open);
+  all.forEach((each) => { each.open = open; });
+}
+
+const KEYS = {
+  l: () => sibling(1), h: () => sibling(-1), s: nextShade, d: foldDocuments, t: otherTheme,
+  "?": () => document.getElementById("help").showModal(),
+  "/": () => document.querySelector("input[type=search]")?.focus(),
+};
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
+  const link = document.querySelector(`a[data-key="${CSS.escape(event.key)}"]`);
+  if (!link && !KEYS[event.key]) return;
+  event.preventDefault();
+  if (link) link.click(); else KEYS[event.key]();
+});
+
+addEventListener("click", (event) => {
+  if (event.target.id === "theme") otherTheme();
+  if (event.target.id === "keys") document.getElementById("help").showModal();
+  if (event.target.matches("code.copy")) navigator.clipboard?.writeText(event.target.textContent);
+});
+addEventListener("change", (event) => { if (event.target.id === "shade") shade(); });
+
+let version = null;
+async function look() {
+  if (document.body.dataset.live !== "yes" || document.hidden) return;
+  try {
+    const run = document.body.dataset.run, answer = await fetch("/version" + (run ? "?run=" + encodeURIComponent(run) : ""));
+    const now = (await answer.json()).version;
+    if (version !== null && now !== version) await renew();
+    version = now;
+  } catch { /* The server was stopped; the page stays as it is. */ }
+}
+
+async function renew() {
+  const answer = await fetch(location.href);
+  if (!answer.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const open = [...document.querySelectorAll("main details")].map((each) => each.open);
+  const chosen = [...document.querySelectorAll("main input:checked")].map((each) => each.value);
+  document.querySelector("main").replaceWith(page.querySelector("main"));
+  document.querySelectorAll("main details").forEach((each, i) => { if (open[i]) each.open = true; });
+  document.querySelectorAll("main input[type=checkbox]").forEach((each) => { each.checked = chosen.includes(each.value); });
+  document.body.dataset.live = page.body.dataset.live;
+  draw();
+  shade();
+}
+
+theme();
+addEventListener("DOMContentLoaded", () => {
+  const kept = sessionStorage.getItem("shade");
+  shade(kept || undefined);
+  draw();
+  setInterval(look, POLL_MS);
+  look();
+});
+addEventListener("resize", () => plots.forEach((plot) => plot.setSize({ width: plot.root.parentElement.clientWidth - 18, height: 190 })));

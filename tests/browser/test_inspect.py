@@ -1,0 +1,151 @@
+"""The inspector in a browser: curves drawn, tokens shaded, keys that move, new figures shown, readable on a phone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from flows.run.progress import SilentReporter
+from flows.settings.load import load_settings
+from flows.training.loop import open_storage, train_plain
+from tests.browser.conftest import QUICK
+
+SHOTS = os.environ.get("SCREENSHOTS")
+"""Folder for a picture of each page, none when it is not set."""
+
+
+def shoot(page: Page, name: str) -> None:
+    if SHOTS:
+        scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
+        page.screenshot(path=Path(SHOTS) / f"{name}-{scheme}.png", full_page=True)
+
+
+def open_mixed_group(page: Page) -> None:
+    page.goto("/runs/sd/iterations/2?sort=credit")
+    page.locator("table.list tbody a").first.click()
+    expect(page.locator(".sibling")).to_have_count(4)
+
+
+def colour_of(page: Page, selector: str) -> str:
+    return str(page.locator(selector).first.evaluate("element => getComputedStyle(element).backgroundColor"))
+
+
+def test_runs_lead_to_a_run_with_curves(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("table.list tbody tr")).to_have_count(2)
+    shoot(page, "runs")
+    page.get_by_role("link", name="sd", exact=True).click()
+    charts = page.locator(".chart canvas")
+    expect(charts.first).to_be_visible()
+    assert charts.count() >= 12
+    painted = charts.first.evaluate(
+        "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+    )
+    assert painted > 10, "a chart is more than an empty canvas"
+    assert page.locator(".dag .node.done").count() >= 15
+    shoot(page, "run")
+
+
+def test_a_group_s_tokens_are_shaded_in_four_ways(page: Page) -> None:
+    open_mixed_group(page)
+    shades = [f".siblings .r{number}" for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)]
+    present = [shade for shade in shades if page.locator(shade).count()]
+    assert len(present) >= 3
+    colours = {colour_of(page, shade) for shade in present}
+    assert len(colours) == len(present), "each shade has a colour of its own"
+    assert "rgba(0, 0, 0, 0)" not in colours
+    expect(page.locator(".legend.on")).to_contain_text("more likely to the teacher")
+    for kind in ("jsd", "entropy", "gap"):
+        page.locator("#shade").select_option(kind)
+        expect(page.locator(".siblings")).to_have_attribute("data-shade", kind)
+        expect(page.locator(".legend.on")).to_have_attribute("data-of", kind)
+    page.locator("#shade").select_option("ratio")
+    assert "nats: teacher" in (page.locator(".siblings .token").first.get_attribute("title") or "")
+    shoot(page, "group")
+
+
+def test_keys_move_between_groups_siblings_iterations_and_shadings(page: Page) -> None:
+    page.goto("/runs/sd/iterations/2")
+    first = page.locator("table.list tbody a").first
+    first.click()
+    before = page.url
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url != before)
+    page.keyboard.press("k")
+    page.wait_for_url(before)
+    for number in (0, 1):
+        page.keyboard.press("l")
+        expect(page.locator(".sibling").nth(number)).to_be_focused()
+    page.keyboard.press("h")
+    expect(page.locator(".sibling").nth(0)).to_be_focused()
+    page.keyboard.press("s")
+    expect(page.locator("#shade")).to_have_value("jsd")
+    page.keyboard.press("d")
+    assert page.locator("details.documents").first.evaluate("each => each.open")
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    page.wait_for_url("**/iterations/3")
+    page.keyboard.press("p")
+    page.wait_for_url("**/iterations/2")
+    page.keyboard.press("u")
+    page.wait_for_url("**/runs/sd")
+
+
+def test_tokens_questions_and_comparisons(page: Page) -> None:
+    open_mixed_group(page)
+    page.locator("article").first.get_by_role("link", name="tokens").click()
+    expect(page.locator("table.tokens tr.policy").first).to_be_visible()
+    assert page.locator("table.tokens tr.environment").count() > 0
+    shoot(page, "tokens")
+    page.go_back()
+    page.get_by_role("link", name="this question over time").click()
+    expect(page.locator("table.list tbody tr").first).to_be_visible()
+    shoot(page, "question")
+    page.goto("/compare?run=sd&run=grpo")
+    expect(page.locator(".chart").first).to_contain_text("sd")
+    expect(page.locator("main h2")).to_contain_text("Questions that flipped")
+    shoot(page, "compare")
+
+
+def test_the_theme_can_be_changed_and_is_kept(page: Page) -> None:
+    page.goto("/")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("t")
+    changed = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert changed != before
+    page.reload()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == changed
+
+
+def test_a_phone_shows_a_group_without_scrolling_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    open_mixed_group(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot(page, "phone")
+
+
+@pytest.mark.parametrize("path", ["/runs/none", "/runs/sd/iterations/1/groups/none"])
+def test_what_is_not_there_is_told_on_a_page(page: Page, path: str) -> None:
+    answer = page.request.get(path)
+    assert answer.status == 404
+    assert "This page cannot be shown" in answer.text()
+
+
+def test_a_run_that_goes_on_shows_its_new_iterations_by_itself(page: Page, workspace: Path) -> None:
+    run = f"live-{'dark' if page.evaluate('matchMedia(`(prefers-color-scheme: dark)`).matches') else 'light'}"
+    settings = load_settings("tiny", [*QUICK, "iterations=1"])
+    train_plain(settings, run, workspace, SilentReporter())
+    storage = open_storage(workspace)
+    page.goto("/")
+    row = page.locator("tr", has=page.get_by_role("link", name=run, exact=True))
+    expect(row).to_contain_text("1/1")
+    record = storage.ledger.get_run(run)
+    storage.update_run(
+        record.model_copy(update={"num_iterations": 7, "updated_at": record.updated_at.replace(year=2031)})
+    )
+    expect(row).to_contain_text("1/7", timeout=15_000)

@@ -11,7 +11,7 @@ from gpu_update import REPEATS, SECONDS_A_SIZE, gradient_of, policy_of
 from torch import nn
 
 from schemas.records.rollout import Group
-from schemas.records.score import Score
+from schemas.records.score import RewardPart, Score
 from schemas.settings.root import Settings
 from sdsearch.credit.teacher import TargetTensors, compute_targets
 from sdsearch.training.logprobs import sampled_tensor, sequence_logprobs
@@ -102,6 +102,7 @@ def scored_rollouts(
             num_hits=0,
             num_golden_hits=0,
             reward=0.0,
+            parts=(RewardPart(part="f1", value=0.0),),
             advantage=float(rollout.index - 2),
         )
         for group in groups

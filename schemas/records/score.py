@@ -7,6 +7,13 @@ from pydantic import Field
 from schemas.base import Record
 
 
+class RewardPart(Record):
+    """One named part of a reward."""
+
+    part: str = Field(description="Its name, such as f1 or format.")
+    value: float = Field(allow_inf_nan=False)
+
+
 class Score(Record):
     """What a rollout earned; `reward` is raw, `advantage` is relative to its group."""
 
@@ -20,5 +27,6 @@ class Score(Record):
     )
     num_hits: int = Field(description="Passages retrieved over all searches.")
     num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
-    reward: float = Field(description="Raw reward.")
+    reward: float = Field(allow_inf_nan=False, description="Raw reward.")
+    parts: tuple[RewardPart, ...] = Field(description="What the reward is made of, in its own order; never empty.")
     advantage: float = Field(description="Group-relative advantage: (reward - group mean) / scale.")

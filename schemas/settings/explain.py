@@ -16,28 +16,32 @@ class _Found(NamedTuple):
 
     names: tuple[str, ...]
     section: type[BaseModel]
+    within: str  # The name of the section that the names are relative to, '' for the whole settings.
 
     @property
     def where(self) -> str:
-        return ".".join(self.names)
+        return ".".join(filter(None, (self.within, *self.names)))
 
     @property
     def field(self) -> FieldInfo:
         return self.section.model_fields[self.names[-1]]
 
 
-def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """Turn a pydantic error into one line a problem: where, what was got, what was expected, what to do."""
+def explain(error: ValidationError, model: type[BaseModel], source: str, section: str = "") -> str:
+    """Turn a pydantic error into one line a problem: where, what was got, what was expected, what to do.
+
+    `section` is the name of the section that the model stands for, where it is not the whole settings.
+    """
     problems: dict[str, str] = {}
     for item in error.errors(include_url=False):
-        found = _locate(model, item["loc"])
+        found = _locate(model, item["loc"], section)
         problem = _unknown(model, found) if item["type"] == "extra_forbidden" else _problem(item, found)
         # A value that fits none of a union's types, or several places of an array, are one problem.
         problems.setdefault(found.where, problem)
     return "\n".join(f"{source}: {problem}" for problem in problems.values())
 
 
-def _locate(model: type[BaseModel], place: tuple[int | str, ...]) -> _Found:
+def _locate(model: type[BaseModel], place: tuple[int | str, ...], within: str) -> _Found:
     """Follow pydantic's path; the parts that name a union's branch or an array's place are no part of the name."""
     names: list[str] = []
     section, below = model, [model]
@@ -49,12 +53,12 @@ def _locate(model: type[BaseModel], place: tuple[int | str, ...]) -> _Found:
             field = section.model_fields.get(str(part))
             names.append(str(part))
             below = sections_of(field.annotation) if field else []
-    return _Found(tuple(names), section)
+    return _Found(tuple(names), section, within)
 
 
 def _unknown(model: type[BaseModel], found: _Found) -> str:
     """Say which setting may have been meant: the same name elsewhere, or the nearest one here."""
-    *parents, wrong = found.names
+    *parents, wrong = (*filter(None, [found.within]), *found.names)
     here = list(found.section.model_fields)
     elsewhere = [name for name in dict.fromkeys(setting_names(model)) if name.rpartition(".")[2] == wrong]
     if found.where in elsewhere:
@@ -65,14 +69,14 @@ def _unknown(model: type[BaseModel], found: _Found) -> str:
     if meant:
         return f"unknown setting '{found.where}'; did you mean {' or '.join(repr(name) for name in meant)}?"
     place = f"[{'.'.join(parents)}]" if parents else "the settings"
-    return f"unknown setting '{found.where}'; {place} may have {', '.join(here)}"
+    return f"unknown setting '{found.where}'; {place} may have {', '.join(here) or 'no settings'}"
 
 
 def _problem(item: Any, found: _Found) -> str:
     match item["type"]:
         case "value_error":
             message = str(item["msg"]).removeprefix("Value error, ")
-            return f"{found.where}: {message}" if found.names else message
+            return f"{found.where}: {message}" if found.where else message
         case "missing" if not isinstance(item["loc"][-1], int):
             return f"{found.where}: is missing and has no default; set it{_meaning(found)}"
         case "union_tag_not_found":

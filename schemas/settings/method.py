@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from schemas.base import Positive, Section
+from schemas.plugins import Names, Options
 
 BLOCK_TOKENS: Final = 1024
 """Longest block of queries: ten times what a group's usually take."""
@@ -14,12 +15,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RewardSettings(Section):
-    """The outcome reward."""
+    """What a rollout earns; whatever is chosen here, the labels of the hindsight block come from hindsight.label_metric."""
 
+    name: Annotated[str, Names("reward")] = Field(
+        default="answer", description="The reward: 'answer' (metric and format_bonus below), or a plugin."
+    )
+    options: Options = Field(default={}, description="The settings of a plugin's reward.")
     metric: Literal["f1", "em"] = Field(default="f1", description="Answer metric that is the reward (relative: F1).")
     format_bonus: float = Field(
         default=0.0, ge=0, description="Added to the reward when the format is valid; never enters a label (ours)."
     )
+
+    @property
+    def given(self) -> Options:
+        """The options that the reward is made with."""
+        own = {"metric": self.metric, "format_bonus": self.format_bonus}
+        return own if self.name == "answer" else self.options
 
 
 class GrpoSettings(Section):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from schemas.base import Positive, Section
+from schemas.base import STORED, Positive, Section
 from schemas.names import Name
 from schemas.settings.data import DataSettings
 from schemas.settings.method import (
@@ -25,6 +25,7 @@ from schemas.settings.rules import broken_rules
 from schemas.settings.sampling import SamplingSettings, TransformersSamplerSettings
 
 __all__ = [
+    "STORED",
     "DataSettings",
     "DistillationSettings",
     "GrpoSettings",
@@ -34,9 +35,6 @@ __all__ = [
     "Settings",
     "UpdateSettings",
 ]
-
-STORED = "stored"
-"""Validation context of settings that a run was started with: a rule that came later does not lock the run out."""
 
 
 class ModelSettings(Section):

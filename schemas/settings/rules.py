@@ -48,6 +48,10 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "contradict; set labels = 'outcome' or 'none'",
     ),
     Rule(
+        lambda s: s.reward.name == "answer" and bool(s.reward.options),
+        "reward.options are a plugin's, and reward 'answer' has reward.metric and reward.format_bonus; set these",
+    ),
+    Rule(
         lambda s: len(set(s.evaluation.modes)) < len(s.evaluation.modes),
         "evaluation.modes names a mode twice; name each once",
     ),

@@ -9,7 +9,9 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-_PLAIN: Final[dict[Any, str]] = {bool: "true or false", int: "integer", float: "number", str: "text"}
+from schemas.plugins import Names
+
+_PLAIN: Final[dict[Any, str]] = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "values"}
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -24,7 +26,8 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
 def kind_of(section: type[BaseModel]) -> str | None:
     """Return the value of `kind` that chooses a section, None where nothing chooses."""
     field = section.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field else None
+    values = get_args(field.annotation) if field else ()
+    return values[0] if values else None
 
 
 def setting_names(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[str]:
@@ -43,6 +46,8 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
+    if names := [item for item in metadata if isinstance(item, Names)]:
+        return names[0].allowed()
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner, *fields = arguments
@@ -61,7 +66,7 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
     if issubclass(annotation, BaseModel):
         return "section"
     least = "non-empty " if any(isinstance(item, MinLen) for item in metadata) else ""
-    return f"{least}{_PLAIN[annotation]}{_bounds(metadata)}"
+    return f"{least}{_PLAIN.get(annotation, annotation.__name__)}{_bounds(metadata)}"
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

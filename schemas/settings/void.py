@@ -73,6 +73,11 @@ VOID: Final[tuple[Void, ...]] = (
         ("model.lora_rank", "model.lora_alpha", "model.lora_targets"),
         "model.tuning is 'full'",
     ),
+    Void(
+        lambda s: s.reward.name != "answer",
+        ("reward.metric", "reward.format_bonus"),
+        "they belong to reward 'answer'; reward.name is another",
+    ),
     Void(lambda s: bool(s.data.train), ("data.train_split",), "data.train names the splits that are trained on"),
     Void(lambda s: not s.retrieval.cache, ("retrieval.cache_max_entries",), "retrieval.cache is false"),
     Void(

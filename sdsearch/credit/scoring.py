@@ -1,4 +1,4 @@
-"""Exact match, F1 and reward, as SQuAD normalises and AutoRefine scores."""
+"""Exact match and F1, as SQuAD normalises and AutoRefine scores, and the score of each rollout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from schemas.records.passage import Passage
 from schemas.records.rollout import Group, Rollout
-from schemas.records.score import Score
+from schemas.records.score import RewardPart, Score
 from schemas.settings.root import GrpoSettings, RewardSettings
 from sdsearch.credit.advantage import group_advantages
+from sdsearch.credit.rewards import RewardValue, StandardScores, open_reward, value_of
 from sdsearch.unspaced import has_unspaced
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -97,33 +98,47 @@ def golden_hits(rollout: Rollout, golden_answers: Sequence[str]) -> tuple[tuple[
 
 
 def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSettings) -> list[Score]:
-    """Return every rollout's score and advantage, in order; the format bonus enters the reward alone."""
+    """Return every rollout's score and advantage, in order; what is earned enters the reward alone.
+
+    Raises PluginError where `reward` names what cannot be used, or what gives no number for a rollout.
+    """
+    earn = open_reward(reward)
     measured = [[_measure(rollout, group.question.golden_answers) for rollout in group.rollouts] for group in groups]
-    rewards = [
-        [m[reward.metric] + reward.format_bonus * r.valid_format for m, r in zip(row, group.rollouts, strict=True)]
-        for row, group in zip(measured, groups, strict=True)
+    earned = [
+        [
+            value_of(earn, rollout, group.question.golden_answers, standard)
+            for rollout, standard in zip(group.rollouts, row, strict=True)
+        ]
+        for group, row in zip(groups, measured, strict=True)
     ]
-    advantages = group_advantages(rewards, grpo.advantage_scale)
-    scores = []
-    for group, row, group_rewards, group_advantage in zip(groups, measured, rewards, advantages, strict=True):
-        for position, rollout in enumerate(group.rollouts):
-            golden = golden_hits(rollout, group.question.golden_answers)
-            scores.append(
-                Score(
-                    rollout_id=rollout.id,
-                    group_id=group.id,
-                    em=row[position]["em"],
-                    f1=row[position]["f1"],
-                    valid_format=rollout.valid_format,
-                    golden=golden,
-                    num_hits=sum(map(len, golden)),
-                    num_golden_hits=sum(map(sum, golden)),
-                    reward=group_rewards[position],
-                    advantage=group_advantage[position],
-                )
-            )
-    return scores
+    advantages = group_advantages([[value.total for value in row] for row in earned], grpo.advantage_scale)
+    return [
+        _score(rollout, standard, value, advantage)
+        for group, *rows in zip(groups, measured, earned, advantages, strict=True)
+        for rollout, standard, value, advantage in zip(group.rollouts, *rows, strict=True)
+    ]
 
 
-def _measure(rollout: Rollout, golden_answers: Sequence[str]) -> dict[str, float]:
-    return {"em": exact_match(rollout.answer, golden_answers), "f1": f1_score(rollout.answer, golden_answers)}
+def _measure(rollout: Rollout, golden_answers: Sequence[str]) -> StandardScores:
+    return StandardScores(
+        em=exact_match(rollout.answer, golden_answers),
+        f1=f1_score(rollout.answer, golden_answers),
+        valid_format=rollout.valid_format,
+        golden=golden_hits(rollout, golden_answers),
+    )
+
+
+def _score(rollout: Rollout, standard: StandardScores, value: RewardValue, advantage: float) -> Score:
+    return Score(
+        rollout_id=rollout.id,
+        group_id=rollout.group_id,
+        em=standard.em,
+        f1=standard.f1,
+        valid_format=standard.valid_format,
+        golden=standard.golden,
+        num_hits=sum(map(len, standard.golden)),
+        num_golden_hits=sum(map(sum, standard.golden)),
+        reward=value.total,
+        parts=tuple(RewardPart(part=name, value=number) for name, number in value.parts.items()),
+        advantage=advantage,
+    )

@@ -10,7 +10,7 @@ from schemas.records.ledger import ArtifactRef, RunRecord
 from schemas.records.passage import Passage, SearchHit
 from schemas.records.question import Question
 from schemas.records.rollout import Action, Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
-from schemas.records.score import Score
+from schemas.records.score import RewardPart, Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
 from storage.database.connection import Database
@@ -92,6 +92,7 @@ def make_scores(groups: list[Group]) -> list[Score]:
             num_hits=sum(len(turn.observation.hits) for turn in rollout.turns if turn.observation),
             num_golden_hits=int(right),
             reward=float(right),
+            parts=(RewardPart(part="f1", value=float(right)),),
             advantage=(0.7 if right else -0.7) if place == 0 else 0.0,
         )
         for place, group in enumerate(groups)

@@ -34,6 +34,13 @@ _CURVE = """
         greedy_search_quality AS search_quality, greedy_searches_per_rollout AS searches
     FROM v_learning_curve WHERE run = $run ORDER BY dataset, split, updates_done
 """
+_REWARD = """
+    SELECT part, round(min_by(value_mean, iteration), 4) AS first_iteration,
+        round(max_by(value_mean, iteration), 4) AS last_iteration,
+        round(avg(value_mean), 4) AS all_iterations, round(min(value_min), 4) AS lowest,
+        round(max(value_max), 4) AS highest
+    FROM v_reward_parts WHERE run = $run GROUP BY part ORDER BY part
+"""
 _SETS = """
     SELECT dataset, split, mode, num_questions AS questions, em, f1, search_quality,
         searches_per_rollout AS searches, valid_share AS valid
@@ -78,6 +85,9 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
         console.print(as_table(database.answer(_SETS, {"run": run}), "data sets"))
     elif record.replay_of is None:
         console.print(as_table(database.answer(_CURVE, {"run": run}), "learning curve"))
+        parts = database.answer(_REWARD, {"run": run})
+        if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"]):  # One metric alone is the reward.
+            console.print(as_table(parts, "reward: mean of each part"))
     else:
         print_comparison(run, database, console)
 

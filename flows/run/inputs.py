@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from flows.console.errors import UserError
 from flows.console.interrupts import fork_command
+from flows.plugins.check import plugin_sources
 from flows.run.live import Runtime
 from flows.run.model_files import model_changes
 from schemas.records.ledger import RunRecord
@@ -21,6 +22,7 @@ def present_inputs(runtime: Runtime, sets: Sequence[SetName]) -> RunInputs:
         max_prompt_tokens=runtime.prompts.measure.max_tokens,
         questions={str(name): runtime.questions.load(name).report.questions_sha256 for name in sets},
         model_files=runtime.base_hashes,
+        plugins={name: dict(hashes) for name, hashes in plugin_sources(runtime.settings).items()},
         index_hash=runtime.index_fingerprint,
     )
 
@@ -44,6 +46,7 @@ def check_inputs(runtime: Runtime, record: RunRecord, sets: Sequence[SetName]) -
     changes = list(_changed_questions(runtime, kept, now))
     if model := model_changes(kept.model_files, now.model_files, with_weights=True):
         changes.append(f"model.path '{runtime.settings.model.path}' has changed ({model})")
+    changes += _changed_plugins(kept, now)
     if kept.index_hash != now.index_hash:
         changes.append(
             f"what [retrieval] names was index {kept.index_hash[:16]} and is {now.index_hash[:16]} (its corpus, "
@@ -79,6 +82,12 @@ def _changed_questions(runtime: Runtime, kept: RunInputs, now: RunInputs) -> Ite
             location = runtime.settings.data.location_of(name.partition(":")[0])
             former = (known or "none")[:12]
             yield f"the questions of {name} in {location} have changed (hash {former}, now {sha256[:12]})"
+
+
+def _changed_plugins(kept: RunInputs, now: RunInputs) -> Iterator[str]:
+    for setting, hashes in now.plugins.items():
+        if files := model_changes(kept.plugins.get(setting, {}), hashes, with_weights=True):
+            yield f"the plugin of {setting} has changed ({files})"
 
 
 def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInputs) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from flows.plugins.check import open_plugins
 from flows.run.block_room import block_room
 from flows.run.live import Runtime
 from flows.run.policy import check_device, set_threads
@@ -61,6 +62,10 @@ def open_trial(settings: Settings, workspace: Workspace, reporter: Reporter) -> 
             yield runtime
         finally:
             runtime.close()
+
+
+def _plugins(runtime: Runtime) -> str:
+    return ", ".join(open_plugins(runtime.settings))
 
 
 def _device(runtime: Runtime) -> str:
@@ -174,6 +179,7 @@ def _hindsight(runtime: Runtime) -> str:
 
 
 START_CHECKS: tuple[StartCheck, ...] = (
+    StartCheck("start: plugins", _plugins),
     StartCheck("start: device", _device),
     StartCheck("start: sampler", _sampler),
     StartCheck("start: retriever", _retriever),

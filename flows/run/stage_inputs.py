@@ -1,4 +1,4 @@
-"""What decides a stage's work: its upstream's outputs, the settings it reads, the program's version."""
+"""What decides a stage's work: its upstream's outputs, the settings it reads, the program's and its plugins' code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from flows.plugins.check import plugin_sources
 from schemas.base import hash_json
 from schemas.records.ledger import StageName, StageRecord
 from schemas.settings.root import Settings
@@ -32,4 +33,6 @@ def input_hash(settings: Settings, stage: StageName, upstream: Sequence[StageRec
     """Return the hash of a stage's inputs: work that was done with the same ones is not done again."""
     read = settings.model_dump(mode="json", include=_SETTINGS_READ[stage])
     inputs = [item if isinstance(item, str) else item.output_hash for item in upstream]
-    return hash_json({"settings": read, "inputs": inputs, "code": version("sdsearch")})
+    plugins = plugin_sources(settings, stage)
+    code: dict[str, Any] = {"code": version("sdsearch")} | ({"plugins": plugins} if plugins else {})
+    return hash_json({"settings": read, "inputs": inputs, **code})

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from flows.console.errors import UserError
 from flows.settings.toml_files import read_toml
 from schemas.paths import local_path
+from schemas.plugins import KINDS
 from schemas.settings.root import Settings
 from schemas.settings.tree import kind_of, sections_of
 
@@ -57,12 +58,26 @@ def _beside(name: str, base: str, shipped: Sequence[str]) -> str:
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return one tree of the layers' values: tables are merged key by key, anything else is replaced.
 
-    Where a layer chooses another `kind` than the layers below it, what these have that the kind has not is left out.
+    Where a layer chooses another `kind` than the layers below it, what these have that the kind has not is left out;
+    where it chooses another plugin, the options of the former one are.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
+        _drop_options(merged, layer.values)
         _put(merged, layer.values, Settings)
     return merged
+
+
+def _drop_options(below: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for kind in KINDS.values():
+        section, _, field = kind.setting.partition(".")
+        former, chosen = below.get(section), values.get(section)
+        if (
+            isinstance(former, dict)
+            and isinstance(chosen, dict)
+            and chosen.get(field, former.get(field)) != former.get(field)
+        ):
+            former.pop(kind.options.partition(".")[2], None)
 
 
 def _put(below: dict[str, Any], values: Mapping[str, Any], *sections: Any) -> None:

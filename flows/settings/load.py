@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from flows.console.errors import UserError
+from flows.plugins.check import complete_options
 from flows.settings.layers import Layer, file_layers, leaves, merge
 from flows.settings.model_folder import as_tree, model_settings
 from flows.settings.toml_files import SUFFIX
@@ -20,6 +21,7 @@ from schemas.commands import parse_value
 from schemas.records.ledger import RunRecord
 from schemas.settings.explain import explain
 from schemas.settings.root import STORED, Settings
+from sdsearch.plugins import PluginError
 
 SET: Final = "--set"
 _STUDY_PREFIX = "study_"
@@ -91,9 +93,13 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str], source: st
 def _validated(values: dict[str, Any], source: str) -> Settings:
     try:
         # As JSON, since strict validation (no '5' for 5) takes arrays for tuples there alone.
-        return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
+        settings = Settings.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise UserError(explain(error, Settings, source)) from error
+    try:
+        return complete_options(settings)
+    except PluginError as error:
+        raise UserError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from error
 
 
 def stored_settings(record: RunRecord) -> Settings:

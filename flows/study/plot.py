@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class _Style(NamedTuple):
+class Style(NamedTuple):
     """How a line looks; colour, dash and marker each tell lines apart, so that print without colour does too."""
 
     colour: str
@@ -25,15 +25,15 @@ class _Style(NamedTuple):
 
 
 # Colours: Okabe and Ito's, which colour-blind readers can tell apart; the baseline is black.
-_BASELINE: Final = _Style("#000000", (0, (4, 2)), "o")
-_STYLES: Final = (
-    _Style("#0072B2", "-", "s"),
-    _Style("#D55E00", (0, (6, 1.5, 1.5, 1.5)), "^"),
-    _Style("#009E73", (0, (1.5, 1.5)), "D"),
-    _Style("#CC79A7", (0, (8, 2)), "v"),
+BASELINE: Final = Style("#000000", (0, (4, 2)), "o")
+STYLES: Final = (
+    Style("#0072B2", "-", "s"),
+    Style("#D55E00", (0, (6, 1.5, 1.5, 1.5)), "^"),
+    Style("#009E73", (0, (1.5, 1.5)), "D"),
+    Style("#CC79A7", (0, (8, 2)), "v"),
 )
 # More lines than this in one panel cannot be read: then every variant gets a panel, with the baseline in each.
-_MAX_LINES = 1 + len(_STYLES)
+_MAX_LINES = 1 + len(STYLES)
 _GRID_COLUMNS = 3
 _MAX_TICKS = 7
 _PANEL_INCHES = (4.6, 3.4)
@@ -65,11 +65,16 @@ class _Panel(NamedTuple):
 
 def draw_curves(results: StudyResults, form: Literal["svg", "png"]) -> bytes:
     """Return the picture: dev EM over updates, the mean over seeds with a band from the lowest to the highest seed."""
+    return as_picture(lambda: _draw(results), form)
+
+
+def as_picture(draw: Callable[[], Figure], form: Literal["svg", "png"]) -> bytes:
+    """Return what `draw` makes in the style of all pictures; the same bytes for the same figure."""
     import matplotlib
 
     # Without pyplot there is no figure that outlives this call, and no display is looked for.
     with matplotlib.rc_context(_RC):
-        figure = _draw(results)
+        figure = draw()
         content = io.BytesIO()
         figure.savefig(content, format=form, **_FORMAT[form])
     return content.getvalue()
@@ -113,7 +118,7 @@ def _draw_panel(ax: Axes, results: StudyResults, panel: _Panel) -> None:
     study = results.study
     others = [variant for variant in panel.variants if variant != study.baseline]
     for variant in panel.variants:
-        style = _BASELINE if variant == study.baseline else _STYLES[others.index(variant)]
+        style = BASELINE if variant == study.baseline else STYLES[others.index(variant)]
         _draw_line(ax, results, variant, panel.mode, style)
     ax.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
     updates = list(curve_points(results, panel.variants[-1], panel.mode))
@@ -124,21 +129,27 @@ def _draw_panel(ax: Axes, results: StudyResults, panel: _Panel) -> None:
     ax.legend(loc="lower right", handlelength=3.2)
 
 
-def _draw_line(ax: Axes, results: StudyResults, variant: str, mode: EvaluationMode, style: _Style) -> None:
+def _draw_line(ax: Axes, results: StudyResults, variant: str, mode: EvaluationMode, style: Style) -> None:
     points = curve_points(results, variant, mode)
-    ems = [[report.em for report in reports] for reports in points.values()]
-    updates = list(points)
-    num_seeds = max((len(values) for values in ems), default=0)
-    ax.fill_between(updates, [min(v) for v in ems], [max(v) for v in ems], color=style.colour, alpha=0.15, linewidth=0)
+    ems = {updates: [report.em for report in reports] for updates, reports in points.items()}
+    draw_line(ax, ems, results.title_of(variant), style)
+
+
+def draw_line(ax: Axes, points: Mapping[int, Sequence[float]], title: str, style: Style) -> None:
+    """Draw the mean over the seeds' values at each point, with a band from the lowest to the highest."""
+    values = list(points.values())
+    num_seeds = max(map(len, values), default=0)
+    low, high = [min(v) for v in values], [max(v) for v in values]
+    ax.fill_between(list(points), low, high, color=style.colour, alpha=0.15, linewidth=0)
     ax.plot(
-        updates,
-        [fmean(values) for values in ems],
+        list(points),
+        [fmean(v) for v in values],
         color=style.colour,
         linestyle=style.dash,
         marker=style.marker,
         markersize=4.5,
         linewidth=1.6,
-        label=f"{results.title_of(variant)} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
+        label=f"{title} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})",
     )
 
 

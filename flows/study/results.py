@@ -11,7 +11,15 @@ from flows.console.errors import UserError
 from flows.study.plan import PlannedRun
 from schemas.records.evaluation import EvaluationMode, EvaluationReport
 from schemas.records.ledger import RunRecord
-from schemas.records.study import Estimate, PairedDifference, RunOutcome, Study, StudyResults, VariantSummary
+from schemas.records.study import (
+    Estimate,
+    PairedDifference,
+    RewardMean,
+    RunOutcome,
+    Study,
+    StudyResults,
+    VariantSummary,
+)
 from sdsearch.evaluation.intervals import paired_bootstrap
 from sdsearch.seeds import derive_seed
 from storage.database.connection import Database
@@ -21,6 +29,10 @@ _FIGURES = ", ".join(name for name in EvaluationReport.model_fields if name != "
 _EVALUATIONS = f"""
     SELECT run, updates_done AS iteration, {_FIGURES}
     FROM evaluations WHERE run IN (SELECT unnest($runs)) ORDER BY run, updates_done, mode
+"""
+_REWARDS = """
+    SELECT run, iteration, part, value_mean AS mean
+    FROM v_reward_parts WHERE run IN (SELECT unnest($runs)) ORDER BY run, part, iteration
 """
 _LAST_ANSWERS = """
     SELECT run, question_key, em FROM evaluation_answers
@@ -40,7 +52,10 @@ def find_outcomes(
     reports: dict[str, list[EvaluationReport]] = {plan.run: [] for plan in planned}
     for row in rows:
         reports[row.pop("run")].append(EvaluationReport.model_validate(row))
-    return [_outcome(plan, records.get(plan.run), reports[plan.run]) for plan in planned]
+    rewards: dict[str, list[RewardMean]] = {plan.run: [] for plan in planned}
+    for row in database.query(_REWARDS, {"runs": list(rewards)}).to_pylist():
+        rewards[row.pop("run")].append(RewardMean.model_validate(row))
+    return [_outcome(plan, records.get(plan.run), reports[plan.run], rewards[plan.run]) for plan in planned]
 
 
 def summarise(study: Study, outcomes: Sequence[RunOutcome], database: Database) -> StudyResults:
@@ -60,7 +75,12 @@ def summarise(study: Study, outcomes: Sequence[RunOutcome], database: Database) 
     return StudyResults(study=study, outcomes=tuple(outcomes), summaries=tuple(summaries))
 
 
-def _outcome(plan: PlannedRun, record: RunRecord | None, reports: Sequence[EvaluationReport]) -> RunOutcome:
+def _outcome(
+    plan: PlannedRun,
+    record: RunRecord | None,
+    reports: Sequence[EvaluationReport],
+    rewards: Sequence[RewardMean],
+) -> RunOutcome:
     last_modes = {report.mode for report in reports if report.iteration == plan.settings.iterations}
     done = record is not None and record.status == "done"
     return RunOutcome(
@@ -72,6 +92,7 @@ def _outcome(plan: PlannedRun, record: RunRecord | None, reports: Sequence[Evalu
         num_iterations=plan.settings.iterations,
         only_warms_up=plan.settings.only_warms_up,
         evaluations=tuple(reports),
+        rewards=tuple(rewards),
     )
 
 

@@ -18,6 +18,7 @@ from flows.settings.load import describe_differences
 from flows.study.plan import PlannedRun, load_study, plan_runs
 from flows.study.plot import draw_curves
 from flows.study.results import find_outcomes, summarise
+from flows.study.rewards import draw_rewards
 from flows.study.show import curves_csv, print_results, table_markdown
 from schemas.commands import command, path_argument
 from schemas.records.ledger import RunRecord
@@ -114,7 +115,9 @@ def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspac
 
 
 def _files(results: StudyResults) -> dict[str, bytes]:
+    rewards = draw_rewards(results)
     return {
+        **({} if rewards is None else {"rewards.svg": rewards}),
         "results.json": results.model_dump_json(indent=1).encode() + b"\n",
         "table.md": table_markdown(results, picture="curves.svg").encode(),
         "curves.csv": curves_csv(results).encode(),

@@ -33,4 +33,8 @@ class RunInputs(Record):
     model_files: dict[str, str] = Field(
         description="sha256 of each file of model.path that is read, by name; of a hub name, its revision."
     )
+    plugins: dict[str, dict[str, str]] = Field(
+        default={},
+        description="sha256 of each source file of a plugin that is not shipped, by the setting that names it.",
+    )
     index_hash: str = Field(description="Fingerprint of what is searched.")

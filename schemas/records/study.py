@@ -69,6 +69,15 @@ class RunOutcome(Record):
         default=False, description="Distillation is on, but every iteration is warm-up: plain GRPO."
     )
     evaluations: tuple[EvaluationReport, ...] = Field(description="Ordered by updates done, then mode.")
+    rewards: tuple[RewardMean, ...] = Field(default=(), description="Ordered by part, then iteration.")
+
+
+class RewardMean(Record):
+    """The mean of a part of the reward over the rollouts of one iteration."""
+
+    iteration: int
+    part: str
+    mean: float
 
 
 class Estimate(Record):

@@ -15,7 +15,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RewardSettings(Section):
-    """What a rollout earns; whatever is chosen here, the labels of the hindsight block come from hindsight.label_metric."""
+    """What a rollout earns; the labels of the hindsight block come from hindsight.label_metric instead."""
 
     name: Annotated[str, Names("reward")] = Field(
         default="answer", description="The reward: 'answer' (metric and format_bonus below), or a plugin."

@@ -88,6 +88,6 @@ def _is_number(value: object) -> bool:
 
 def _no_reward(rollout: Rollout, got: object) -> PluginError:
     return PluginError(
-        f"reward.name: the reward of rollout '{rollout.id}' is {str(got)[:200]}; expected its parts by name, finite numbers, such "
-        "as {'f1': 0.5, 'searches': -0.1}, or a RewardValue(total, parts)"
+        f"reward.name: the reward of rollout '{rollout.id}' is {str(got)[:200]}; expected its parts by name, "
+        "finite numbers, such as {'f1': 0.5, 'searches': -0.1}, or a RewardValue(total, parts)"
     )

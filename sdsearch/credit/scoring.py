@@ -114,8 +114,8 @@ def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSett
     advantages = group_advantages([[value.total for value in row] for row in earned], grpo.advantage_scale)
     return [
         _score(rollout, standard, value, advantage)
-        for group, *rows in zip(groups, measured, earned, advantages, strict=True)
-        for rollout, standard, value, advantage in zip(group.rollouts, *rows, strict=True)
+        for group, m, e, a in zip(groups, measured, earned, advantages, strict=True)
+        for rollout, standard, value, advantage in zip(group.rollouts, m, e, a, strict=True)
     ]
 
 

@@ -46,6 +46,7 @@ class Plugin(NamedTuple):
 
 
 _LOADED: dict[tuple[str, str], Plugin] = {}
+_FOLDERS: list[str] = []  # What was added to sys.path: the current folder.
 
 
 def load_plugin(kind: str, name: str) -> Plugin:
@@ -80,13 +81,22 @@ def open_plugin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
 
 def refresh() -> None:
     """Forget the plugins whose source files have changed since they were imported; they are imported anew."""
-    for key, plugin in list(_LOADED.items()):
-        if plugin.is_shipped:
-            continue
-        spec = find_module(plugin.path.partition(":")[0])
-        if spec is None or _sources(plugin.path.partition(":")[0], spec) != plugin.sources:
+    foreign = {key: plugin for key, plugin in _LOADED.items() if not plugin.is_shipped}
+    if foreign:
+        _search_here()
+    for key, plugin in foreign.items():
+        if not _is_unchanged(plugin):
             _forget(plugin.sources)
             del _LOADED[key]
+
+
+def _is_unchanged(plugin: Plugin) -> bool:
+    module = plugin.path.partition(":")[0]
+    spec = find_module(module)
+    try:
+        return spec is not None and _sources(module, spec, plugin.name) == plugin.sources
+    except PluginError:  # Broken by now: importing it anew says how.
+        return False
 
 
 def _forget(sources: Sources) -> None:
@@ -105,27 +115,37 @@ def _load(kind: PluginKind, name: str) -> Plugin:
         raise PluginError(f"{kind.setting}: {error}") from error
     module, _, attribute = path.partition(":")
     where = f"{kind.setting} '{name}'"
-    # As for a script, but behind the libraries: a file of the folder replaces none of them.
-    if name not in kind.shipped and (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    if name not in kind.shipped:
+        _search_here()
     spec = find_module(module)
     if spec is None or spec.origin is None:
         raise PluginError(
             f"{where}: no module '{module}' in {Path.cwd()} or among the installed packages; check the name, or start "
             "from the folder that it is in"
         )
-    sources = _sources(module, spec)
+    sources = _sources(module, spec, where)
     target = _attribute(_import(module, spec, where), attribute, f"{where}: {spec.origin}")
     _check_kind(kind, target, where)
     return Plugin(kind, name, path, target, Path(spec.origin), sources)
 
 
-def _sources(module: str, spec: ModuleSpec) -> Sources:
+def _search_here() -> None:
+    """Let Python import from the current folder, as for a script; libraries come first, so that none is replaced."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        for former in _FOLDERS:
+            if former in sys.path:
+                sys.path.remove(former)
+        _FOLDERS[:] = [here]
+        sys.path.append(here)
+
+
+def _sources(module: str, spec: ModuleSpec, where: str) -> Sources:
     assert spec.origin is not None, "a module of a file"
     try:
         return module_sources(module, Path(spec.origin))
     except (SyntaxError, ValueError, OSError) as error:
-        raise PluginError(f"{spec.origin}: cannot be read as Python ({reason_of(error)}); repair it") from error
+        raise PluginError(f"{where}: {spec.origin} cannot be read as Python ({reason_of(error)}); repair it") from error
 
 
 def _import(module: str, spec: ModuleSpec, where: str) -> Any:

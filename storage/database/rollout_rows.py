@@ -1,4 +1,4 @@
-"""The rows of the score stage: questions, groups, rollouts, turns, searches and the iteration's metrics."""
+"""The rows of the score stage: questions, groups, rollouts and what they consist of, and the iteration's metrics."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def score_rows(
         "rollouts": _rollouts(run, iteration, flat),
         "turns": _turns(run, iteration, flat),
         "searches": _searches(run, iteration, flat),
+        "reward_parts": _reward_parts(run, iteration, flat),
         "iteration_metrics": _metrics(run, iteration, scored),
     }
 
@@ -154,6 +155,12 @@ def _searches(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "golden": golden,
     }
     return build("searches", run, iteration, columns)
+
+
+def _reward_parts(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
+    pairs = [(item.rollout.id, part) for item in flat for part in item.score.parts]
+    parts = [part for _, part in pairs]
+    return build_from_records("reward_parts", run, iteration, parts, {"rollout_id": [owner for owner, _ in pairs]})
 
 
 def _metrics(run: str, iteration: int, scored: Sequence[Sequence[_Scored]]) -> pa.Table:

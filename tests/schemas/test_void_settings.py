@@ -36,6 +36,8 @@ CASES = [
     ([DISTILS], "retrieval.cache_max_entries=9", "retrieval.cache is false"),
     ([DISTILS], "evaluation.every=50", "start and end alone are evaluated"),
     (["evaluation.num_questions=0"], "evaluation.seed=3", "all questions are evaluated on"),
+    (["reward.name=tests.support.plugging:length"], "reward.metric=em", "reward.name is another"),
+    (["reward.name=tests.support.plugging:length"], "reward.format_bonus=0.5", "reward.name is another"),
     ([DISTILS], "hindsight.max_block_tokens=1024", ""),
 ]
 # The same settings act where nothing stands in their way.

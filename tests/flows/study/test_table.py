@@ -10,9 +10,10 @@ from rich.console import Console
 
 from flows.study.plot import draw_curves
 from flows.study.results import estimate
+from flows.study.rewards import draw_rewards, reward_curves
 from flows.study.show import curves_csv, print_results, table_markdown
 from schemas.records.evaluation import EvaluationMode, EvaluationReport
-from schemas.records.study import PairedDifference, RunOutcome, Study, StudyResults, Variant, VariantSummary
+from schemas.records.study import PairedDifference, RewardMean, RunOutcome, Study, StudyResults, Variant, VariantSummary
 from tests.support.records import make_evaluation
 
 DIFFERENCE = PairedDifference(mean=0.1, low=-0.05, high=0.25, num_seeds=2, num_questions=10)
@@ -143,3 +144,31 @@ def test_many_variants_get_a_panel_each_beside_the_baseline() -> None:
     assert text.count("GRPO (2 seeds)") == 6
     assert all(f"{name} (2 seeds)" in text for name in names)
     assert "questions, greedy)" in text
+
+
+def test_the_parts_of_the_reward_are_drawn_for_finished_runs() -> None:
+    plain = make_results()
+    assert draw_rewards(plain) is None
+    earned = {("grpo", 0): 0.5, ("grpo", 1): 0.75, ("grpo", 2): 9.0, ("v0", 0): 0.25}
+    outcomes = [
+        o.model_copy(
+            update={
+                "rewards": tuple(
+                    RewardMean(iteration=iteration, part=part, mean=earned[o.variant, o.seed])
+                    for part in ("f1", "price")
+                    for iteration in (1, 2)
+                )
+            }
+        )
+        if (o.variant, o.seed) in earned
+        else o
+        for o in plain.outcomes
+    ]
+    results = plain.model_copy(update={"outcomes": tuple(outcomes)})
+    curves = reward_curves(results)
+    assert curves["f1"] == {"grpo": {1: [0.5, 0.75], 2: [0.5, 0.75]}, "v0": {1: [0.25], 2: [0.25]}}
+    picture = draw_rewards(results)
+    assert picture is not None
+    assert picture == draw_rewards(results)
+    for text in ("reward: f1", "reward: price", "GRPO (2 seeds)", "b|ar (1 seed)"):
+        assert text in picture.decode()

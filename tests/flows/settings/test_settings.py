@@ -144,7 +144,7 @@ def test_unknown_keys_get_the_nearest_name_one_line_each(tmp_path: Path) -> None
         (["epochs=2"], "unknown setting 'epochs'; did you mean 'update.epochs'?"),
         (["grpo.alpha=2"], "unknown setting 'grpo.alpha'; did you mean 'distillation.alpha'?"),
         (["path=x"], "did you mean 'model.path' or 'retrieval.encoder.path'?"),
-        (["reward.qqqq=1"], "[reward] may have metric, format_bonus"),
+        (["reward.qqqq=1"], "[reward] may have name, options, metric, format_bonus"),
     ],
     ids=str,
 )

@@ -10,8 +10,11 @@ from schemas.base import Record
 class RewardPart(Record):
     """One named part of a reward."""
 
-    part: str = Field(description="Its name, such as f1 or format.")
-    value: float = Field(allow_inf_nan=False)
+    part: str = Field(description="Name of the part, such as f1 or format; a plugin names its own.")
+    value: float = Field(
+        allow_inf_nan=False,
+        description="What it contributes; the reward is their sum, unless a plugin says another total.",
+    )
 
 
 class Score(Record):

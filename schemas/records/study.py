@@ -56,6 +56,14 @@ class Study(Record):
         return self.variants[variant].title or variant
 
 
+class RewardMean(Record):
+    """The mean of a part of the reward over the rollouts of one iteration."""
+
+    iteration: int = Field(description="Iteration of the run.")
+    part: str = Field(description="Name of the part.")
+    mean: float = Field(description="Mean over the iteration's rollouts.")
+
+
 class RunOutcome(Record):
     """What one run of a study has measured so far."""
 
@@ -70,14 +78,6 @@ class RunOutcome(Record):
     )
     evaluations: tuple[EvaluationReport, ...] = Field(description="Ordered by updates done, then mode.")
     rewards: tuple[RewardMean, ...] = Field(default=(), description="Ordered by part, then iteration.")
-
-
-class RewardMean(Record):
-    """The mean of a part of the reward over the rollouts of one iteration."""
-
-    iteration: int
-    part: str
-    mean: float
 
 
 class Estimate(Record):

@@ -22,7 +22,7 @@ from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.reports import RetrievalReport, SamplingReport
 from schemas.records.rollout import Generation, Group, Observation
-from schemas.records.score import Score
+from schemas.records.score import RewardPart, Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
 
@@ -32,6 +32,7 @@ RECORDS: Final[dict[str, tuple[type[Record], ...]]] = {
     "questions": (Question,),
     "groups": (Group,),
     "rollouts": (Score,),
+    "reward_parts": (RewardPart,),
     "turns": (Generation, Observation),
     "hindsight_blocks": (HindsightBlock,),
     "hindsight_attempts": (HindsightAttempt,),

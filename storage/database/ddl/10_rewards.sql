@@ -7,11 +7,7 @@ CREATE TABLE reward_parts (
     PRIMARY KEY (run, iteration, rollout_id, part)
 );
 COMMENT ON TABLE reward_parts IS 'One row a rollout and part of its reward.';
-COMMENT ON COLUMN reward_parts.run IS 'Name of the run.';
-COMMENT ON COLUMN reward_parts.iteration IS 'Iteration of the run.';
 COMMENT ON COLUMN reward_parts.rollout_id IS 'Id of the rollout.';
-COMMENT ON COLUMN reward_parts.part IS 'Name of the part, such as f1 or format; a plugin names its own.';
-COMMENT ON COLUMN reward_parts.value IS 'What it contributes; the reward is the sum of the parts, unless a plugin says another total.';
 
 CREATE VIEW v_reward_parts AS
 SELECT
@@ -26,9 +22,6 @@ SELECT
 FROM reward_parts
 GROUP BY run, iteration, part;
 COMMENT ON VIEW v_reward_parts IS 'The parts of the reward, one row an iteration and part: the learning curve of what is rewarded.';
-COMMENT ON COLUMN v_reward_parts.run IS 'Name of the run.';
-COMMENT ON COLUMN v_reward_parts.iteration IS 'Iteration of the run.';
-COMMENT ON COLUMN v_reward_parts.part IS 'Name of the part.';
 COMMENT ON COLUMN v_reward_parts.num_rollouts IS 'Rollouts that have it.';
 COMMENT ON COLUMN v_reward_parts.value_mean IS 'Mean over these rollouts.';
 COMMENT ON COLUMN v_reward_parts.value_std IS 'Unbiased standard deviation; 0 for a single rollout.';

@@ -112,15 +112,8 @@ class Runtime:
     def rollout_loop(self, policy_version: int) -> RolloutLoop:
         """Return the loop that rolls out with the weights of `policy_version`."""
         self.policy.move_to(policy_version)
-        settings = self.settings.rollout
-        limits = RolloutLimits(
-            max_searches=settings.max_searches,
-            max_new_tokens=settings.max_new_tokens,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            max_observation_tokens=settings.max_observation_tokens,
-            max_context_tokens=self.sampler.max_context_tokens(self.policy),
-            num_passages=self.settings.retrieval.num_passages,
-        )
+        context_tokens = self.sampler.max_context_tokens(self.policy)
+        limits = RolloutLimits.of(self.settings.rollout, self.settings.retrieval.num_passages, context_tokens)
         sampler = self.sampler.at(self.policy)
         return RolloutLoop(self.policy.tokenizer, sampler, self._retriever.retriever, limits, self.prompts.frame)
 

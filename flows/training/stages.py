@@ -22,7 +22,7 @@ from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
 from sdsearch.credit.hindsight import build_blocks
-from sdsearch.credit.scoring import score_groups
+from sdsearch.credit.scoring import score_groups, scores_by_group
 from sdsearch.credit.teacher import TargetTensors, compute_targets
 from sdsearch.data.questions import questions_hash
 from sdsearch.training.training_set import training_rollouts
@@ -81,11 +81,8 @@ def build_hindsight(run: str, iteration: int, sampled: StageRecord, scored: Stag
 
     def work(record: StageRecord) -> list[ArtifactRef]:
         runtime.policy.move_to(iteration - 1)
-        scores = runtime.read(scored, "scores", Score)
+        of_group = scores_by_group(runtime.read(scored, "scores", Score))
         groups = runtime.read(sampled, "groups", Group) if settings.distillation.enabled else []
-        of_group: dict[str, list[Score]] = {}
-        for score in scores:
-            of_group.setdefault(score.group_id, []).append(score)
         blocks = [
             block
             for group in groups

@@ -119,6 +119,14 @@ def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSett
     ]
 
 
+def scores_by_group(scores: Sequence[Score]) -> dict[str, list[Score]]:
+    """Return the scores of each group, in the order of its rollouts."""
+    of_group: dict[str, list[Score]] = {}
+    for score in scores:
+        of_group.setdefault(score.group_id, []).append(score)
+    return of_group
+
+
 def _measure(rollout: Rollout, golden_answers: Sequence[str]) -> StandardScores:
     return StandardScores(
         em=exact_match(rollout.answer, golden_answers),

@@ -33,6 +33,11 @@ class TargetTensors:
     teacher_QC: Tensor  # fp32 log-probabilities over the support, then of its tail when there is one
 
 
+def no_targets() -> TargetTensors:
+    """Return the distributions of no token."""
+    return TargetTensors(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+
+
 @dataclass(frozen=True)
 class _View:
     """Some distilled tokens of one rollout under one block."""
@@ -220,7 +225,7 @@ def _stack(readings: Sequence[_Readings]) -> TargetTensors:
             torch.cat([reading.ids_QK for reading in readings]).cpu(),
             torch.cat([reading.teacher_QC for reading in readings]).cpu(),
         )
-    return TargetTensors(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+    return no_targets()
 
 
 def _pointer(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
 
 from schemas.errors import UserError, library_errors
 
@@ -61,6 +61,18 @@ def _check_shards(path: str) -> None:
     foreign = sorted({name for name in weight_map.values() if not _SHARD.fullmatch(str(name))})
     if foreign:
         raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} lists {foreign[0]!r}, which is no safetensors file beside it")
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of a notebook while weights are loaded."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from schemas.errors import UserError
 from schemas.records.question import Question
 from schemas.records.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from schemas.records.run_inputs import PromptFrame
+from schemas.settings.root import RolloutSettings
 from sdsearch.protocol.parsing import make_generation, parse_action
 from sdsearch.protocol.prompting import PromptTokens, render_documents, render_notice, render_prompt
 from sdsearch.retrieval.ports import Retriever, search_all
@@ -29,6 +30,18 @@ class RolloutLimits:
     max_observation_tokens: int  # [512], the closing tag always kept
     max_context_tokens: int  # what the model can attend to
     num_passages: int  # [3] a query
+
+    @classmethod
+    def of(cls, settings: RolloutSettings, num_passages: int, max_context_tokens: int) -> RolloutLimits:
+        """Return the limits that the settings set, for a model that can attend to so many tokens."""
+        return cls(
+            max_searches=settings.max_searches,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_observation_tokens=settings.max_observation_tokens,
+            max_context_tokens=max_context_tokens,
+            num_passages=num_passages,
+        )
 
 
 class BlockFor(Protocol):

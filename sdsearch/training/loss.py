@@ -119,6 +119,20 @@ def accumulate_gradient(
     return _sum_terms(totals)
 
 
+@torch.no_grad()
+def measure_step(model: nn.Module, members: Sequence[StepMember], settings: Settings, alpha: float) -> StepTerms:
+    """Return a step's sums as `accumulate_gradient` does, from the same micro-batches, without a gradient."""
+    members = [member for member in members if _has_gradient(member, settings, alpha)]
+    sequences = [member.scored.rollout.sequence for member in members]
+    batches = microbatches(sequences, settings.update.max_tokens_per_microbatch)
+    return _sum_terms([_terms(model, [members[i] for i in indices], settings, alpha) for indices in batches])
+
+
+def total_loss(terms: StepTerms, kl_coefficient: float, alpha: float) -> float:
+    """Return L = L_GRPO + alpha * L_SD of a step's sums."""
+    return float(terms.policy_loss) + kl_coefficient * float(terms.kl) + alpha * float(terms.sd_loss)
+
+
 def _has_gradient(member: StepMember, settings: Settings, alpha: float) -> bool:
     """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
     rollout = member.scored.rollout

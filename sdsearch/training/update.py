@@ -18,7 +18,15 @@ from sdsearch.model.policy import set_gradient_checkpointing, trainable_paramete
 from sdsearch.seeds import derive_seed
 from sdsearch.training.gradient import rounding_noise, zero_gradient
 from sdsearch.training.logprobs import score_once
-from sdsearch.training.loss import ScoredRollout, StepMember, StepTerms, TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.loss import (
+    ScoredRollout,
+    StepMember,
+    StepTerms,
+    TrainingRollout,
+    accumulate_gradient,
+    total_loss,
+    weigh,
+)
 from sdsearch.training.optimiser import learning_rate_at, scale_gradient
 from sdsearch.training.refusal import NonFiniteUpdateError, describe_refused
 
@@ -108,7 +116,6 @@ def _report(
     step: int,
     norms: tuple[float, float | None, float | None],
 ) -> StepReport:
-    policy_loss, kl, sd_loss = float(totals.policy_loss), float(totals.kl), float(totals.sd_loss)
     num_steps = settings.iterations * settings.num_steps_per_iteration
     num_read = int(totals.num_read)
 
@@ -121,10 +128,10 @@ def _report(
         num_completion_tokens=sum(len(member.scored.rollout.sequence.reads) for member in members),
         num_read_tokens=num_read,
         num_distilled_tokens=sum(len(member.scored.rollout.distilled) for member in members) if alpha else 0,
-        loss=policy_loss + settings.grpo.kl_coefficient * kl + alpha * sd_loss,
-        policy_loss=policy_loss,
-        sd_loss=sd_loss,
-        kl=kl,
+        loss=total_loss(totals, settings.grpo.kl_coefficient, alpha),
+        policy_loss=float(totals.policy_loss),
+        sd_loss=float(totals.sd_loss),
+        kl=float(totals.kl),
         alpha=alpha,
         entropy=mean(totals.entropy_sum),
         grad_norm=norms[0],

@@ -11,16 +11,16 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
-from schemas.commands import command
+from storage.database.failures import describe_failure, describe_holder, is_broken, way_out
 from storage.database.query_results import Answer, Form, answer_of, check_parameters, parameters_of, query_error
 from storage.database.tables import create_tables
 from storage.disk.signals import signals_deferred
@@ -31,17 +31,8 @@ SCHEMA_VERSION = 9
 STORAGE_VERSION = "v1.5.0"  # What the current `duckdb` command-line client can open.
 LOG_SIZE = "128KB"  # Beyond it a commit writes the log into the file; every opening reads what is left of it.
 _BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")
-_HOLDER = re.compile(r"Conflicting lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _Connection = duckdb.DuckDBPyConnection
-# What a damaged file, a full disk or a failing one raises: nothing that other rows or another query would mend.
-_BROKEN = (
-    duckdb.IOException,
-    duckdb.FatalException,
-    duckdb.InternalException,
-    duckdb.SerializationException,
-    duckdb.TransactionException,  # A commit that the disk refuses.
-)
-_REFUSED = re.compile(r"No space left|quota exceeded|File too large|Read-only file system|Permission denied", re.I)
+T = TypeVar("T")
 
 
 class Database:
@@ -98,6 +89,21 @@ class Database:
         Raises QueryError when it does not run, is more than one statement, or its parameters are not those given. A
         statement without rows gives none.
         """
+        return self._asked(sql, parameters, lambda relation: answer_of(relation, form))
+
+    def read_only_user_table(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Return the rows of a query that a person wrote with DuckDB's own types; as `read_only_user_query`."""
+        return self._asked(
+            sql, parameters, lambda relation: pa.table({}) if relation is None else relation.to_arrow_table()
+        )
+
+    def _asked(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None,
+        take: Callable[[duckdb.DuckDBPyRelation | None], T],
+    ) -> T:
+        """Return what `take` makes of the rows of a person's query, while the database is open."""
         check_parameters(parameters_of(sql), parameters or {})
         self._ensure(None)
         # An instance of its own: a locked configuration stays locked.
@@ -105,10 +111,10 @@ class Database:
             self._attach(instance, True, self.deadline_s)
             instance.execute("USE sdsearch; SET enable_external_access = false; SET lock_configuration = true")
             try:
-                return answer_of(instance.sql(sql, params=dict(parameters or {}) or None), form)
+                return take(instance.sql(sql, params=dict(parameters or {}) or None))
             except Exception as error:  # Odd values of parameters are refused by other means than DuckDB's own errors.
-                if _is_broken(error) and not isinstance(error, duckdb.TransactionException):
-                    raise DatabaseUnusableError(_describe_failure(self.path, error)) from error
+                if is_broken(error) and not isinstance(error, duckdb.TransactionException):
+                    raise DatabaseUnusableError(describe_failure(self.path, error)) from error
                 raise query_error(error) from error
 
     def checkpoint(self, wait_s: float | None = None) -> None:
@@ -149,9 +155,9 @@ class Database:
                     connection.execute("USE sdsearch")
                     yield connection
             except duckdb.Error as error:
-                if not _is_broken(error):
+                if not is_broken(error):
                     raise
-                raise DatabaseUnusableError(_describe_failure(self.path, error)) from error
+                raise DatabaseUnusableError(describe_failure(self.path, error)) from error
             finally:
                 self._detach(self._instance)
 
@@ -160,7 +166,7 @@ class Database:
         """Let one thread of this process use the file at a time."""
         wait_s = self.deadline_s if wait_s is None else wait_s
         if not self._turn.acquire(timeout=wait_s):
-            raise DatabaseBusyError(_describe_holder(self.path.as_posix(), "", wait_s))
+            raise DatabaseBusyError(describe_holder(self.path.as_posix(), "", wait_s))
         try:
             yield
         finally:
@@ -179,9 +185,9 @@ class Database:
             except duckdb.Error as error:
                 waited_s = time.monotonic() - started
                 if not _BUSY.search(str(error)):
-                    raise DatabaseUnusableError(_describe_failure(self.path, error, "opened")) from error
+                    raise DatabaseUnusableError(describe_failure(self.path, error, "opened")) from error
                 if waited_s >= wait_s:
-                    raise DatabaseBusyError(_describe_holder(self.path.as_posix(), str(error), waited_s)) from error
+                    raise DatabaseBusyError(describe_holder(self.path.as_posix(), str(error), waited_s)) from error
             # Waiting processes must not wake in step; seeds of the run have nothing to do with this.
             time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(wait_s - waited_s, 0.0)))
             pause_s = min(pause_s * 2, 0.5)
@@ -236,27 +242,5 @@ def _check_version(version: int, path: str) -> None:
     if version != SCHEMA_VERSION:
         raise DatabaseUnusableError(
             f"{path} has tables of layout {version}, this program writes layout {SCHEMA_VERSION}; use the program "
-            f"that made it, or {_way_out(Path(path))}"
+            f"that made it, or {way_out(Path(path))}"
         )
-
-
-def _is_broken(error: Exception) -> bool:
-    """True when the file or its disk is at fault; a block whose checksum is wrong is an error without a kind."""
-    return isinstance(error, _BROKEN) or type(error) is duckdb.Error
-
-
-def _describe_failure(path: Path, error: Exception, verb: str = "used") -> str:
-    remedy = _way_out(path)
-    if _REFUSED.search(str(error)):
-        remedy = "free some space there, or make it writable; its rows are in the files, and enter it when that is done"
-    return f"{path} cannot be {verb} ({str(error).splitlines()[0]}); {remedy}"
-
-
-def _way_out(path: Path) -> str:
-    return f"make it again from the files with: {command('db', 'rebuild', workspace=path.parent)}"
-
-
-def _describe_holder(path: str, message: str, waited_s: float) -> str:
-    holder = _HOLDER.search(message)
-    who = f"process {holder['pid']} ({holder['program']})" if holder else "another connection of this process"
-    return f"{path} is kept open by {who}; waited {waited_s:.0f} s; close it there and try again (resume continues)"

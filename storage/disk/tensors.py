@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, nested state as safetensors plus JSON: nothing here loads a pickle.
+"""Tensors as safetensors files: nothing here loads a pickle.
 
 torch is imported on use, so that commands which only read tables start quickly.
 """
@@ -52,29 +52,6 @@ def read_tensor_rows(path: Path, start: int, num_rows: int) -> dict[str, NDArray
         raise DamagedArtifactError(f"{path} cannot be read as safetensors ({error})") from error
 
 
-def save_state(folder: Path, name: str, state: Any) -> None:
-    """Write nested dicts, lists, tuples, numbers, strings and tensors as NAME.json and NAME.safetensors.
-
-    Holds what `Optimizer.state_dict()` gives; floats come back exactly. TypeError for any other kind of value.
-    """
-    tensors: dict[str, Tensor] = {}
-    structure = _strip_tensors(state, tensors)
-    save_tensors(folder / f"{name}.safetensors", tensors)
-    (folder / f"{name}.json").write_text(json.dumps(structure) + "\n", encoding="utf-8")
-
-
-def load_state(folder: Path, name: str) -> Any:
-    """Read what `save_state` wrote; DamagedArtifactError when a file is missing or broken."""
-    tensors = load_tensors(folder / f"{name}.safetensors")
-    path = folder / f"{name}.json"
-    try:
-        return _restore_tensors(json.loads(path.read_text(encoding="utf-8")), tensors)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedArtifactError(
-            f"{path} does not describe a saved state ({error!r}); resume from another checkpoint"
-        ) from error
-
-
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return the sha256 (hex) over names, types, shapes and bytes, whatever the order of the mapping."""
     import torch
@@ -95,38 +72,3 @@ def _standalone(tensor: Tensor, seen: set[int]) -> Tensor:
         return tensor.clone()
     seen.add(storage.data_ptr())
     return tensor
-
-
-def _strip_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` as JSON, each container tagged with its kind, and move its tensors to `tensors`."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        name = f"tensor_{len(tensors):06d}"
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[_key(key), _strip_tensors(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return {type(value).__name__: [_strip_tensors(item, tensors) for item in value]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a state may hold tensors, containers, numbers and strings, not {type(value).__name__}")
-
-
-def _key(key: Any) -> Any:
-    if isinstance(key, str | int):
-        return key
-    raise TypeError(f"the keys of a state are strings or ints, not {type(key).__name__}")
-
-
-def _restore_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _restore_tensors(item, tensors) for key, item in content}
-    items = [_restore_tensors(item, tensors) for item in content]
-    return {"list": list, "tuple": tuple}[kind](items)

@@ -1,12 +1,11 @@
-"""A stage's files: records as parquet, tensors as safetensors, anything else as JSON."""
+"""A stage's files: records as parquet, tensors as safetensors."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from schemas.base import Record
 from schemas.records.ledger import ArtifactRef, StageKey
 from storage.disk.codecs import records_to_table, table_to_records
-from storage.disk.files import write_atomic, write_json_atomic
+from storage.disk.files import write_atomic
 from storage.disk.manifest import MANIFEST, verify_file, verify_folder
 from storage.disk.tensors import load_tensors, save_tensors
 from storage.errors import DamagedArtifactError, RecordMismatchError, WorkspaceError
@@ -67,20 +66,6 @@ class ArtifactStore:
     def read_tensors(self, ref: ArtifactRef) -> dict[str, Tensor]:
         """Read the tensors of a safetensors file; DamagedArtifactError when it is missing or broken."""
         return load_tensors(self.path(ref))
-
-    def write_json(self, key: StageKey, name: str, value: Any) -> ArtifactRef:
-        """Write a JSON value to NAME.json in the stage's folder."""
-        return write_json_atomic(self._place(key, f"{name}.json"), value, self.workspace.root)
-
-    def read_json(self, ref: ArtifactRef) -> Any:
-        """Read a JSON file; DamagedArtifactError when it is missing or broken."""
-        path = self.path(ref)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DamagedArtifactError(
-                f"{path} cannot be read as JSON ({error}); run the stage that wrote it again"
-            ) from error
 
     def verify(self, ref: ArtifactRef) -> None:
         """Raise DamagedArtifactError, naming the file, when its bytes are not the ones that `ref` hashed.

@@ -10,11 +10,8 @@ from pathlib import Path
 from schemas.records.ledger import ArtifactRef
 from storage.disk.files import failures_named, temporary_name
 from storage.disk.manifest import verify_folder, write_folder_atomic
-from storage.disk.tensors import load_state, load_tensors, save_state, save_tensors, tensors_sha256
 from storage.errors import DamagedArtifactError
 from storage.workspace import Workspace
-
-__all__ = ["CheckpointStore", "load_state", "load_tensors", "save_state", "save_tensors", "tensors_sha256"]
 
 _VERSION_FOLDER = re.compile(r"version=(\d+)")
 

@@ -80,11 +80,6 @@ class Ledger:
         for key in self._workspace.stage_keys(run):
             yield key, self.history(key)
 
-    def stages(self, run: str) -> list[StageRecord]:
-        """Return every attempt of a run's stages, in the order in which they started."""
-        attempts = [attempt for _, history in self.histories(run) for attempt in history.attempts]
-        return sorted(attempts, key=lambda record: (record.started_at, record.attempt))
-
     def history(self, key: StageKey) -> StageHistory:
         """Return the attempts at a stage; none when it was never begun, or when its `stage.json` is damaged."""
         path = self._stage_file(key)

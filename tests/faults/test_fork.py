@@ -21,6 +21,7 @@ from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.faults.runs import RUN, quick, train
+from tests.support.ledger import attempts_of
 
 FORK = "fork"
 CIRCUMSTANCES = {"run", "adopted_from", "started_at", "finished_at", "duration_s", "host", "pid", "attempt", "outputs"}
@@ -90,7 +91,7 @@ def test_a_fork_takes_other_settings_and_needs_its_source_no_more(stopped: Path)
     storage.checkpoints.prune(RUN, keep=())
     forked = go_on(stopped, FORK)
     assert (forked.iterations_done, forked.status) == (3, "done")
-    stages = [(s.iteration, s.stage) for s in storage.ledger.stages(FORK) if s.adopted_from is None]
+    stages = [(s.iteration, s.stage) for s in attempts_of(storage.ledger, FORK) if s.adopted_from is None]
     assert min(iteration for iteration, stage in stages if stage != "evaluate") == 2, "nothing before is done again"
     assert (1, "evaluate") in stages, "its curve begins where it began"
     assert {row["learning_rate"] for row in rows(stopped, "update_metrics", FORK, 2)} == {1e-3}

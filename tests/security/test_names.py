@@ -85,7 +85,7 @@ def test_no_path_of_a_workspace_takes_it(name: str, workspace: Workspace) -> Non
         lambda: lock_holder(workspace, name),
         lambda: CheckpointStore(workspace).write(name, 1, lambda folder: None),
         lambda: CheckpointStore(workspace).prune(name, keep=()),
-        lambda: artifacts.write_json(StageKey(run=name, iteration=1, stage="sample"), "x", {}),
+        lambda: artifacts.write_tensors(StageKey(run=name, iteration=1, stage="sample"), "x", {}),
         lambda: Ledger(artifacts).create_run(run),
     ]
     for use in uses:
@@ -99,7 +99,7 @@ def test_no_file_of_a_stage_takes_it(name: str, workspace: Workspace) -> None:
     key = StageKey(run="x", iteration=1, stage="sample")
     if name not in ("é", "ａ"):  # those are refused too, by the same rule; a dot or a dash may come later in a name
         with pytest.raises(WorkspaceError, match="cannot be used"):
-            ArtifactStore(workspace).write_json(key, name, {})
+            ArtifactStore(workspace).write_tensors(key, name, {})
 
 
 @each_bad_name

@@ -28,6 +28,7 @@ from sdsearch.model.policy import load_model, load_tokenizer
 from storage.database.stage_rows import StageRowsReader, file_of
 from storage.storage import Storage
 from tests.golden.cases import make_blocks
+from tests.support.ledger import attempts_of
 
 SOURCE = [
     "iterations=2",
@@ -127,11 +128,11 @@ def test_the_same_request_again_does_nothing_and_prints_the_table(
     workspace: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = replay(workspace, "2", "hindsight.labels=none", run="again")
-    before = storage.ledger.stages("again")
+    before = attempts_of(storage.ledger, "again")
     monkeypatch.setattr("flows.training.stages.compute_targets", None)
     monkeypatch.setattr("flows.training.stages.build_blocks", None)
     second = replay(workspace, "2", "hindsight.labels=none", run="again")
-    assert storage.ledger.stages("again") == before
+    assert attempts_of(storage.ledger, "again") == before
     assert "hindsight done before, teacher done before" in second
     table = first[first.index("figure") :]
     assert second.endswith(table)

@@ -28,6 +28,7 @@ from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.crash.compare import Snapshot, differences, snapshot
 from tests.support.holding import held_elsewhere
+from tests.support.ledger import attempts_of
 
 RUN = "first"
 MICRO = (
@@ -59,7 +60,7 @@ def dump(workspace: Path) -> dict[str, list[str]]:
 
 
 def attempts(workspace: Path) -> Counter[tuple[int, StageName]]:
-    return Counter((r.iteration, r.stage) for r in Storage(Workspace(workspace)).ledger.stages(RUN))
+    return Counter((r.iteration, r.stage) for r in attempts_of(Storage(Workspace(workspace)).ledger, RUN))
 
 
 def repeated(workspace: Path) -> set[tuple[int, StageName]]:

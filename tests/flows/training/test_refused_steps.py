@@ -16,6 +16,7 @@ from flows.settings.load import load_settings
 from flows.training.loop import open_storage
 from schemas.records.update import RefusedStep
 from storage.disk.manifest import verify_folder
+from tests.support.ledger import attempts_of
 
 OVERRIDES = [
     "iterations=2",
@@ -76,12 +77,12 @@ def test_a_poisoned_batch_is_refused_kept_and_repeated_cleanly(
     verify_folder(storage.checkpoints.path("r", 1))
     assert storage.checkpoints.versions("r") == [1]
     assert storage.ledger.get_run("r").status == "failed"
-    failed = [record for record in storage.ledger.stages("r") if record.status == "failed"]
+    failed = [record for record in attempts_of(storage.ledger, "r") if record.status == "failed"]
     assert [(record.stage, record.iteration) for record in failed] == [("update", 2)]
     assert "optimiser step" in failed[0].error
 
     assert run_command(["resume", "r", *where]) == 0
     assert storage.ledger.get_run("r").status == "done"
-    attempts = [r.attempt for r in storage.ledger.stages("r") if (r.stage, r.iteration) == ("update", 2)]
+    attempts = [r.attempt for r in attempts_of(storage.ledger, "r") if (r.stage, r.iteration) == ("update", 2)]
     assert sorted(attempts) == [1, 2]
-    assert all(r.attempt == 1 for r in storage.ledger.stages("r") if (r.stage, r.iteration) != ("update", 2))
+    assert all(r.attempt == 1 for r in attempts_of(storage.ledger, "r") if (r.stage, r.iteration) != ("update", 2))

@@ -28,6 +28,7 @@ from schemas.settings.method import (
 )
 from sdsearch.world import load_questions
 from storage.storage import Storage
+from tests.support.ledger import attempts_of
 
 # Two questions that the mini policy answers now and then, and one whose golden answer it always meets in part.
 QUESTIONS = {"q2199": None, "q442": None, "q1093": "{} Proper"}
@@ -126,7 +127,9 @@ class Trained:
 
     def distributions(self, run: str, iteration: int = 1) -> dict[str, torch.Tensor]:
         """What the teacher stage stored: ids (Q, K) and log-probabilities (Q, C)."""
-        (record,) = [r for r in self.storage.ledger.stages(run) if (r.stage, r.iteration) == ("teacher", iteration)]
+        (record,) = [
+            r for r in attempts_of(self.storage.ledger, run) if (r.stage, r.iteration) == ("teacher", iteration)
+        ]
         return self.storage.artifacts.read_tensors(next(ref for ref in record.outputs if "distributions" in ref.path))
 
 

@@ -22,6 +22,7 @@ from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger, finish
 from storage.workspace import Workspace
 from tests.support.holding import held_elsewhere
+from tests.support.ledger import attempts_of
 from tests.support.records import make_groups, make_run, make_scores, make_update
 
 SCORE = StageKey(run="first", iteration=3, stage="score")
@@ -134,7 +135,7 @@ def test_a_stage_that_is_no_longer_done_has_no_rows(parts: tuple[Ledger, Databas
     ledger, database, sync = parts
     do_stage(ledger, sync, UPDATE)
     assert sync.flush()
-    (done,) = ledger.stages("first")
+    (done,) = attempts_of(ledger, "first")
     gone = ArtifactRef(path="gone", sha256="0", size_bytes=1)
     ledger.commit(done.model_copy(update={"outputs": (gone,)}))
     assert ledger.find_done(UPDATE, "inputs") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,6 +24,14 @@ KEY = StageKey(run="first", iteration=3, stage="sample")
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(Workspace.open(tmp_path / "workspace"))
+
+
+def write(store: ArtifactStore, attempt: int) -> ArtifactRef:
+    return store.write_tensors(KEY, "report", {"attempt": torch.tensor(attempt)})
+
+
+def read(store: ArtifactStore, ref: ArtifactRef) -> int:
+    return int(store.read_tensors(ref)["attempt"])
 
 
 def flip_byte(path: Path, place: int) -> None:
@@ -71,7 +80,7 @@ def test_paths_sort_and_say_what_they_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", ""])
 def test_references_do_not_lead_out_of_the_workspace(path: str, store: ArtifactStore) -> None:
     with pytest.raises(WorkspaceError, match="leads out of the workspace"):
-        store.read_json(ArtifactRef(path=path, sha256="", size_bytes=0))
+        store.verify(ArtifactRef(path=path, sha256="", size_bytes=0))
 
 
 def test_records_come_back_and_the_reference_describes_the_file(store: ArtifactStore) -> None:
@@ -118,43 +127,33 @@ def test_tensors_come_back_bit_for_bit_also_when_they_share_memory(store: Artifa
         assert torch.equal(back[name], tensor), name
 
 
-def test_json_comes_back_and_does_not_depend_on_the_order_of_keys(store: ArtifactStore) -> None:
-    first = store.write_json(KEY, "report", {"b": [1, None, "é"], "a": 0.1})
-    assert store.read_json(first) == {"b": [1, None, "é"], "a": 0.1}
-    second = store.write_json(KEY, "report", {"a": 0.1, "b": [1, None, "é"]})
-    assert second == first
-
-
 def test_verify_names_the_file_that_is_altered_cut_or_missing(store: ArtifactStore) -> None:
-    ref = store.write_json(KEY, "report", {"a": 1})
+    ref = write(store, 1)
     path = store.path(ref)
     flip_byte(path, 5)
-    with pytest.raises(DamagedArtifactError, match=r"report\.json is damaged: its sha256 is"):
+    with pytest.raises(DamagedArtifactError, match=r"report\.safetensors is damaged: its sha256 is"):
         store.verify(ref)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DamagedArtifactError, match=rf"report\.json is damaged: it has {ref.size_bytes - 1} bytes"):
+    with pytest.raises(DamagedArtifactError, match=rf"damaged: it has {ref.size_bytes - 1} bytes"):
         store.verify(ref)
     path.unlink()
-    with pytest.raises(DamagedArtifactError, match=r"report\.json cannot be read \(No such file"):
+    with pytest.raises(DamagedArtifactError, match=r"report\.safetensors cannot be read \(No such file"):
         store.verify(ref)
 
 
 def test_broken_files_are_named_when_they_are_read(store: ArtifactStore) -> None:
     records = store.write_records(KEY, "groups", Group, make_groups())
     tensors = store.write_tensors(KEY, "targets", {"a": torch.zeros(3)})
-    value = store.write_json(KEY, "report", [1])
-    for ref in (records, tensors, value):
+    for ref in (records, tensors):
         store.path(ref).write_bytes(b"{broken")
     with pytest.raises(DamagedArtifactError, match=r"groups\.parquet cannot be read as parquet"):
         store.read_records(records, Group)
     with pytest.raises(DamagedArtifactError, match=r"targets\.safetensors cannot be read as safetensors"):
         store.read_tensors(tensors)
-    with pytest.raises(DamagedArtifactError, match=r"report\.json cannot be read as JSON"):
-        store.read_json(value)
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(store: ArtifactStore) -> None:
-    ref = store.write_json(KEY, "report", {"attempt": 1})
+    ref = write(store, 1)
     folder = store.path(ref).parent
 
     def fail(path: Path) -> None:
@@ -163,17 +162,17 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(store: ArtifactS
 
     with pytest.raises(OSError, match="No space left"):
         write_atomic(store.path(ref), fail, store.workspace.root)
-    assert all_files(folder) == ["report.json"]
-    assert store.read_json(ref) == {"attempt": 1}
+    assert all_files(folder) == ["report.safetensors"]
+    assert read(store, ref) == 1
 
 
 def test_a_second_attempt_replaces_the_file_while_a_reader_keeps_the_former_one(store: ArtifactStore) -> None:
-    ref = store.write_json(KEY, "report", {"attempt": 1})
-    with store.path(ref).open() as reader:
-        again = store.write_json(KEY, "report", {"attempt": 2})
-        assert '"attempt": 1' in reader.read()
+    ref = write(store, 1)
+    with store.path(ref).open("rb") as reader:
+        again = write(store, 2)
+        assert hashlib.sha256(reader.read()).hexdigest() == ref.sha256
     assert again.sha256 != ref.sha256
-    assert store.read_json(again) == {"attempt": 2}
+    assert read(store, again) == 2
 
 
 def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(
@@ -193,13 +192,13 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
-    store.write_json(KEY, "report", 1)
+    write(store, 1)
     (_, written), *rest = events
-    assert written.startswith(".report.json.")
-    assert rest == [("rename", "report.json"), ("fsync", "stage=sample")]
+    assert written.startswith(".report.safetensors.")
+    assert rest == [("rename", "report.safetensors"), ("fsync", "stage=sample")]
 
 
 @pytest.mark.parametrize("name", ["../x", ".x", "a/b", ""])
 def test_file_names_do_not_lead_elsewhere(name: str, store: ArtifactStore) -> None:
     with pytest.raises(WorkspaceError, match="file name"):
-        store.write_json(KEY, name, 1)
+        store.write_tensors(KEY, name, {})

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from schemas.records.ledger import StageKey
-from storage.disk.files import locked, make_folder, remove_leftovers, sha256_file, temporary_name, write_atomic
+from storage.disk.files import (
+    locked,
+    make_folder,
+    remove_leftovers,
+    sha256_file,
+    temporary_name,
+    write_atomic,
+    write_json_atomic,
+)
 from storage.disk.manifest import write_folder_atomic
 from storage.retrieval.indexes import building_alone, remove_unfinished
-from storage.runs.artifacts import ArtifactStore
 from storage.workspace import Workspace
 
 
@@ -66,9 +72,7 @@ def test_a_name_can_hold_the_hash_of_what_was_written(tmp_path: Path) -> None:
 
 
 def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
-    kept = ArtifactStore(Workspace.open(tmp_path)).write_json(
-        StageKey(run="first", iteration=1, stage="sample"), "a", 1
-    )
+    kept = write_json_atomic(tmp_path / "artifacts" / "a.json", 1, tmp_path)
     file, folder = tmp_path / "artifacts" / temporary_name("a.json"), tmp_path / temporary_name("version=1")
     file.write_text("half")
     (folder / "inner").mkdir(parents=True)

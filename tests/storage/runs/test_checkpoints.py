@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from storage.disk.files import temporary_name
+from storage.disk.tensors import load_tensors, save_tensors, tensors_sha256
 from storage.errors import DamagedArtifactError
 from storage.runs.artifacts import ArtifactStore
-from storage.runs.checkpoints import CheckpointStore, load_state, save_state, tensors_sha256
+from storage.runs.checkpoints import CheckpointStore
 from storage.workspace import Workspace
 
 
@@ -28,22 +29,7 @@ def store(workspace: Workspace) -> CheckpointStore:
 def save_two_files(folder: Path, weight: float = 1.0) -> None:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "config.json").write_text("{}")
-    save_state(folder, "optimiser", {"weight": torch.full((4,), weight)})
-
-
-def trained_optimiser(num_steps: int) -> tuple[torch.nn.Linear, torch.optim.AdamW]:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, betas=(0.9, 0.95))
-    for _ in range(num_steps):
-        take_step(layer, optimiser)
-    return layer, optimiser
-
-
-def take_step(layer: torch.nn.Linear, optimiser: torch.optim.AdamW) -> None:
-    optimiser.zero_grad()
-    layer(torch.ones(1, 3)).square().sum().backward()
-    optimiser.step()
+    save_tensors(folder / "optimiser.safetensors", {"weight": torch.full((4,), weight)})
 
 
 def test_a_checkpoint_verifies_and_its_reference_covers_every_file(
@@ -55,7 +41,6 @@ def test_a_checkpoint_verifies_and_its_reference_covers_every_file(
     manifest = json.loads((store.path("first", 3) / "manifest.json").read_text())
     assert [entry["path"] for entry in manifest["files"]] == [
         "adapter/config.json",
-        "optimiser.json",
         "optimiser.safetensors",
     ]
     ArtifactStore(workspace).verify(ref)
@@ -63,7 +48,7 @@ def test_a_checkpoint_verifies_and_its_reference_covers_every_file(
     assert store.write("second", 2, lambda folder: save_two_files(folder, 2.0)).sha256 != ref.sha256
 
 
-@pytest.mark.parametrize("name", ["adapter/config.json", "optimiser.json", "optimiser.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", ["adapter/config.json", "optimiser.safetensors", "manifest.json"])
 def test_one_flipped_byte_in_any_file_is_noticed(name: str, store: CheckpointStore, workspace: Workspace) -> None:
     ref = store.write("first", 3, save_two_files)
     path = store.path("first", 3) / name
@@ -121,13 +106,14 @@ def test_an_equal_version_stays_in_place_and_another_one_replaces_it(store: Chec
     assert store.path("first", 3).stat().st_ino == inode
     other = store.write("first", 3, lambda folder: save_two_files(folder, 2.0))
     assert other.sha256 != first.sha256
-    assert torch.equal(load_state(store.verify("first", 3), "optimiser")["weight"], torch.full((4,), 2.0))
+    kept = load_tensors(store.verify("first", 3) / "optimiser.safetensors")
+    assert torch.equal(kept["weight"], torch.full((4,), 2.0))
     assert [path.name for path in store.path("first", 3).parent.iterdir()] == ["version=00003"]
 
 
 def test_a_damaged_version_is_replaced_by_the_same_content(store: CheckpointStore) -> None:
     ref = store.write("first", 3, save_two_files)
-    (store.path("first", 3) / "optimiser.json").write_text("garbage")
+    (store.path("first", 3) / "adapter" / "config.json").write_text("garbage")
     assert store.write("first", 3, save_two_files) == ref
     store.verify("first", 3)
 
@@ -142,40 +128,6 @@ def test_what_an_interrupted_write_left_is_removed_and_never_counts(store: Check
     store.write("first", 3, save_two_files)
     assert not left.exists()
     assert other.exists()
-
-
-def test_an_optimiser_goes_on_from_its_saved_state_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    layer, optimiser = trained_optimiser(3)
-    save_state(tmp_path, "optimiser", optimiser.state_dict())
-    weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    restored_layer, restored = trained_optimiser(0)
-    restored_layer.load_state_dict(weights)
-    restored.load_state_dict(load_state(tmp_path, "optimiser"))
-    for _ in range(2):
-        take_step(layer, optimiser)
-        take_step(restored_layer, restored)
-    assert torch.equal(layer.weight, restored_layer.weight)
-    assert torch.equal(layer.bias, restored_layer.bias)
-
-
-def test_state_keeps_kinds_keys_and_exact_floats(tmp_path: Path) -> None:
-    state = {"groups": [{"betas": (0.1 + 0.2, 1e-323), "params": [0, 1]}], 7: {"on": True, "none": None, "tensor": "x"}}
-    save_state(tmp_path, "state", state)
-    back = load_state(tmp_path, "state")
-    assert back == state
-    assert isinstance(back["groups"][0]["betas"], tuple)
-    with pytest.raises(TypeError, match="not set"):
-        save_state(tmp_path, "state", {"a": {1}})
-
-
-def test_a_state_that_is_no_state_is_named(tmp_path: Path) -> None:
-    save_state(tmp_path, "state", {"a": torch.zeros(2)})
-    (tmp_path / "state.json").write_text('{"pickle": "x"}')
-    with pytest.raises(DamagedArtifactError, match=r"state\.json does not describe"):
-        load_state(tmp_path, "state")
-    (tmp_path / "state.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n.")
-    with pytest.raises(DamagedArtifactError, match=r"state\.safetensors cannot be read as safetensors"):
-        load_state(tmp_path, "state")
 
 
 def test_the_hash_of_tensors_sees_names_types_shapes_and_every_bit_but_not_the_order() -> None:

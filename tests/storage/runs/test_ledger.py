@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from schemas.base import hash_json
 from schemas.records.ledger import ArtifactRef, StageHistory, StageKey, StageRecord
@@ -16,6 +17,7 @@ from storage.runs.artifacts import ArtifactStore
 from storage.runs.checkpoints import CheckpointStore
 from storage.runs.ledger import Ledger, finish
 from storage.workspace import Workspace
+from tests.support.ledger import attempts_of
 from tests.support.records import make_run
 
 SCORE = StageKey(run="first", iteration=3, stage="score")
@@ -35,6 +37,10 @@ def artifacts(workspace: Workspace) -> ArtifactStore:
 @pytest.fixture
 def ledger(artifacts: ArtifactStore) -> Ledger:
     return Ledger(artifacts)
+
+
+def write(artifacts: ArtifactStore, key: StageKey, name: str, value: object) -> ArtifactRef:
+    return artifacts.write_tensors(key, name, {"value": torch.tensor(value)})
 
 
 def do_stage(ledger: Ledger, key: StageKey, outputs: list[ArtifactRef], input_hash: str = "inputs") -> StageRecord:
@@ -87,13 +93,13 @@ def test_a_damaged_run_is_named_and_hides_no_other(
 def test_an_attempt_is_recorded_while_it_runs(ledger: Ledger) -> None:
     record = ledger.begin(SCORE, "inputs", seed=7)
     assert (record.attempt, record.status, record.pid, record.seed) == (1, "running", os.getpid(), 7)
-    assert ledger.stages("first") == [record]
+    assert attempts_of(ledger, "first") == [record]
     assert ledger.history(SCORE).ended == ()
     assert ledger.find_done(SCORE, "inputs") is None
 
 
 def test_a_done_stage_is_found_again_only_for_its_inputs(ledger: Ledger, artifacts: ArtifactStore) -> None:
-    output = artifacts.write_json(SCORE, "scores", [1, 2])
+    output = write(artifacts, SCORE, "scores", [1, 2])
     done = do_stage(ledger, SCORE, [output])
     assert ledger.find_done(SCORE, "inputs") == ledger.done(SCORE) == done
     assert ledger.find_done(SCORE, "other inputs") is None
@@ -107,10 +113,10 @@ def test_a_done_stage_is_found_again_only_for_its_inputs(ledger: Ledger, artifac
 def test_the_output_hash_follows_the_files_and_not_the_run(ledger: Ledger, artifacts: ArtifactStore) -> None:
     other = SCORE.model_copy(update={"run": "second"})
     record = ledger.begin(SCORE, "inputs", 1)
-    first = [artifacts.write_json(SCORE, name, value) for name, value in (("a", 1), ("b", 2))]
-    second = [artifacts.write_json(other, name, value) for name, value in (("b", 2), ("a", 1))]
-    swapped = [artifacts.write_json(other, name, value) for name, value in (("c", 1), ("d", 2))]
-    expected = hash_json([["a.json", first[0].sha256], ["b.json", first[1].sha256]])
+    first = [write(artifacts, SCORE, name, value) for name, value in (("a", 1), ("b", 2))]
+    second = [write(artifacts, other, name, value) for name, value in (("b", 2), ("a", 1))]
+    swapped = [write(artifacts, other, name, value) for name, value in (("c", 1), ("d", 2))]
+    expected = hash_json([["a.safetensors", first[0].sha256], ["b.safetensors", first[1].sha256]])
     assert finish(record, first).output_hash == finish(record, second).output_hash == expected
     assert finish(record, swapped).output_hash != expected
 
@@ -126,28 +132,28 @@ def test_every_attempt_stands_beside_the_files(ledger: Ledger, workspace: Worksp
     assert (failed.status, failed.error) == ("failed", "gradient is NaN at step 3")
     assert (stopped.attempt, stopped.status) == (2, "interrupted")
     assert (died.status, died.error) == ("interrupted", "the process died")
-    assert ledger.stages("first") == list(stored.attempts)
+    assert attempts_of(ledger, "first") == list(stored.attempts)
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 def test_a_damaged_output_makes_its_stage_stale_with_a_warning(
     damage: str, ledger: Ledger, artifacts: ArtifactStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output = artifacts.write_json(SCORE, "scores", [1, 2])
+    output = write(artifacts, SCORE, "scores", [1, 2])
     do_stage(ledger, SCORE, [output])
     path = artifacts.path(output)
     if damage == "flip":
-        path.write_bytes(path.read_bytes().replace(b"1", b"3"))
+        path.write_bytes(path.read_bytes().replace(b"\x01", b"\x03"))
     else:
         path.unlink()
     with caplog.at_level(logging.WARNING):
         assert ledger.find_done(SCORE, "inputs") is None
     assert "score of iteration 3 will run again" in caplog.text
-    assert "scores.json" in caplog.text
-    (stale,) = ledger.stages("first")
+    assert "scores.safetensors" in caplog.text
+    (stale,) = attempts_of(ledger, "first")
     assert stale.status == "stale"
-    assert "scores.json" in stale.error
-    again = do_stage(ledger, SCORE, [artifacts.write_json(SCORE, "scores", [1, 2])])
+    assert "scores.safetensors" in stale.error
+    again = do_stage(ledger, SCORE, [write(artifacts, SCORE, "scores", [1, 2])])
     assert again.attempt == 2
     assert ledger.find_done(SCORE, "inputs") == again
 
@@ -175,12 +181,12 @@ def test_a_checkpoint_is_verified_through_its_manifest(ledger: Ledger, workspace
 def test_only_the_latest_attempt_counts_as_done(ledger: Ledger) -> None:
     do_stage(ledger, SCORE, [], input_hash="inputs")
     do_stage(ledger, SCORE, [], input_hash="other")
-    assert [record.status for record in ledger.stages("first")] == ["stale", "done"]
+    assert [record.status for record in attempts_of(ledger, "first")] == ["stale", "done"]
     assert ledger.find_done(SCORE, "inputs") is None
 
 
 def test_a_failed_attempt_leaves_an_earlier_one_done(ledger: Ledger, artifacts: ArtifactStore) -> None:
-    done = do_stage(ledger, SCORE, [artifacts.write_json(SCORE, "scores", 1)])
+    done = do_stage(ledger, SCORE, [write(artifacts, SCORE, "scores", 1)])
     ledger.fail(ledger.begin(SCORE, "other inputs", 1), "disk full")
     assert ledger.find_done(SCORE, "inputs") == done
 

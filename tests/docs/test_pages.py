@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.docs.command_line import PAGE, command_reference
+from tests.docs.fenced_doctests import fenced
 from tests.docs.session import ROOT
 
 DOCS = ROOT / "docs"
@@ -98,3 +99,16 @@ def test_the_reference_of_the_command_line_is_the_programs() -> None:
         "docs/reference/cli.md is not what the program says; make it again with: "
         "python -m tests.docs.command_line --write"
     )
+
+
+def test_examples_of_docstrings_become_blocks_of_code() -> None:
+    text = "Does it.\n\n>>> one()[0][1]\n1\n>>> two()\n\nMore words.\n\n>>> three()\n3\n"
+    blocks = fenced(text).split("```")
+    assert [block.strip() for block in blocks] == [
+        "Does it.",
+        "pycon\n>>> one()[0][1]\n1\n>>> two()",
+        "More words.",
+        "pycon\n>>> three()\n3",
+        "",
+    ]
+    assert fenced("No example: a > b >>> c.") == "No example: a > b >>> c."

@@ -53,6 +53,30 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             {"answer": "sdsearch.credit.rewards:AnswerReward"},
             ("score",),
         ),
+        PluginKind(
+            "divergence",
+            "divergence",
+            "distillation.divergence",
+            "distillation.divergence_options",
+            "sdsearch.credit.divergence:Divergence",
+            ("teacher_QC", "student_QC"),
+            {name: f"sdsearch.credit.divergence:{name}" for name in ("jsd", "forward_kl", "reverse_kl", "mse")},
+            ("teacher", "update"),
+        ),
+        PluginKind(
+            "block",
+            "hindsight block",
+            "hindsight.masking",
+            "hindsight.masking_options",
+            "sdsearch.credit.block_variants:BlockVariant",
+            ("member",),
+            {
+                "queries": "sdsearch.credit.block_variants:QueriesOnly",
+                "none": "sdsearch.credit.block_variants:WholeTrajectories",
+                "current_documents": "sdsearch.credit.block_variants:CurrentDocuments",
+            },
+            ("hindsight",),
+        ),
     )
 }
 

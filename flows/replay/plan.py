@@ -18,7 +18,7 @@ from storage.workspace import validate_run_name
 
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
 _CHANGEABLE: Final = re.compile(
-    r"hindsight\..+|distillation\.(positions|divergence|support|tail|top_k)"
+    r"hindsight\..+|distillation\.(positions|divergence|divergence_options\..+|support|tail|top_k)"
     r"|update\.(max_tokens_per_microbatch|head_chunk)"
 )
 _OF_THE_LOSS: Final = ("distillation.enabled", "distillation.alpha", "distillation.warmup_iterations")

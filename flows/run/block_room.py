@@ -47,7 +47,7 @@ def _needed(settings: Settings) -> int:
             return attempts * (settings.longest_conversation - rollout.max_prompt_tokens + _LINE_TOKENS)
         case "current_documents":
             return rollout.max_observation_tokens
-        case "queries":
+        case _:  # Queries, and whatever a plugin shows: of that only the lines' beginnings are known.
             return (attempts + 2) * _LINE_TOKENS
 
 

@@ -18,6 +18,7 @@ from flows.run.live import Runtime
 from flows.run.policy import check_device, set_threads
 from flows.run.progress import Reporter
 from schemas.settings.root import Settings
+from sdsearch.credit.divergence import try_divergence
 from sdsearch.credit.teacher import check_support
 from sdsearch.model.policy import check_tokens
 from sdsearch.training.selfcheck import check_model, ordinary_tokens
@@ -65,7 +66,10 @@ def open_trial(settings: Settings, workspace: Workspace, reporter: Reporter) -> 
 
 
 def _plugins(runtime: Runtime) -> str:
-    return ", ".join(open_plugins(runtime.settings))
+    names = open_plugins(runtime.settings)
+    if runtime.settings.distils:
+        try_divergence(runtime.settings.distillation)
+    return ", ".join(names)
 
 
 def _device(runtime: Runtime) -> str:

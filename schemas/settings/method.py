@@ -18,7 +18,7 @@ class RewardSettings(Section):
     """What a rollout earns; the labels of the hindsight block come from hindsight.label_metric instead."""
 
     name: Annotated[str, Names("reward")] = Field(
-        default="answer", description="The reward: 'answer' (metric and format_bonus below), or a plugin."
+        default="answer", description="The reward: 'answer', of metric and format_bonus below (relative), or a plugin."
     )
     options: Options = Field(default={}, description="The settings of a plugin's reward.")
     metric: Literal["f1", "em"] = Field(default="f1", description="Answer metric that is the reward (relative: F1).")
@@ -68,11 +68,12 @@ class GrpoSettings(Section):
 class HindsightSettings(Section):
     """The hindsight block (paper, section 3.2; ablations in section 5)."""
 
-    masking: Literal["queries", "none", "current_documents"] = Field(
+    masking: Annotated[str, Names("block")] = Field(
         default="queries",
-        description="What a block keeps of a sibling: its queries (paper); the whole trajectory; or no siblings at all "
-        "but the documents of the focal turn (paper's ablations).",
+        description="What a block keeps of a sibling: its queries (paper); with 'none' the whole trajectory; or no "
+        "siblings at all but the documents of the focal turn (paper's ablations); or a plugin.",
     )
+    masking_options: Options = Field(default={}, description="The settings of a plugin's block.")
     labels: Literal["outcome", "none", "shuffled"] = Field(
         default="outcome", description="Labels of the attempts (paper); none, or the group's shuffled (its ablations)."
     )
@@ -115,11 +116,12 @@ class DistillationSettings(Section):
     positions: Literal["query", "completion"] = Field(
         default="query", description="Tokens that are distilled: query tokens (paper), or all sampled ones (ablation)."
     )
-    divergence: Literal["jsd", "forward_kl", "reverse_kl", "mse"] = Field(
+    divergence: Annotated[str, Names("divergence")] = Field(
         default="jsd",
-        description="Teacher-student divergence: jsd (paper), KL(teacher || student), KL(student || teacher), or the "
-        "squared difference of the probabilities, summed over the outcomes (ablations).",
+        description="Teacher-student divergence: jsd (paper), KL(teacher || student), KL(student || teacher), the "
+        "squared difference of the probabilities, summed over the outcomes (ablations), or a plugin.",
     )
+    divergence_options: Options = Field(default={}, description="The settings of a plugin's divergence.")
     support: Literal["teacher", "student", "full"] = Field(
         default="teacher",
         description="Whose top-k tokens are compared (ours); 'full' is the exact divergence, without top_k and tail.",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _HINDSIGHT = (
     "hindsight.masking",
+    "hindsight.masking_options",
     "hindsight.labels",
     "hindsight.members",
     "hindsight.unsent_queries",
@@ -23,6 +24,7 @@ _DISTILLATION = (
     "distillation.warmup_iterations",
     "distillation.positions",
     "distillation.divergence",
+    "distillation.divergence_options",
     "distillation.support",
     "distillation.tail",
     "distillation.top_k",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -17,11 +17,11 @@ from schemas.records.hindsight import HindsightAttempt, HindsightBlock, Label, l
 from schemas.records.rollout import Group, Rollout
 from schemas.records.score import Score
 from schemas.settings.root import HindsightSettings
+from sdsearch.credit.block_variants import BlockVariant, Member, QueriesOnly, open_variant
 from sdsearch.protocol.fitting import largest, num_pieces, shorten, shorten_all
 from sdsearch.protocol.tokens import encode_foreign, neutralise_tags
 from sdsearch.seeds import derive_seed
 
-HEADER = "Earlier attempts at this question. They inform the next search, not the answer.\n"
 _LABEL = re.compile(r"\([(\s]*((?:in)?correct)[)\s]*\)", re.IGNORECASE)
 
 
@@ -32,16 +32,12 @@ def neutralise(text: str) -> str:
     return neutralise_tags(_LABEL.sub(lambda match: match[1].lower(), flat))
 
 
-def render_attempt(number: int, attempt: HindsightAttempt) -> str:
-    """Return one line: `Attempt 2 (CORRECT): first query | second query`."""
-    label = "" if attempt.label is None else f" ({attempt.label})"
-    contents = " | ".join(attempt.contents) if attempt.contents else "no search"
-    return f"Attempt {number}{label}: {contents}\n"
+Render = Callable[[Sequence[HindsightAttempt]], str]
 
 
 def render_block(attempts: Sequence[HindsightAttempt]) -> str:
-    """Return the block's text: the header, then a line an attempt in the given order."""
-    return HEADER + "".join(render_attempt(number, attempt) for number, attempt in enumerate(attempts, 1)) + "\n"
+    """Return the paper's block as text: the header, then a line an attempt in the given order."""
+    return QueriesOnly().render(attempts)
 
 
 class EncodedBlock(NamedTuple):
@@ -56,27 +52,30 @@ class EncodedBlock(NamedTuple):
 
 
 def encode_block(
-    tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    attempts: Sequence[HindsightAttempt],
+    max_tokens: int,
+    render: Render = render_block,
 ) -> EncodedBlock:
     """Return the block that fits: the longest attempts are cut first, to a common length; labels stay whole.
 
     Where not even a mark an attempt has room, attempts leave from the end; without room for the header it is empty.
     """
-    whole = encode_foreign(tokenizer, render_block(attempts))
+    whole = encode_foreign(tokenizer, render(attempts))
     if len(whole) <= max_tokens:
-        return EncodedBlock(tuple(attempts), render_block(attempts), whole, 0, 0, 0)
+        return EncodedBlock(tuple(attempts), render(attempts), whole, 0, 0, 0)
     for kept in range(len(attempts), -1, -1):
-        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens)
+        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens, render)
         if shown is not None:
-            token_ids = encode_foreign(tokenizer, render_block(shown))
+            token_ids = encode_foreign(tokenizer, render(shown))
             num_shortened = sum(cut != full for cut, full in zip(shown, attempts, strict=False))
             lost = len(attempts) - kept, num_shortened, len(whole) - len(token_ids)
-            return EncodedBlock(tuple(shown), render_block(shown), token_ids, *lost)
+            return EncodedBlock(tuple(shown), render(shown), token_ids, *lost)
     return EncodedBlock((), "", [], len(attempts), 0, len(whole))
 
 
 def _cut_evenly(
-    tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int, render: Render
 ) -> list[HindsightAttempt] | None:
     """Return the attempts cut to the largest common length with which they fit, None where they fit with none."""
 
@@ -85,7 +84,7 @@ def _cut_evenly(
         return [a.model_copy(update={"contents": shown}) for a, shown in zip(attempts, contents, strict=True)]
 
     def fits(max_pieces: int) -> bool:
-        return len(encode_foreign(tokenizer, render_block(cut(max_pieces)))) <= max_tokens
+        return len(encode_foreign(tokenizer, render(cut(max_pieces)))) <= max_tokens
 
     longest = max((sum(map(num_pieces, attempt.contents)) for attempt in attempts), default=0)
     pieces = largest(fits, longest + 1)
@@ -120,25 +119,21 @@ def build_blocks(
 
     `scores` are the group's, in the order of its rollouts. A block never takes room that a rollout needs.
     """
+    variant = open_variant(settings)
     labels = _labels(group, scores, settings, seed)
     homogeneous = len(set(_outcomes(scores, settings))) == 1
     longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
     room = max(0, max_context_tokens - longest)
     max_tokens = room if settings.block_tokens is None else min(settings.block_tokens, room)
     blocks = []
-    for focal_rollout, focal_turn, members in _views(group, scores, settings):
-        attempts = [
-            HindsightAttempt(
-                rollout_index=rollout.index, label=labels[rollout.index], contents=_contents(rollout, settings)
-            )
-            for rollout in members
-        ]
+    for focal_rollout, focal_turn, members in _views(group, scores, settings, variant):
         if focal_turn is None:
-            encoded = encode_block(tokenizer, attempts, max_tokens)
+            attempts = [_attempt(group, r, scores[r.index], labels[r.index], settings, variant) for r in members]
+            encoded = encode_block(tokenizer, attempts, max_tokens, variant.render)
         else:
             assert focal_rollout is not None, "a turn belongs to a rollout"
-            documents = _documents_of(group.rollouts[focal_rollout], focal_turn)
-            encoded = encode_documents(tokenizer, documents, max_tokens)
+            shown = neutralise_tags(variant.shown_at(group.rollouts[focal_rollout], focal_turn))
+            encoded = encode_documents(tokenizer, shown, max_tokens)
         blocks.append(
             HindsightBlock(
                 group_id=group.id,
@@ -172,16 +167,16 @@ def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, 
 
 
 def _views(
-    group: Group, scores: Sequence[Score], settings: HindsightSettings
+    group: Group, scores: Sequence[Score], settings: HindsightSettings, variant: BlockVariant
 ) -> list[tuple[int | None, int | None, tuple[Rollout, ...]]]:
     """Return (focal rollout, focal turn, members) of each block that the group needs."""
     rollouts = group.rollouts
-    if settings.masking == "current_documents":
+    if variant.of_turns:
         return [
             (rollout.index, turn, ())
             for rollout in rollouts
             for turn in range(len(rollout.turns))
-            if _documents_of(rollout, turn)
+            if variant.shown_at(rollout, turn)
         ]
     match settings.members:
         case "group":
@@ -195,15 +190,16 @@ def _views(
             return [(focal.index, None, (focal,)) for focal in rollouts]
 
 
-def _contents(rollout: Rollout, settings: HindsightSettings) -> tuple[str, ...]:
-    """Future masking keeps the queries alone; without it the whole trajectory is shown (paper's ablation)."""
-    if settings.masking == "queries":
-        queries = rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
-        return tuple(neutralise(query) for query in queries)
-    texts = [[turn.generation.text, turn.observation.text if turn.observation else ""] for turn in rollout.turns]
-    return tuple(neutralise(text) for pair in texts for text in pair if text)
-
-
-def _documents_of(rollout: Rollout, turn: int) -> str:
-    observation = rollout.turns[turn].observation
-    return neutralise_tags(observation.text) if observation and observation.kind == "documents" else ""
+def _attempt(
+    group: Group,
+    rollout: Rollout,
+    score: Score,
+    label: Label | None,
+    settings: HindsightSettings,
+    variant: BlockVariant,
+) -> HindsightAttempt:
+    """Return what a block shows of a sibling, made harmless: a block's own lines are no one else's to write."""
+    queries = rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
+    texts = variant(Member(group, rollout, score, label, queries))
+    contents = tuple(neutralise(text) for text in texts)
+    return HindsightAttempt(rollout_index=rollout.index, label=label, contents=contents)

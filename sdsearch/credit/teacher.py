@@ -18,7 +18,7 @@ from schemas.records.hindsight import HindsightBlock
 from schemas.records.rollout import Group, Rollout
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import DistillationSettings, HindsightSettings
-from sdsearch.credit.divergence import divergence, entropy, truncate
+from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
 from sdsearch.model.policy import head, output_layer, read_logprobs
@@ -181,7 +181,7 @@ def _compare(
 ) -> _Readings:
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
-    logits_fn = head(model)
+    logits_fn, measure = head(model), open_divergence(distillation)
     parts = []
     for start in range(0, len(targets), head_chunk):
         part = slice(start, start + head_chunk)
@@ -192,8 +192,8 @@ def _compare(
         numbers = [
             teacher_QV.gather(1, targets_Q1[part])[:, 0],
             student_QV.gather(1, targets_Q1[part])[:, 0],
-            divergence(teacher_QV, student_QV, "jsd"),
-            divergence(teacher_QC, student_QC, distillation.divergence),
+            jsd(teacher_QV, student_QV),
+            measure(teacher_QC, student_QC),
             entropy(teacher_QV),
             entropy(student_QV),
         ]

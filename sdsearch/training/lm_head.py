@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdsearch.credit.divergence import Divergence, Tail, divergence, entropy, truncate
+from sdsearch.credit.divergence import DivergenceFunction, Tail, entropy, truncate
 from sdsearch.model.policy import head, read_logprobs
 
 
@@ -22,7 +22,7 @@ class DistillationTargets:
     positions_Q: Tensor  # which of the N read positions
     ids_QK: Tensor
     teacher_QC: Tensor  # log-probabilities over the support and its tail
-    kind: Divergence
+    measure: DivergenceFunction
     tail: Tail
 
 
@@ -57,7 +57,7 @@ def read_tokens(
         if distillation is None:
             return logprob_n, entropy(logprobs_nV.detach()), hidden_nD.new_zeros(0)
         student_qC = truncate(logprobs_nV[places_q], ids_qK, distillation.tail)
-        return logprob_n, entropy(logprobs_nV.detach()), divergence(teacher_qC, student_qC, distillation.kind)
+        return logprob_n, entropy(logprobs_nV.detach()), distillation.measure(teacher_qC, student_qC)
 
     pieces = []
     for start in range(0, len(targets_N), chunk):

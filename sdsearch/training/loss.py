@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.settings.root import GrpoSettings, Settings
+from sdsearch.credit.divergence import open_divergence
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.training.gradient import added_apart, sum_precisely, zero_gradient
 from sdsearch.training.lm_head import DistillationTargets, TokenReadings, read_tokens
@@ -216,7 +217,7 @@ def _distillation(
         positions_Q=torch.tensor(positions, device=device),
         ids_QK=torch.cat([member.scored.rollout.ids_QK for member in having]).to(device),
         teacher_QC=torch.cat([member.scored.rollout.teacher_QC for member in having]).to(device),
-        kind=settings.distillation.divergence,
+        measure=open_divergence(settings.distillation),
         tail=settings.distillation.tail,
     )
     return targets, _spread([member.sd_weight for member in having], counts, device)

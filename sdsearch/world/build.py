@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from schemas.records.passage import Passage
-from sdsearch.credit.hindsight import HEADER
+from sdsearch.credit.block_variants import HEADER
 from sdsearch.evaluation.answering import fixed_sample
 from sdsearch.protocol.prompting import render_frame
 from sdsearch.retrieval.dense import build_dense_retriever

@@ -202,6 +202,7 @@ IMPOSSIBLE = {
     ("hindsight.members=correct_only", "hindsight.labels=shuffled"): "set labels = 'outcome' or 'none'",
     ("evaluation.modes=['greedy', 'greedy']",): "evaluation.modes names a mode twice; name each once",
     ("model.attention=flex",): "set attention = 'split', or model.device = 'cuda:0'",
+    ("reward.options.x=1",): "reward 'answer' has reward.metric and reward.format_bonus; set these",
     ("data.train=['world', 'world:train']",): "data.train or data.test names a data set's split twice; name each once",
 }
 
@@ -255,7 +256,14 @@ def test_every_setting_says_what_it_means_and_whose_choice_the_method_is() -> No
     assert all(len(line.rsplit(" | ", 1)[1]) > len("x. |") for line in rows), "a setting without a meaning"
     assert {name.rpartition(".")[2] for name in setting_names(Settings)} == {line.split("`")[1] for line in rows}
     technical = {"constant_tokens", "enabled", "gradient_parts_every"}
-    technical |= {"head_chunk", "max_tokens_per_microbatch", "gradient_checkpointing"}
+    technical |= {
+        "options",
+        "masking_options",
+        "divergence_options",
+        "head_chunk",
+        "max_tokens_per_microbatch",
+        "gradient_checkpointing",
+    }
     for section in (RewardSettings, GrpoSettings, HindsightSettings, DistillationSettings, UpdateSettings):
         for name, field in section.model_fields.items():
             marked = any(mark in str(field.description) for mark in ("paper", "relative", "ours"))

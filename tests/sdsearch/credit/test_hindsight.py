@@ -6,7 +6,8 @@ import pytest
 
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock, label_outcome
 from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSettings
-from sdsearch.credit.hindsight import HEADER, build_blocks, encode_block, render_block
+from sdsearch.credit.block_variants import HEADER
+from sdsearch.credit.hindsight import build_blocks, encode_block, render_block
 from sdsearch.credit.scoring import score_groups
 from tests.support.builders import make_groups, make_tokenizer
 

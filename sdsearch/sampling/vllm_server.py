@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
+from tenacity import retry, retry_if_exception_type, retry_if_not_exception_type, stop_after_attempt
 
 from sdsearch.connections import client_options
 from sdsearch.sampling.statistics import SamplingStatistics
@@ -24,7 +25,6 @@ from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 
 _CONNECT_S = 10.0
-_ATTEMPTS = 2  # A connection that was kept open may have been closed from the other side just now.
 
 
 class _ServerDownError(Exception):
@@ -258,13 +258,20 @@ class VllmServers:
         return response.json() if is_json else response.text
 
     async def _send(self, server: _Server, method: str, path: str, body: Any) -> httpx.Response:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return await server.client.request(method, server.url + path, json=body)
-            except httpx.TransportError as error:
-                if attempt == _ATTEMPTS or isinstance(error, httpx.TimeoutException):
-                    raise _ServerDownError(f"{type(error).__name__} {error}".strip()) from error
-        raise AssertionError("the last attempt returned or raised")
+        try:
+            return await _exchange(server.client, method, server.url + path, body)
+        except httpx.TransportError as error:
+            raise _ServerDownError(f"{type(error).__name__} {error}".strip()) from error
+
+
+# A connection that was kept open may have been closed from the other side just now: one more attempt, at once.
+@retry(
+    stop=stop_after_attempt(2),
+    retry=retry_if_exception_type(httpx.TransportError) & retry_if_not_exception_type(httpx.TimeoutException),
+    reraise=True,
+)
+async def _exchange(client: httpx.AsyncClient, method: str, url: str, body: Any) -> httpx.Response:
+    return await client.request(method, url, json=body)
 
 
 def _turn(choice: dict[str, Any]) -> EngineTurn:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from storage.database.failures import describe_failure, describe_holder, is_broken, way_out
 from storage.database.query_results import Answer, Form, answer_of, check_parameters, parameters_of, query_error
@@ -176,21 +177,23 @@ class Database:
         """Open the file; wait for whoever holds it, at most `wait_s`."""
         quoted = self.path.as_posix().replace("'", "''")
         options = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE_VERSION}'"
-        started = time.monotonic()
-        pause_s = 0.01
-        while True:
-            try:
-                instance.execute(f"ATTACH '{quoted}' AS sdsearch ({options})")
-                return
-            except duckdb.Error as error:
-                waited_s = time.monotonic() - started
-                if not _BUSY.search(str(error)):
-                    raise DatabaseUnusableError(describe_failure(self.path, error, "opened")) from error
-                if waited_s >= wait_s:
-                    raise DatabaseBusyError(describe_holder(self.path.as_posix(), str(error), waited_s)) from error
+        started, pause = time.monotonic(), wait_exponential(multiplier=0.01, max=0.5)
+
+        def wait(state: RetryCallState) -> float:
             # Waiting processes must not wake in step; seeds of the run have nothing to do with this.
-            time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(wait_s - waited_s, 0.0)))
-            pause_s = min(pause_s * 2, 0.5)
+            left_s = wait_s - (time.monotonic() - started)
+            return min(pause(state) * random.uniform(0.5, 1.5), max(left_s, 0.0))
+
+        try:
+            retrying = Retrying(
+                retry=retry_if_exception(_is_held), stop=stop_after_delay(wait_s), wait=wait, reraise=True
+            )
+            retrying(instance.execute, f"ATTACH '{quoted}' AS sdsearch ({options})")
+        except duckdb.Error as error:
+            if not _is_held(error):
+                raise DatabaseUnusableError(describe_failure(self.path, error, "opened")) from error
+            waited_s = time.monotonic() - started
+            raise DatabaseBusyError(describe_holder(self.path.as_posix(), str(error), waited_s)) from error
 
     def _detach(self, instance: _Connection) -> None:
         """Let go of the file, also after an error that DuckDB does not recover from."""
@@ -199,6 +202,11 @@ class Database:
         except duckdb.Error:
             instance.close()
             self._instance = None
+
+
+def _is_held(error: BaseException) -> bool:
+    """True when another process or connection has the file."""
+    return isinstance(error, duckdb.Error) and _BUSY.search(str(error)) is not None
 
 
 def _new_instance() -> _Connection:

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 from pydantic import Field, ValidationError
 
 from schemas.base import Record
@@ -250,10 +251,8 @@ def _this_process(run: str) -> LockHolder:
 
 
 def _process_start(pid: int) -> datetime | None:
-    """Return when a process of this machine started, from /proc; None when there is none, or no /proc."""
+    """Return when a process of this machine started; None when there is none."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-    except (OSError, ValueError, IndexError, StopIteration):
+        return datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
+    except (psutil.Error, ValueError):  # ValueError: no process has such a number.
         return None
-    return datetime.fromtimestamp(int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK"), UTC)

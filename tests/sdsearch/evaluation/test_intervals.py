@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import stats
 
 from sdsearch.evaluation.intervals import Floats, Interval, bootstrap_mean, paired_bootstrap
 
@@ -45,6 +47,32 @@ def test_one_seed_gives_the_normal_interval_of_a_mean() -> None:
         (found.mean - 1.96 * standard_error, found.mean + 1.96 * standard_error), abs=0.1 * standard_error
     )
     assert width(interval(differences, confidence=0.5)) == pytest.approx(2 * 0.6745 * standard_error, rel=0.1)
+
+
+def test_both_intervals_are_those_of_scipy() -> None:
+    """SciPy draws several samples apart from each other: of seeds and questions, their indices."""
+    generator = np.random.default_rng(5)
+    differences = generator.normal(0.1, 0.4, (4, 60)) + generator.normal(0, 0.3, (4, 1))
+
+    def mean_of_crossings(seeds: NDArray[np.int64], questions: NDArray[np.int64]) -> float:
+        return float(differences[np.ix_(seeds, questions)].mean())
+
+    found = interval(differences)
+    low, high = stats.bootstrap(
+        (np.arange(4), np.arange(60)), mean_of_crossings, vectorized=False, n_resamples=4000, method="percentile", rng=0
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+    groups = [generator.choice([0.0, 0.5, 1.0], 30), generator.choice([0.0, 1.0], 90)]
+
+    def mean_of_means(first: Floats, second: Floats, axis: int) -> Floats:
+        means: Floats = (first.mean(axis=axis) + second.mean(axis=axis)) / 2
+        return means
+
+    found = bootstrap_mean(groups, seed=0)
+    low, high = stats.bootstrap(groups, mean_of_means, n_resamples=4000, method="percentile", rng=0).confidence_interval
+    assert found.mean == pytest.approx(mean_of_means(groups[0], groups[1], axis=0))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
 def test_two_seeds_without_noise_of_questions_span_their_difference() -> None:

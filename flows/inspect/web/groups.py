@@ -8,6 +8,7 @@ from typing import Any, Final
 from flows.inspect.web.source import NotThereError, Row, Rows, Source
 
 PAGE_SIZE: Final = 50
+_ROLLOUTS: Final = 500  # The newest ones of a question.
 FILTERS: Final = {
     "all": ("all groups", "true"),
     "mixed": ("mixed", "num_correct > 0 AND num_correct < num_rollouts"),
@@ -99,7 +100,7 @@ def neighbours_of(rows: Rows, run: str, iteration: int) -> Row:
 
 
 def question_page(source: Source, run: str, question_key: str) -> dict[str, Any]:
-    """Return what a run searched for and answered to one question, iteration by iteration."""
+    """Return what a run searched for and answered to one question, the newest iteration first."""
     record = source.run(run)
     with source.rows() as rows:
         missing = f"run '{run}' has not sampled the question '{question_key}'"
@@ -108,7 +109,8 @@ def question_page(source: Source, run: str, question_key: str) -> dict[str, Any]
         )
         rollouts = rows.all(
             "SELECT iteration, group_id, rollout_index, queries, answer, em, reward, outcome FROM rollouts "
-            "WHERE run = $run AND question_key = $key ORDER BY iteration, rollout_index",
+            "WHERE run = $run AND question_key = $key ORDER BY iteration DESC, group_id, rollout_index "
+            f"LIMIT {_ROLLOUTS}",
             run=run,
             key=question_key,
         )

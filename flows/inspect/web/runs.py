@@ -90,7 +90,7 @@ def run_page(source: Source, run: str) -> dict[str, Any]:
     record = source.run(run)
     with source.rows() as rows:
         evaluations = rows.all(_EVALUATIONS, run=run)
-        charts = [*evaluation_charts(evaluations), *iteration_charts(_iterations(rows, record))]
+        charts = [*evaluation_charts(evaluations), *iteration_charts(_iterations(source, rows, record))]
         stages = rows.all(_STAGES, run=run)
     return {
         "row": _run_row(source, record, {}),
@@ -106,8 +106,22 @@ def run_page(source: Source, run: str) -> dict[str, Any]:
     }
 
 
-def _iterations(rows: Rows, record: RunRecord) -> list[Row]:
-    return rows.all("SELECT * FROM v_iterations WHERE run = $run ORDER BY iteration", run=record.run)
+_STAMPS = """
+    SELECT iteration, max(finished_at)::VARCHAR || ' ' || count(*) AS stamp
+    FROM stages WHERE run = $run GROUP BY iteration
+"""
+_ITERATIONS = "SELECT * FROM v_iterations WHERE run = $run AND iteration IN (SELECT unnest($iterations))"
+
+
+def _iterations(source: Source, rows: Rows, record: RunRecord) -> list[Row]:
+    """Return the rows of v_iterations in order; those whose stages have not changed are remembered."""
+    known = source.iterations.setdefault(record.run, {})
+    stamps = {row["iteration"]: row["stamp"] for row in rows.all(_STAMPS, run=record.run)}
+    changed = [iteration for iteration, stamp in stamps.items() if known.get(iteration, ("", {}))[0] != stamp]
+    if changed:
+        for row in rows.all(_ITERATIONS, run=record.run, iterations=changed):
+            known[row["iteration"]] = (stamps[row["iteration"]], row)
+    return [known[iteration][1] for iteration in sorted(stamps) if iteration in known]
 
 
 def _by_iteration(stages: Sequence[Row]) -> list[Row]:
@@ -133,7 +147,7 @@ def compare_page(source: Source, runs: Sequence[str]) -> dict[str, Any]:
     with source.rows() as rows:
         for record in records:
             of_run = evaluation_charts(rows.all(_EVALUATIONS, run=record.run))
-            charts[record.run] = of_run + iteration_charts(_iterations(rows, record))
+            charts[record.run] = of_run + iteration_charts(_iterations(source, rows, record))
         flipped = _flipped(rows, runs[0], runs[1]) if len(runs) > 1 else []
     return {
         "chosen": list(runs),

@@ -52,6 +52,8 @@ class Source:
         self.workspace = workspace
         self.artifacts = ArtifactStore(workspace)
         self.ledger = Ledger(self.artifacts)
+        self.iterations: dict[str, dict[int, tuple[str, Row]]] = {}
+        """What is remembered of each run's iterations: a stamp of their stages, and their figures."""
         self._database = Database(workspace, _WAIT_S)
 
     def runs(self) -> list[RunRecord]:

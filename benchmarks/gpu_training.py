@@ -17,7 +17,8 @@ from gpu_common import Bench
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.settings.root import Settings
 
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")

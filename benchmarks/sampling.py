@@ -27,7 +27,7 @@ from widened import save_widened
 from flows.run.live import Runtime, open_runtime
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage
+from flows.training.job import open_storage
 from schemas.records.question import Question
 from sdsearch.sampling.rollouts import RolloutLoop
 from storage.runs.lock import RunLock
@@ -113,7 +113,7 @@ def _columns(values: Sequence[tuple[float, float]], digits: int) -> list[str]:
 
 
 def engine_report(runtime: Runtime) -> str:
-    sampled = runtime.sampler.rest()
+    sampled = runtime.sampler.release()
     assert sampled is not None, "vLLM has sampled"
     return (
         f"vLLM: {sampled.cache_hit_share:.0%} of prompt tokens from the prefix cache, {sampled.mean_concurrency:.1f} "
@@ -136,7 +136,7 @@ def opened(kind: str, workspace: Path, options: argparse.Namespace) -> Iterator[
     )
     run, storage = f"benchmark-{kind}", open_storage(workspace, settings)
     lock = RunLock(storage.workspace, run)
-    with lock, open_runtime(settings, run, storage, SilentReporter(), lock) as runtime:
+    with lock, open_runtime(settings, run, storage, SilentReporter()) as runtime:
         yield runtime
 
 

@@ -143,9 +143,12 @@ def soak(workspace: Path, iterations: int, prefect: bool) -> list[Sample]:
 
     with ExitStack() as stack:
         stack.enter_context(prefect_api(opened))
-        from flows.orchestration.train_flow import train_with_prefect
+        from flows.orchestration.train_flow import PrefectRun
+        from flows.training.job import open_job
 
-        train_with_prefect("tiny", RUN, overrides, workspace, recorder)
+        job = open_job(RUN, workspace, load_settings("tiny", overrides), "tiny", tuple(overrides))
+        prefect_run = PrefectRun(job, recorder)
+        prefect_run.flow(**prefect_run.parameters)
     return recorder.samples
 
 

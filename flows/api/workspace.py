@@ -212,9 +212,7 @@ class Run:
     def _holder_of_weights(self) -> str:
         """The run whose checkpoints hold the policy: its own, or that of the run which it replays or evaluates."""
         record = self.record
-        if record.evaluation_of is not None and record.evaluation_of.startswith("run:"):
-            return record.evaluation_of.removeprefix("run:")
-        return record.replay_of or record.run
+        return record.run if record.trains else record.source or record.run
 
     def _has_stages(self, iteration: int) -> bool:
         return any(key.iteration == iteration for key in self._storage.workspace.stage_keys(self.name))

@@ -36,8 +36,8 @@ def evaluate(
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Answer questions with the plain policy and print the figures; goes on where it stopped."""
+    from flows.evaluation.launch import start_evaluation
     from flows.evaluation.plan import Request
-    from flows.launch import start_evaluation
 
     request = Request(datasets, split, num_questions, mode, name)
     start_evaluation(run, policy, config, overrides or [], request, workspace, make_console())

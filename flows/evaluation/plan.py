@@ -17,13 +17,12 @@ from schemas.commands import value_text
 from schemas.names import is_name
 from schemas.records.evaluation import EvaluationMode
 from schemas.records.ledger import RunRecord
+from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, TrainingKind
 from schemas.settings.data import SetName, is_set_text, set_name
 from schemas.settings.explain import explain
 from schemas.settings.root import EvaluationSettings, Settings
 from storage.workspace import validate_run_name
 
-_RUN: Final = "run:"
-_MODEL: Final = "model:"
 _CHANGEABLE: Final = re.compile(
     r"(data|retrieval|sampling|evaluation|storage)\..+|rollout\.questions_per_batch|model\.(device|torch_threads)"
 )
@@ -48,9 +47,9 @@ class EvaluationPlan:
         return self.settings.data.test_sets(self.settings.evaluation.split)
 
     @property
-    def policy(self) -> str:
-        """Whose weights, as the run's record keeps it."""
-        return f"{_MODEL}{self.settings.model.path}" if self.source is None else f"{_RUN}{self.source}"
+    def kind(self) -> EvaluationKind:
+        """What the run's record says of it."""
+        return EvaluationKind(source=self.source, version=self.version)
 
     @property
     def title(self) -> str:
@@ -75,14 +74,15 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
     Raises UserError for a run that trains nothing, a change that would make it another policy's, and a request that
     cannot be met.
     """
-    if source.replay_of is not None:
-        raise UserError(
-            f"run '{source.run}' is a replay and trains nothing; name the run that sampled: {source.replay_of}"
-        )
-    if source.evaluation_of is not None:
-        raise UserError(
-            f"run '{source.run}' is an evaluation itself; it is shown again with: sdsearch resume {source.run}"
-        )
+    match source.kind:
+        case ReplayKind(source=sampled):
+            raise UserError(f"run '{source.run}' is a replay and trains nothing; name the run that sampled: {sampled}")
+        case EvaluationKind():
+            raise UserError(
+                f"run '{source.run}' is an evaluation itself; it is shown again with: sdsearch resume {source.run}"
+            )
+        case TrainingKind() | ForkKind():
+            pass
     settings = stored_settings(source)
     if overrides:
         settings = apply_overrides(json.loads(source.settings_json), overrides, f"run '{source.run}'")
@@ -104,10 +104,8 @@ def plan_model(policy: str | None, config: str, overrides: Sequence[str], reques
 
 def plan_of(record: RunRecord) -> EvaluationPlan:
     """Return what an evaluation that exists was asked for."""
-    of = record.evaluation_of
-    assert of is not None, f"{record.run} is no evaluation"
-    source = of.removeprefix(_RUN) if of.startswith(_RUN) else None
-    return EvaluationPlan(record.run, source, record.policy_version, stored_settings(record))
+    assert isinstance(record.kind, EvaluationKind), f"{record.run} is no evaluation"
+    return EvaluationPlan(record.run, record.kind.source, record.kind.version, stored_settings(record))
 
 
 def chosen_sets(settings: Settings, datasets: str | None, split: str | None) -> tuple[SetName, ...]:
@@ -155,8 +153,7 @@ def _plan(source: str | None, version: int, settings: Settings, request: Request
         raise UserError(explain(error, EvaluationSettings, "evaluate")) from error
     data = settings.data.model_copy(update={"test": tuple(map(str, sets))})
     settings = settings.model_copy(update={"evaluation": evaluation, "data": data})
-    plan = EvaluationPlan("", source, version, settings)
-    request_hash = hash_json([plan.policy, version, settings.content_hash()])
+    request_hash = hash_json([source, version, settings.content_hash()])
     made = f"{_stem(source or settings.model.path)}-evaluation-{request_hash[:8]}"
     return EvaluationPlan(validate_run_name(request.name or made), source, version, settings)
 

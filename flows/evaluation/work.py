@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 from rich.console import Console
 
-from flows.console.errors import UserError
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
 from flows.evaluation.show import EvaluationReporter, SetResult, print_results
 from flows.evaluation.stage import evaluate_sets
 from flows.run.inputs import check_inputs, check_source_model, keep_inputs
 from flows.run.live import Runtime, open_runtime
+from flows.run.perform import StageRunner
 from flows.run.policy import check_device
 from flows.run.progress import Reporter
+from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
-from flows.settings.load import describe_differences
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
-from schemas.records.ledger import RunRecord, StageKey
+from schemas.records.ledger import StageKey
 from sdsearch.training.nothing_learnt import describe_no_turn, writes_no_turn
 from storage.database.stage_rows import answers_file
-from storage.errors import RunNotFoundError
 from storage.runs.lock import RunLock
 from storage.storage import Storage
 
@@ -51,16 +49,18 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list
     """
     lock = RunLock(storage.workspace, plan.run)
     with lock:
-        known = _find_evaluation(storage, plan)
-        with open_runtime(plan.settings, plan.run, storage, reporter, lock, plan.source) as runtime:
+        known = find_known(storage, plan.run, lambda kind: kind == plan.kind, "--name")
+        if known is not None:
+            check_settings(known, plan.settings, "--name")
+        with open_runtime(plan.settings, plan.run, storage, reporter, plan.source) as runtime:
             _prepare(runtime, plan)
             if known is None:
-                storage.create_run(_new_evaluation(plan))
+                storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             else:
                 check_inputs(runtime, known, plan.sets)
             keep_inputs(runtime, plan.sets)
             with tracked_status(storage, plan.run):
-                return _evaluate(runtime, plan)
+                return _evaluate(runtime, StageRunner(runtime, lock.check), plan)
 
 
 def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
@@ -78,52 +78,14 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
         runtime.questions.load(name)
 
 
-def _evaluate(runtime: Runtime, plan: EvaluationPlan) -> list[SetResult]:
+def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan) -> list[SetResult]:
     storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
-    record = evaluate_sets(runtime, plan.version, storage.ledger.done(key), plan.sets)
+    record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.sets)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
     (mode,) = plan.settings.evaluation.modes
     return [
-        SetResult(report, runtime.read(record, answers_file(mode, index), EvaluationAnswer))
-        for index, report in enumerate(runtime.read(record, "reports", EvaluationReport))
+        SetResult(report, runner.files.read(record, answers_file(mode, index), EvaluationAnswer))
+        for index, report in enumerate(runner.files.read(record, "reports", EvaluationReport))
     ]
-
-
-def _find_evaluation(storage: Storage, plan: EvaluationPlan) -> RunRecord | None:
-    """Return the record of this evaluation, None when the name is free; UserError when it is another run's."""
-    try:
-        record = storage.ledger.get_run(plan.run)
-    except RunNotFoundError:
-        return None
-    if record.evaluation_of is None:
-        raise UserError(f"run '{plan.run}' is no evaluation; choose another --name")
-    if (record.evaluation_of, record.policy_version) != (plan.policy, plan.version):
-        raise UserError(
-            f"evaluation '{plan.run}' is of {record.evaluation_of}, version {record.policy_version}; choose another "
-            "--name"
-        )
-    if record.settings_hash != plan.settings.content_hash():
-        changes = describe_differences(record.settings_json, plan.settings)
-        raise UserError(f"evaluation '{plan.run}' exists with other settings ({changes}); choose another --name")
-    return record
-
-
-def _new_evaluation(plan: EvaluationPlan) -> RunRecord:
-    now = datetime.now(UTC)
-    return RunRecord(
-        run=plan.run,
-        status="running",
-        settings_json=plan.settings.model_dump_json(),
-        settings_hash=plan.settings.content_hash(),
-        code_version=version("sdsearch"),
-        seed=plan.settings.seed,
-        num_iterations=1,
-        iterations_done=0,
-        evaluation_of=plan.policy,
-        policy_version=plan.version,
-        policy_sha256="",
-        created_at=now,
-        updated_at=now,
-    )

@@ -15,6 +15,7 @@ from flows.replay.show import print_comparison
 from flows.run.status import shown_status
 from flows.settings.load import stored_settings
 from schemas.records.ledger import RunRecord
+from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, TrainingKind
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
 from storage.database.connection import Database
@@ -50,17 +51,17 @@ _SETS = """
 
 def print_runs(workspace: Workspace, console: Console) -> None:
     """Print one row a run, oldest first."""
-    origin = "replay, fork or evaluation of"
-    columns = ("run", "status", "iterations", "policy version", "seed", "model", origin, "started (UTC)")
+    columns = ("run", "kind", "of", "status", "iterations", "policy version", "seed", "model", "started (UTC)")
     rows = [
         (
             record.run,
+            record.kind.kind,
+            record.source,
             shown_status(workspace, record),
             f"{record.iterations_done}/{record.num_iterations}",
             record.policy_version,
             record.seed,
             json.loads(record.settings_json)["model"]["path"],
-            record.replay_of or record.fork_of or record.evaluation_of,
             f"{record.created_at:%Y-%m-%d %H:%M:%S}",
         )
         for record in _ledger(workspace).list_runs()
@@ -81,15 +82,16 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
     )
     database = Database(workspace)
     console.print(as_table(database.answer(_STAGE_SECONDS, {"run": run}), "stages"))
-    if record.evaluation_of is not None:
-        console.print(as_table(database.answer(_SETS, {"run": run}), "data sets"))
-    elif record.replay_of is None:
-        console.print(as_table(database.answer(_CURVE, {"run": run}), "learning curve"))
-        parts = database.answer(_REWARD, {"run": run})
-        if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"]):  # One metric alone is the reward.
-            console.print(as_table(parts, "reward: mean of each part"))
-    else:
-        print_comparison(run, database, console)
+    match record.kind:
+        case EvaluationKind():
+            console.print(as_table(database.answer(_SETS, {"run": run}), "data sets"))
+        case ReplayKind():
+            print_comparison(run, database, console)
+        case TrainingKind() | ForkKind():
+            console.print(as_table(database.answer(_CURVE, {"run": run}), "learning curve"))
+            parts = database.answer(_REWARD, {"run": run})
+            if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"]):  # One metric alone is the reward.
+                console.print(as_table(parts, "reward: mean of each part"))
 
 
 def _ledger(workspace: Workspace) -> Ledger:
@@ -98,7 +100,7 @@ def _ledger(workspace: Workspace) -> Ledger:
 
 def _standing(record: RunRecord, status: str) -> str:
     seconds = (record.updated_at - record.created_at).total_seconds()
-    policy = "" if record.replay_of or record.evaluation_of else f"policy {record.policy_sha256[:16] or '-'}"
+    policy = f"policy {record.policy_sha256[:16] or '-'}" if record.trains else ""
     return (
         f"run {record.run}: {status}, {record.iterations_done} of {record.num_iterations} iterations, seed "
         f"{record.seed}, {format_seconds(max(seconds, 0.0))} from start to last change, "
@@ -107,18 +109,13 @@ def _standing(record: RunRecord, status: str) -> str:
 
 
 def origin_of(record: RunRecord) -> str:
-    """Return which run another one builds on, '' when there is none."""
-    last = record.first_iteration + record.num_iterations - 1
-    if record.replay_of is not None:
-        return f"replay of iterations {record.first_iteration}:{last} of run {record.replay_of}"
-    if record.evaluation_of is not None:
-        return f"evaluation of {record.evaluation_of}, version {record.policy_version}"
-    return "" if record.fork_of is None else f"fork of run {record.fork_of} after {record.first_iteration - 1} updates"
+    """Return what a run is that builds on another, '' where it does not."""
+    return "" if isinstance(record.kind, TrainingKind) else record.kind.title
 
 
 def _notes(record: RunRecord) -> list[str]:
     """Return what was said when the run began; nothing where it trains nothing, or its settings are unknown here."""
-    if record.replay_of is not None or record.evaluation_of is not None:
+    if not record.trains:
         return []
     try:
         return notes(stored_settings(record))

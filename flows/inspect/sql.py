@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.console.errors import UserError
 from flows.console.terminal import ascii_json, make_table, print_line, printable, takes_any_text
 from schemas.commands import parse_value
+from schemas.records.run_kind import ReplayKind
 from storage.database.canned import CannedQuery, list_canned, load_canned
 from storage.database.connection import Database
 from storage.database.query_results import Answer, Form, json_line, parameters_of
@@ -100,7 +101,7 @@ def _latest(workspace: Workspace, canned: CannedQuery | None, notes: Console) ->
     records = [
         record
         for record in Ledger(ArtifactStore(workspace)).list_runs()
-        if record.evaluation_of is None and (record.replay_of is not None) == of_replays
+        if (isinstance(record.kind, ReplayKind) if of_replays else record.trains)
     ]
     if not records:
         what = "replay" if of_replays else "run that trains"

@@ -62,7 +62,7 @@ class WhileItAnswers:
         self._unseen = unseen
 
     def do(self, what: str, with_prefect: Callable[..., R], plainly: Callable[..., R], *arguments: Any) -> R:
-        """Return the part's result; errors of the work itself go on their way."""
+        """Return the part's result; errors of the work itself go on their way. `what` may name arguments: `{}`."""
         self.answers = self.answers or server_error() is None
         if self.answers:
             try:
@@ -72,7 +72,7 @@ class WhileItAnswers:
                     raise
                 self.answers = False
                 logger.warning("Prefect's server does not answer (%s); the run goes on without it", error)
-        self._unseen.append(what)
+        self._unseen.append(what.format(*arguments))
         return plainly(*arguments)
 
 

@@ -7,10 +7,12 @@ import os
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.orchestration.train_flow import artifact_key, train_flow
+from flows.orchestration.train_flow import PrefectRun, artifact_key
+from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.show import table_markdown
 from flows.study.work import carry_out
+from flows.training.job import open_job
 from storage.workspace import Workspace
 
 
@@ -29,7 +31,9 @@ def study_flow(study: str = "study_quick", workspace: str | None = None) -> str:
     loaded = load_study(study, opened)
 
     def train(plan: PlannedRun) -> None:
-        train_flow(plan.config, plan.run, list(plan.overrides), str(opened.root))
+        job = open_job(plan.run, opened.root, plan.settings, plan.config, plan.overrides)
+        prefect_run = PrefectRun(job, SilentReporter())
+        prefect_run.flow(**prefect_run.parameters)
 
     # Prefect shows each sub-flow by itself; what a finished run did stands under its own flow run.
     results = carry_out(loaded, opened, train, lambda plan, place, finished: None)

@@ -10,15 +10,17 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import Flow, flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -36,16 +38,12 @@ from flows.orchestration.log_reporter import LogReporter
 from flows.orchestration.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_server
 from flows.run.progress import Reporter, SilentReporter
 from flows.settings.load import load_settings, new_run_name
-from flows.training.iteration import PLAIN, Stage, Stages, iterate
-from flows.training.loop import RunHooks, drive, iterate_plainly, open_storage
+from flows.training.iteration import PLAIN, Stage, Stages, Training
+from flows.training.job import Job, open_job
+from flows.training.loop import Evaluate, Iterate, RunHooks, drive
 from flows.training.numbers import iteration_numbers
-from schemas.records.ledger import StageRecord
-from schemas.settings.root import Settings
-from storage.storage import Storage
-from storage.workspace import validate_run_name
 
 _CONFIG = "quickstart"
-_LAUNCHES: list[Launch] = []
 logger = logging.getLogger(__name__)
 
 
@@ -63,12 +61,6 @@ def _as_task(stage: Stage, tag: str) -> Stage:
 
 
 TASKS = Stages(*(_as_task(stage, stage.__name__.split("_")[0]) for stage in PLAIN))
-
-
-@flow(name="sdsearch-iteration", flow_run_name="{run}-{iteration}", persist_result=False, validate_parameters=False)
-def iteration_flow(run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
-    """One iteration, its stages as tasks."""
-    return iterate(TASKS, run, iteration, last_update, evaluation_is_due)
 
 
 def name_of_run() -> str:
@@ -109,46 +101,74 @@ def train_flow(
     """
     settings = None if resume else load_settings(config, overrides or [])
     folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
-    storage = open_storage(folder, settings)
-    name = validate_run_name(run or name_of_run())
-    launch = _LAUNCHES[-1] if _LAUNCHES else Launch()
-    with _served(name, storage), _Shown(storage, name, settings, launch) as shown:
-        drive(settings, name, storage, shown.reporter, shown.hooks, resume=resume)
-        launch.trained = True
-    return name
+    job = open_job(run or name_of_run(), folder, settings, config, tuple(overrides or ()))
+    return PrefectRun(job, SilentReporter()).train()
 
 
-@dataclass
-class Launch:
-    """How a flow was called from this process, and what became of it."""
+class PrefectRun:
+    """A job as Prefect does it in this process: `flow(**parameters)` is a flow run `sdsearch`.
 
-    reporter: Reporter = field(default_factory=SilentReporter)
-    trained: bool = False
-    unseen: list[str] = field(default_factory=list)
-
-
-def train_with_prefect(
-    config: str, run: str, overrides: list[str], workspace: Path, reporter: Reporter, resume: bool = False
-) -> list[str]:
-    """Run the flow in this process against the server that PREFECT_API_URL names.
-
-    Returns what Prefect has no record of, since its server did not answer: training does not wait for it.
+    The flow is of this job alone, which never passes through Prefect. `unseen` names what Prefect has no record of,
+    since its server did not answer: training does not wait for it.
     """
-    launch = Launch(reporter)
-    _LAUNCHES.append(launch)
-    try:
-        train_flow(config, run, overrides, str(workspace), resume)
-    except Exception as error:
-        if not launch.trained or not is_of_server(error):
-            raise
-        launch.unseen.append("the end of the run")
-    finally:
-        _LAUNCHES.pop()
-    return launch.unseen
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job = job
+        self.unseen: list[str] = []
+        self._reporter = reporter
+        self._is_trained = False
+
+    @property
+    def flow(self) -> Flow[..., str]:
+        """The flow that trains the job."""
+        as_flow = flow(name=RUN_FLOW, flow_run_name=name_of_run, persist_result=False, validate_parameters=False)
+        return as_flow(self.train)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What `train_flow` would make this job from: Prefect shows it, and finds a workspace's flow runs by it."""
+        job = self.job
+        return {
+            "config": job.config,
+            "run": job.run,
+            "overrides": list(job.overrides),
+            "workspace": str(job.storage.workspace.root),
+            "resume": job.resumes,
+        }
+
+    def train(
+        self,
+        config: str = "",
+        run: str = "",
+        overrides: Sequence[str] = (),
+        workspace: str = "",
+        resume: bool = False,
+    ) -> str:
+        """Train a policy by SD-Search; a run that exists goes on where it stopped. Returns the run's name.
+
+        The parameters are for Prefect alone: they say what the job was made from.
+        """
+        job = self.job
+        # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
+        no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        with _served(job), _Shown(job, self._reporter, self.unseen) as shown, no_heartbeat:
+            drive(job, shown.reporter, shown)
+        self._is_trained = True
+        return job.run
+
+    @contextmanager
+    def end_may_be_unseen(self) -> Iterator[None]:
+        """Take an error of the server after the run was done for what it is: Prefect does not know the end."""
+        try:
+            yield
+        except Exception as error:
+            if not self._is_trained or not is_of_server(error):
+                raise
+            self.unseen.append("the end of the run")
 
 
 @contextmanager
-def _served(run: str, storage: Storage) -> Iterator[None]:
+def _served(job: Job) -> Iterator[None]:
     """Ignore Ctrl-C in a process that a runner started, and say in the flow run's log how an interrupted run goes on.
 
     A terminal sends Ctrl-C, and SIGHUP when it is closed, to the runner's processes too, which end by the runner's
@@ -163,7 +183,7 @@ def _served(run: str, storage: Storage) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        get_run_logger().warning("interrupted; go on with: %s", resume_command(run, storage.workspace.root))
+        get_run_logger().warning("interrupted; go on with: %s", resume_command(job.run, job.storage.workspace.root))
         raise
     finally:
         for number, handler in former.items():
@@ -175,24 +195,24 @@ def artifact_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-class _Shown:
+class _Shown(RunHooks):
     """Iterations as sub-flows, the run's lines in the flow run's log, its figures and its progress as artifacts.
 
     The figures are published by a thread beside the next iteration; what could not be published is counted and told
     at the end, since a run must not fail for it.
     """
 
-    def __init__(self, storage: Storage, run: str, settings: Settings | None, launch: Launch) -> None:
-        self._storage = storage
-        self._run = run
-        self._prefect = WhileItAnswers(launch.unseen)
-        self.reporter = LogReporter(launch.reporter, get_run_logger(), lambda: self._prefect.answers)
+    def __init__(self, job: Job, reporter: Reporter, unseen: list[str]) -> None:
+        self._job = job
+        self._run = job.run
+        self._prefect = WhileItAnswers(unseen)
+        self.reporter = LogReporter(reporter, get_run_logger(), lambda: self._prefect.answers)
         self._rows: dict[int, dict[str, float]] = {}
-        self._key = artifact_key(run)
-        created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {run}")
+        self._key = artifact_key(job.run)
+        created = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"run {job.run}")
         assert isinstance(created, UUID), "outside an event loop the call returns the id itself"
         self._progress_id = created
-        self._num_iterations = settings.iterations if settings else storage.ledger.get_run(run).num_iterations
+        self._num_iterations = job.num_iterations
         self._publisher = ThreadPoolExecutor(max_workers=1)
         self._published: list[Future[None]] = []
 
@@ -209,15 +229,11 @@ class _Shown:
                 failed[0].exception(),
             )
 
-    @property
-    def hooks(self) -> RunHooks:
-        """The run's parts as tasks and sub-flows."""
-        return RunHooks(self._evaluate_start, self._iterate_once, self._held, self._show)
-
-    def _held(self) -> None:
+    def held(self) -> None:
+        """Set the flow runs Crashed that died with their process."""
         own_id = flow_run.id
         try:
-            num_crashed = crash_former_runs(self._storage.workspace, self._run, UUID(own_id) if own_id else None)
+            num_crashed = crash_former_runs(self._job.storage.workspace, self._run, UUID(own_id) if own_id else None)
         except Exception as error:
             if not is_of_server(error):
                 raise
@@ -225,24 +241,25 @@ class _Shown:
         if num_crashed:
             logger.info("%d flow runs of run '%s' are Crashed: their process died", num_crashed, self._run)
 
-    def _evaluate_start(self, run: str, iteration: int, last_update: StageRecord | None) -> StageRecord:
-        return self._prefect.do(
-            "the first evaluation", TASKS.evaluate_policy, PLAIN.evaluate_policy, run, iteration, last_update
+    def parts(self, training: Training) -> tuple[Evaluate, Iterate]:
+        """Return the stages as tasks, and each iteration as a sub-flow of them."""
+        as_tasks = replace(training, do=TASKS)
+        as_flow = flow(
+            name="sdsearch-iteration",
+            flow_run_name=f"{self._run}-{{iteration}}",
+            persist_result=False,
+            validate_parameters=False,
+        )
+        return (
+            partial(self._prefect.do, "the first evaluation", as_tasks.evaluate, training.evaluate),
+            partial(self._prefect.do, "iteration {}", as_flow(as_tasks.iterate), training.iterate),
         )
 
-    def _iterate_once(
-        self, run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool
-    ) -> StageRecord:
-        """Run the sub-flow."""
-        arguments = (run, iteration, last_update, evaluation_is_due)
-        # The run's own flow tells Prefect that it lives; a sub-flow's heartbeat would hold up its end for a second.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            return self._prefect.do(f"iteration {iteration}", iteration_flow, iterate_plainly, *arguments)
-
-    def _show(self, iteration: int, numbers: dict[str, float]) -> None:
+    def show(self, iteration: int, numbers: dict[str, float]) -> None:
+        """Publish the figures of an iteration."""
         if self._prefect.answers:
             # Those of iterations that are done already are in the database, when a run is resumed.
-            self._rows = self._rows or iteration_numbers(self._storage, self._run, 1, iteration)
+            self._rows = self._rows or iteration_numbers(self._job.storage, self._run, 1, iteration)
             self._rows[iteration] = numbers
             # The artifacts belong to this flow run, which the thread learns from the context.
             self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, {**self._rows}))

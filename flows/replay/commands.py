@@ -26,6 +26,6 @@ def replay(
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Ask what if: the teacher again, on stored iterations, under other settings; nothing is sampled or trained."""
-    from flows.launch import start_replay
+    from flows.replay.launch import start_replay
 
     start_replay(run, iterations, overrides or [], name, workspace, make_console())

@@ -12,6 +12,7 @@ from flows.console.errors import UserError
 from flows.settings.load import apply_overrides, setting_differences, stored_settings
 from schemas.base import hash_json
 from schemas.records.ledger import RunRecord, StageKey
+from schemas.records.run_kind import ReplayKind
 from schemas.settings.root import DistillationSettings, Settings
 from storage.storage import Storage
 from storage.workspace import validate_run_name
@@ -35,6 +36,11 @@ class ReplayPlan:
     settings: Settings
 
     @property
+    def kind(self) -> ReplayKind:
+        """What the run's record says of it."""
+        return ReplayKind(source=self.source, first=self.first, last=self.last)
+
+    @property
     def iterations(self) -> range:
         """The iterations in order."""
         return range(self.first, self.last + 1)
@@ -45,8 +51,8 @@ def plan_replay(source: RunRecord, iterations: str, overrides: Sequence[str], ru
 
     Raises UserError for iterations that are no range and settings that a replay cannot change.
     """
-    if source.replay_of is not None:
-        raise UserError(f"run '{source.run}' is a replay itself; name the run that sampled: {source.replay_of}")
+    if isinstance(source.kind, ReplayKind):
+        raise UserError(f"run '{source.run}' is a replay itself; name the run that sampled: {source.source}")
     first, last = parse_iterations(iterations)
     settings = replay_settings(source, overrides)
     if run is None:
@@ -57,9 +63,9 @@ def plan_replay(source: RunRecord, iterations: str, overrides: Sequence[str], ru
 
 def plan_of(record: RunRecord) -> ReplayPlan:
     """Return what a replay that exists was asked for."""
-    assert record.replay_of is not None, f"{record.run} is no replay"
-    last = record.first_iteration + record.num_iterations - 1
-    return ReplayPlan(record.run, record.replay_of, record.first_iteration, last, stored_settings(record))
+    kind = record.kind
+    assert isinstance(kind, ReplayKind), f"{record.run} is no replay"
+    return ReplayPlan(record.run, kind.source, kind.first, kind.last, stored_settings(record))
 
 
 def parse_iterations(text: str) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def _changed_plugins(kept: RunInputs, now: RunInputs) -> Iterator[str]:
 
 
 def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInputs) -> str:
-    if record.evaluation_of is not None:
+    if not record.trains:
         return "evaluate under another --name"
     is_lora = runtime.settings.model.tuning == "lora"
     if not record.policy_version or model_changes(kept.model_files, now.model_files, with_weights=is_lora):

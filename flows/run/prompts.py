@@ -97,7 +97,7 @@ def measure_without_policy(settings: Settings, config: Mapping[str, Any]) -> Pro
 def former_frame(storage: Storage, run: str, source: str | None) -> PromptFrame | None:
     """Return the frame of the run whose policy a run uses or, as a fork, goes on with; None where there is none."""
     try:
-        origin = source or storage.ledger.get_run(run).fork_of
+        origin = source or storage.ledger.get_run(run).source
     except RunNotFoundError:
         return None
     kept = read_run_inputs(storage.workspace, origin) if origin else None

@@ -6,6 +6,7 @@ import logging
 
 from schemas.records.evaluation import EvaluationReport
 from schemas.records.ledger import RunRecord, StageKey
+from schemas.records.run_kind import ReplayKind
 from schemas.settings.root import Settings
 from storage.database.stage_rows import file_of
 from storage.errors import DamagedArtifactError
@@ -27,8 +28,13 @@ def retain_checkpoints(storage: Storage, settings: Settings, run: str, iteration
 
 def _needed_by_replays(storage: Storage, run: str) -> list[int]:
     """Return the versions that replays of the run which are not done yet may ask."""
-    replays = [r for r in storage.ledger.list_runs() if r.replay_of == run and r.status != "done"]
-    return [replay.first_iteration - 1 + index for replay in replays for index in range(replay.num_iterations)]
+    unfinished = [record.kind for record in storage.ledger.list_runs() if record.status != "done"]
+    return [
+        iteration - 1
+        for kind in unfinished
+        if isinstance(kind, ReplayKind) and kind.source == run
+        for iteration in range(kind.first, kind.last + 1)
+    ]
 
 
 def _best_on_dev(storage: Storage, run: str) -> list[int]:
@@ -64,7 +70,7 @@ def first_iteration(storage: Storage, record: RunRecord) -> int:
     if begun > 1:
         raise DamagedArtifactError(
             f"run '{record.run}' has no intact checkpoint, not even of version {begun - 1}, which it began with; make "
-            f"another fork of run '{record.fork_of}'"
+            f"another fork of run '{record.source}'"
         )
     if last > 1:
         logger.warning("run '%s' has no intact checkpoint; all its updates are taken again", record.run)

@@ -26,9 +26,10 @@ def train(
     no_prefect: NoPrefectOption = False,
 ) -> None:
     """Train a policy; a run of the same name and settings goes on where it stopped."""
-    from flows.launch import start_run
+    from flows.training.launch import carry_out, new_job
 
-    start_run(config, overrides or [], run, workspace, make_console(), use_prefect=not no_prefect, fork=fork)
+    job = new_job(config, overrides or [], run, workspace, fork)
+    carry_out(job, make_console(), use_prefect=not no_prefect)
 
 
 def resume(
@@ -40,6 +41,6 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a run at the stage where it stopped, with its stored settings."""
-    from flows.launch import continue_run
+    from flows.resume import continue_run
 
     continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 
 from flows.console.errors import UserError
 from flows.run.model_files import model_changes, model_hashes
-from flows.settings.load import describe_differences, stored_settings
+from flows.run.records import check_settings, find_known, new_run
+from flows.settings.load import stored_settings
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.records.run_kind import ForkKind
 from schemas.settings.root import Settings
-from storage.errors import RunNotFoundError
 from storage.runs.forks import share_stage
 from storage.runs.hashes import hash_of
 from storage.runs.lock import RunLock
@@ -33,31 +32,24 @@ def fork_run(storage: Storage, source: str, run: str, settings: Settings) -> Non
         raise UserError(f"--fork {run}: the fork needs a name other than its source's")
     record = storage.ledger.get_run(source)
     with RunLock(storage.workspace, run):
-        if not _is_there(storage, source, run, settings):
+        known = find_known(
+            storage, run, lambda kind: isinstance(kind, ForkKind) and kind.source == source, flag="--fork"
+        )
+        if known is not None:
+            check_settings(known, settings, flag="--fork")
+        else:
             with RunLock(storage.workspace, source):
                 update = _starting_point(storage, record, settings)
                 share_stage(storage.ledger, storage.artifacts, update, run)
-            storage.create_run(_new_fork(record, run, settings))
-
-
-def _is_there(storage: Storage, source: str, run: str, settings: Settings) -> bool:
-    try:
-        record = storage.ledger.get_run(run)
-    except RunNotFoundError:
-        return False
-    if record.fork_of != source:
-        raise UserError(f"run '{run}' is in this workspace already and no fork of '{source}'; choose another --fork")
-    if record.settings_hash != settings.content_hash():
-        changes = describe_differences(record.settings_json, settings)
-        raise UserError(f"fork '{run}' exists with other settings ({changes}); choose another --fork")
-    return True
+            kind = ForkKind(source=source, first_iteration=record.policy_version + 1)
+            storage.create_run(new_run(run, settings, kind, record.policy_sha256))
 
 
 def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> StageRecord:
     """Return the source's last update; UserError when these settings cannot go on from it."""
     done = record.policy_version
     key = StageKey(run=record.run, iteration=done, stage="update")
-    update = storage.ledger.done(key) if done and record.replay_of is None else None
+    update = storage.ledger.done(key) if done and record.trains else None
     if update is None:
         raise UserError(f"run '{record.run}' has no update to go on from; start a new run with: --run NEW")
     if settings.iterations <= done:
@@ -94,23 +86,3 @@ def _check_folder(storage: Storage, record: RunRecord, settings: Settings) -> No
             f"model.path '{settings.model.path}' has changed since run '{record.run}' was begun ({changes}), and a "
             "fork goes on with its policy; put the files back, or start a new run with: --run NEW"
         )
-
-
-def _new_fork(source: RunRecord, run: str, settings: Settings) -> RunRecord:
-    now = datetime.now(UTC)
-    return RunRecord(
-        run=run,
-        status="interrupted",
-        settings_json=settings.model_dump_json(),
-        settings_hash=settings.content_hash(),
-        code_version=version("sdsearch"),
-        seed=settings.seed,
-        num_iterations=settings.iterations,
-        first_iteration=source.policy_version + 1,
-        fork_of=source.run,
-        iterations_done=source.policy_version,
-        policy_version=source.policy_version,
-        policy_sha256=source.policy_sha256,
-        created_at=now,
-        updated_at=now,
-    )

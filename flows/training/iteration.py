@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from flows.run.live import Runtime
+from flows.run.perform import StageRunner
 from flows.training import stages
+from flows.training.trainer import InProcessTrainer, Trainer
 from schemas.records.ledger import StageRecord
+from storage.runs.lock import RunLock
 
 Stage = Callable[..., StageRecord]
 
@@ -25,15 +30,33 @@ class Stages(NamedTuple):
 PLAIN = Stages()
 
 
-def iterate(
-    do: Stages, run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool
-) -> StageRecord:
-    """Turn the policy of the last update into the next one, and return the new update's record."""
-    sampled = do.sample_groups(run, iteration, last_update)
-    scored = do.score_rollouts(run, iteration, sampled)
-    blocks = do.build_hindsight(run, iteration, sampled, scored)
-    targets = do.compute_teacher(run, iteration, sampled, blocks)
-    updated = do.update_weights(run, iteration, sampled, scored, targets)
-    if evaluation_is_due:
-        do.evaluate_policy(run, iteration, updated)
-    return updated
+@dataclass(frozen=True)
+class Training:
+    """The stages of an open run: over which live objects, performed by what, and who trains."""
+
+    live: Runtime
+    runner: StageRunner
+    trainer: Trainer
+    do: Stages = PLAIN
+
+    @classmethod
+    def over(cls, live: Runtime, lock: RunLock) -> Training:
+        """Return the stages of a run whose lock this process holds; nothing is committed once it was taken away."""
+        runner = StageRunner(live, lock.check)
+        return cls(live, runner, InProcessTrainer(live, runner.files))
+
+    def iterate(self, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
+        """One iteration: turn the policy of the last update into the next one."""
+        do, live, runner, trainer = self.do, self.live, self.runner, self.trainer
+        sampled = do.sample_groups(live, runner, iteration, last_update)
+        scored = do.score_rollouts(runner, iteration, sampled)
+        blocks = do.build_hindsight(live, runner, iteration, sampled, scored)
+        targets = do.compute_teacher(trainer, runner, iteration, sampled, blocks)
+        updated = do.update_weights(trainer, runner, iteration, sampled, scored, targets)
+        if evaluation_is_due:
+            do.evaluate_policy(live, runner, iteration, updated)
+        return updated
+
+    def evaluate(self, version: int, last_update: StageRecord | None) -> StageRecord:
+        """Evaluate the policy of the last update, as a run does before its first iteration."""
+        return self.do.evaluate_policy(self.live, self.runner, version, last_update)

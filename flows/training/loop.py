@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 from flows.console.errors import UserError
 from flows.console.interrupts import fork_command, resume_command
@@ -15,13 +12,16 @@ from flows.run.inputs import check_inputs, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.preflight import check_start
 from flows.run.progress import Reporter
+from flows.run.records import new_run
 from flows.run.status import tracked_status
 from flows.settings.load import describe_differences, setting_differences, stored_settings
 from flows.training.checkpoints import first_iteration, retain_checkpoints
-from flows.training.iteration import PLAIN, iterate
+from flows.training.iteration import Training
+from flows.training.job import Job, open_job
 from flows.training.numbers import iteration_numbers
 from flows.training.watch import Watch
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.records.run_kind import TrainingKind
 from schemas.settings.retrieval import REACH
 from schemas.settings.root import NothingLearntSettings, Settings
 from storage.disk.files import remove_leftovers
@@ -29,96 +29,89 @@ from storage.errors import RunNotFoundError
 from storage.retrieval.indexes import remove_unfinished
 from storage.runs.lock import RunLock
 from storage.storage import Storage
-from storage.workspace import Workspace, validate_run_name
 
 logger = logging.getLogger(__name__)
 # Settings that change no result: a run goes on with others.
 _MAY_CHANGE = REACH | {f"nothing_learnt.{name}" for name in NothingLearntSettings.model_fields}
 
 
-class RunHooks(NamedTuple):
-    """The parts of a run that may be done plainly or by Prefect.
-
-    `held` is called once the run's lock is held, `show` with the figures of each iteration.
-    """
-
-    evaluate_start: Callable[[str, int, StageRecord | None], StageRecord]
-    iterate_once: Callable[[str, int, StageRecord | None, bool], StageRecord]
-    held: Callable[[], None] = lambda: None
-    show: Callable[[int, dict[str, float]], None] = lambda iteration, numbers: None
+Iterate = Callable[[int, StageRecord | None, bool], StageRecord]
+"""Takes an iteration, the update before it, and whether an evaluation is due; returns its update."""
+Evaluate = Callable[[int, StageRecord | None], StageRecord]
 
 
-def iterate_plainly(run: str, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
-    """One iteration as plain function calls."""
-    return iterate(PLAIN, run, iteration, last_update, evaluation_is_due)
+class RunHooks:
+    """The parts of a run that Prefect does in its own way; these do them plainly."""
 
+    def held(self) -> None:
+        """Called once the run's lock is held."""
 
-_PLAINLY = RunHooks(PLAIN.evaluate_policy, iterate_plainly)
+    def parts(self, training: Training) -> tuple[Evaluate, Iterate]:
+        """Return what evaluates the start, and what does an iteration, of a run that is open."""
+        return training.evaluate, training.iterate
+
+    def show(self, iteration: int, numbers: dict[str, float]) -> None:
+        """Called with the figures of each iteration."""
 
 
 def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: Reporter, resume: bool = False) -> str:
     """Train without Prefect and return the run's name; with `resume` the stored settings are used."""
-    storage = open_storage(workspace, settings)
-    drive(settings, run, storage, reporter, _PLAINLY, resume=resume)
+    drive(open_job(run, workspace, None if resume else settings), reporter)
     return run
 
 
-def open_storage(workspace: Path, settings: Settings | None = None) -> Storage:
-    """Open a workspace; WorkspaceError when it cannot be written."""
-    deadline_s = settings.storage.database_deadline_s if settings else 60.0
-    return Storage(Workspace.open(workspace), deadline_s)
-
-
-def drive(
-    settings: Settings | None,
-    run: str,
-    storage: Storage,
-    reporter: Reporter,
-    do: RunHooks,
-    *,
-    resume: bool,
-) -> None:
+def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
     """Run all iterations that are not done; a run that exists goes on where it stopped.
 
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
-    validate_run_name(run)
+    run, storage, hooks = job.run, job.storage, hooks or RunHooks()
     lock = RunLock(storage.workspace, run)
     with lock:
-        do.held()
-        record = storage.find_run(run) if resume else _known_run(storage, run, settings)
-        if record is not None and (origin := record.replay_of or record.evaluation_of) is not None:
-            what = "a replay" if record.replay_of else "an evaluation"
-            raise UserError(f"run '{run}' is {what} of '{origin}' and trains nothing; choose another name")
-        settings = stored_settings(record) if record else settings
+        hooks.held()
+        record = storage.find_run(run) if job.settings is None else _known_run(storage, run, job.settings)
+        if record is not None and not record.trains:
+            raise UserError(f"run '{run}' is {record.kind.title}, which trains nothing; choose another name")
+        settings = stored_settings(record) if record else job.settings
         assert settings is not None, "a new run has settings"
-        with open_runtime(settings, run, storage, reporter, lock) as runtime:
-            # A model, a question or a corpus that cannot be used leaves no run behind.
-            check_start(runtime)
-            sets = list(dict.fromkeys([*settings.data.training_sets, runtime.evaluated_set]))
-            if record is not None:
-                _check_index(storage, record, runtime.index_fingerprint)
-                check_inputs(runtime, record, sets)
-                _keep_settings(storage, record)
-            record = record or _new_run(storage, run, settings, _starting_sha256(runtime))
-            keep_inputs(runtime, sets)
-            _remove_leftovers(storage, run)
+        with open_runtime(settings, run, storage, reporter) as live:
+            record = _checked(live, record)
+            training = Training.over(live, lock)
+            evaluate_start, iterate = hooks.parts(training)
             # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
             first = first_iteration(storage, record)
             start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
-            watch = Watch(runtime, reporter.warned)
+            watch = Watch(live, training.runner.files, reporter.warned)
             with tracked_status(storage, run):
                 reporter.run_started(run, settings, first)
-                watch.look_at_start(do.evaluate_start(run, start, _update_of(storage, run, start)), first - 1)
+                watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
                 for iteration in range(first, settings.iterations + 1):
-                    policy = do.iterate_once(run, iteration, policy, evaluation_is_due(settings, iteration))
-                    runtime.forget_records()
+                    policy = iterate(iteration, policy, evaluation_is_due(settings, iteration))
+                    training.runner.files.forget()
                     retain_checkpoints(storage, settings, run, iteration)
                     numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
-                    do.show(iteration, numbers)
+                    hooks.show(iteration, numbers)
                     reporter.iteration_done(iteration, numbers)
                     watch.look_at(iteration)
             reporter.run_done(run)
+
+
+def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:
+    """Return the record of a run that can begin or go on, a new one where there was none.
+
+    A model, a question or a corpus that cannot be used leaves no run behind.
+    """
+    storage, settings = live.storage, live.settings
+    check_start(live)
+    sets = list(dict.fromkeys([*settings.data.training_sets, live.evaluated_set]))
+    if record is not None:
+        _check_index(storage, record, live.index_fingerprint)
+        check_inputs(live, record, sets)
+        _keep_settings(storage, record)
+    record = record or _new_run(live)
+    keep_inputs(live, sets)
+    _remove_leftovers(storage, live.run)
+    return record
 
 
 def evaluation_is_due(settings: Settings, iteration: int) -> bool:
@@ -138,13 +131,12 @@ def _remove_leftovers(storage: Storage, run: str) -> None:
     remove_unfinished(storage.workspace)
 
 
-def _known_run(storage: Storage, run: str, settings: Settings | None) -> RunRecord | None:
+def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | None:
     """Return the record of a run with these settings, None when the name is free.
 
     How the retriever is reached may have changed, such as the address of a server, and what is done where nothing is
     learnt: the record has the new settings.
     """
-    assert settings is not None, "a new run has settings"
     try:
         record = storage.find_run(run)
     except RunNotFoundError:
@@ -183,26 +175,8 @@ def _check_index(storage: Storage, record: RunRecord, fingerprint: str) -> None:
         )
 
 
-def _starting_sha256(runtime: Runtime) -> str:
-    runtime.policy.move_to(0)
-    return runtime.policy.sha256()
-
-
-def _new_run(storage: Storage, run: str, settings: Settings, policy_sha256: str) -> RunRecord:
-    now = datetime.now(UTC)
-    record = RunRecord(
-        run=run,
-        status="running",
-        settings_json=settings.model_dump_json(),
-        settings_hash=settings.content_hash(),
-        code_version=version("sdsearch"),
-        seed=settings.seed,
-        num_iterations=settings.iterations,
-        iterations_done=0,
-        policy_version=0,
-        policy_sha256=policy_sha256,
-        created_at=now,
-        updated_at=now,
-    )
-    storage.create_run(record)
+def _new_run(live: Runtime) -> RunRecord:
+    live.policy.move_to(0)
+    record = new_run(live.run, live.settings, TrainingKind(), live.policy.sha256())
+    live.storage.create_run(record)
     return record

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from flows.console.errors import UserError
 from flows.run.live import Runtime
+from flows.run.stage_files import StageFiles
 from schemas.records.evaluation import EvaluationAnswer
 from schemas.records.ledger import RunWarning, StageRecord
 from sdsearch.evaluation.answering import fixed_sample, roll_out_once
@@ -44,8 +45,9 @@ class Watch:
     Each of `tell` is handed each sentence the first time it holds.
     """
 
-    def __init__(self, runtime: Runtime, *tell: Callable[[str], None]) -> None:
+    def __init__(self, runtime: Runtime, files: StageFiles, *tell: Callable[[str], None]) -> None:
         self._runtime = runtime
+        self._files = files
         self._settings = runtime.settings.nothing_learnt
         self._tell = tell
 
@@ -56,7 +58,7 @@ class Watch:
         """
         runtime, plan = self._runtime, self._runtime.settings.evaluation
         mode = plan.modes[0]
-        answers = runtime.read(evaluated, answers_file(mode, 0), EvaluationAnswer)
+        answers = self._files.read(evaluated, answers_file(mode, 0), EvaluationAnswer)
         if not writes_no_turn(answers) or self._has_said("no_protocol"):
             return
         questions = fixed_sample(runtime.questions.of(runtime.evaluated_set), plan.num_questions, plan.seed)

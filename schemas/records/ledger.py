@@ -9,6 +9,7 @@ from pydantic import Field
 
 from schemas.base import Record
 from schemas.records.reports import RetrievalReport, SamplingReport
+from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, RunKind, TrainingKind
 
 StageName = Literal["sample", "score", "hindsight", "teacher", "update", "evaluate"]
 STAGES: tuple[StageName, ...] = ("sample", "score", "hindsight", "teacher", "update", "evaluate")
@@ -107,11 +108,7 @@ class RunWarning(Record):
 
 
 class RunRecord(Record):
-    """One run: its settings and where it stands.
-
-    A replay is a run that adopts another's rollouts and trains nothing: it shows them to another teacher. An evaluation
-    trains nothing either: it answers the questions of data sets with one version of a policy.
-    """
+    """One run: its settings and where it stands."""
 
     run: str = Field(description="Name of the run.")
     status: RunStatus = Field(
@@ -124,23 +121,29 @@ class RunRecord(Record):
     code_version: str = Field(description="Version of the program that made the run.")
     seed: int = Field(description="Seed that every random choice is derived from.")
     num_iterations: int = Field(description="Iterations asked for.")
-    first_iteration: int = Field(default=1, description="1, or where a replay or a fork begins.")
-    replay_of: str | None = Field(
-        default=None, description="For a replay: the run that its rollouts are from. Empty for a run that trains."
-    )
-    fork_of: str | None = Field(
-        default=None,
-        description="For a fork: the run whose weights and optimiser, as they were before first_iteration, it "
-        "goes on with.",
-    )
-    evaluation_of: str | None = Field(
-        default=None,
-        description="For a run that only evaluates: run:NAME or model:PATH, whose version policy_version it "
-        "answers with.",
-    )
+    kind: RunKind = Field(description="training, fork, replay or evaluation, and what each is of.")
     iterations_done: int = Field(description="Iterations whose stages are all done.")
     policy_version: int = Field(description="Updates behind the current policy.")
     policy_sha256: str = Field(description="Hash of the current policy's trained tensors.")
     warnings: tuple[RunWarning, ...] = Field(default=(), description="What was said of it, each kind once.")
     created_at: datetime = Field(description="When the run was begun, UTC.")
     updated_at: datetime = Field(description="When this record last changed, UTC.")
+
+    @property
+    def source(self) -> str | None:
+        """The run that a fork, a replay or an evaluation builds on; None where there is none."""
+        return None if isinstance(self.kind, TrainingKind) else self.kind.source
+
+    @property
+    def trains(self) -> bool:
+        """Whether it makes new versions of a policy."""
+        return isinstance(self.kind, TrainingKind | ForkKind)
+
+    @property
+    def first_iteration(self) -> int:
+        """1, or where a replay or a fork begins."""
+        match self.kind:
+            case ForkKind(first_iteration=first) | ReplayKind(first=first):
+                return first
+            case TrainingKind() | EvaluationKind():
+                return 1

@@ -12,19 +12,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from schemas.base import Record
 from schemas.commands import command
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from storage.database.connection import Database
+from storage.database.ledger_rows import run_of, run_rows, stage_of, stage_rows
 from storage.database.rows import SHARED_TABLES, STAGE_TABLES, StageRows
-from storage.database.tables import insert, insert_new, table_schemas
+from storage.database.tables import insert, insert_new
 from storage.errors import (
     DamagedArtifactError,
     DatabaseBusyError,
@@ -82,7 +80,7 @@ class DatabaseSync:
         except (DatabaseBusyError, DatabaseUnusableError) as error:
             logger.warning("%s", error)
             return None
-        return RunRecord.model_validate(_with_zones(rows[0])) if rows else None
+        return run_of(rows[0]) if rows else None
 
     def catch_up(self, run: str) -> bool:
         """Compare the files of a run with the database and write what differs; False when another process keeps it.
@@ -117,7 +115,7 @@ class DatabaseSync:
         table = self._database.query("SELECT * FROM stages WHERE run = $run ORDER BY attempt", {"run": run}, wait_s)
         indexed: dict[StageKey, tuple[StageRecord, ...]] = {}
         for row in table.to_pylist():
-            record = StageRecord.model_validate(_with_zones(row))
+            record = stage_of(row)
             indexed[record.key] = (*indexed.get(record.key, ()), record)
         wanted = {key: history.ended for key, history in self._ledger.histories(run)}
         return [key for key in {**wanted, **indexed} if wanted.get(key, ()) != indexed.get(key, ())]
@@ -182,7 +180,7 @@ def _put_stages(
             connection.execute(f'DELETE FROM "{name}" WHERE run = ? AND iteration = ?', where)
         connection.execute("DELETE FROM stages WHERE run = ? AND iteration = ? AND stage = ?", [*where, key.stage])
     shared = {name for names in SHARED_TABLES.values() for name in names}
-    parts: dict[str, list[pa.Table]] = {"stages": [_ledger_rows(attempts) for _, attempts, _ in changes]}
+    parts: dict[str, list[pa.Table]] = {"stages": [stage_rows(attempts) for _, attempts, _ in changes]}
     for _, _, rows in changes:
         for name, table in rows.items():
             parts.setdefault(name, []).append(table)
@@ -204,20 +202,4 @@ def _present(connection: duckdb.DuckDBPyConnection, keys: Sequence[StageKey]) ->
 def _put_runs(connection: duckdb.DuckDBPyConnection, records: Iterable[RunRecord]) -> None:
     for record in records:
         connection.execute("DELETE FROM runs WHERE run = ?", [record.run])
-        insert(connection, "runs", pa.Table.from_pylist([_row(record)], schema=table_schemas()["runs"]))
-
-
-def _ledger_rows(attempts: Sequence[StageRecord]) -> pa.Table:
-    return pa.Table.from_pylist([_row(attempt) for attempt in attempts], schema=table_schemas()["stages"])
-
-
-def _row(record: Record) -> dict[str, Any]:
-    """Return a record's fields as the tables hold them: times as UTC without a zone."""
-    return {
-        name: value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value
-        for name, value in record.model_dump().items()
-    }
-
-
-def _with_zones(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.replace(tzinfo=UTC) if isinstance(value, datetime) else value for name, value in row.items()}
+        insert(connection, "runs", run_rows(record))

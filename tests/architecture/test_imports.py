@@ -48,7 +48,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("storage/errors.py", "def f():\n    import sdsearch.credit.teacher", "storage.errors -> sdsearch"),
         ("schemas/base.py", "import torch.nn as nn", "schemas.base -> torch"),
         ("sdsearch/seeds.py", "from prefect import flow", "sdsearch.seeds -> prefect"),
-        ("flows/launch.py", "import duckdb", "flows.launch -> duckdb"),
+        ("flows/resume.py", "import duckdb", "flows.resume -> duckdb"),
         ("flows/run/live.py", "import flows.training.loop", "flows.run.live -> flows.training"),
         ("sdsearch/credit/teacher.py", "import sdsearch.training.loss", "sdsearch.credit.teacher -> sdsearch.training"),
         ("storage/disk/files.py", "import storage.workspace", "storage.disk.files -> storage.workspace"),

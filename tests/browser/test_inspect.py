@@ -10,7 +10,8 @@ from playwright.sync_api import Page, expect
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from tests.browser.conftest import QUICK
 
 SHOTS = os.environ.get("SCREENSHOTS")

@@ -15,6 +15,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -98,26 +99,28 @@ class Probe:
             os.kill(os.getpid(), strike.signal)
 
     def _wrap_stages(self) -> None:
-        import flows.training.stages
-        from flows.run.live import Runtime
+        import flows.training.trainer
+        from flows.run.perform import Attempt, StageRunner
         from sdsearch.sampling.rollouts import RolloutLoop
 
-        perform, roll_out, update_policy = Runtime.perform, RolloutLoop.roll_out, flows.training.stages.update_policy
+        attempt, roll_out, update_policy = (
+            StageRunner.attempt,
+            RolloutLoop.roll_out,
+            flows.training.trainer.update_policy,
+        )
 
-        @wraps(perform)
-        def performed(runtime: Any, stage: str, iteration: int, upstream: Any, work: Callable[..., Any]) -> Any:
-            def worked(*arguments: Any) -> Any:
-                self.tell(f"{self._stage} works")
-                output = work(*arguments)
-                self.tell(f"{self._stage} worked")
-                return output
-
-            self._stage = f"{stage}@{iteration}"
+        @contextmanager
+        def attempted(runner: Any, stage: Any, iteration: int, upstream: Any) -> Iterator[Attempt]:
+            self._stage = f"{stage.name}@{iteration}"
             self.tell(f"{self._stage} begins")
-            record = perform(runtime, stage, iteration, upstream, worked)
+            with attempt(runner, stage, iteration, upstream) as opened:
+                if opened.needed:
+                    self.tell(f"{self._stage} works")
+                yield opened
+                if opened.needed:
+                    self.tell(f"{self._stage} worked")
             self.tell(f"{self._stage} is done")
             self._stage = f"after {self._stage}"
-            return record
 
         @wraps(roll_out)
         def rolled_out(loop: Any, questions: Any, **options: Any) -> Any:
@@ -130,9 +133,9 @@ class Probe:
             self.tell(f"{self._stage} trains")
             yield from update_policy(*arguments, **options)
 
-        Runtime.perform = performed
+        StageRunner.attempt = attempted
         RolloutLoop.roll_out = rolled_out
-        flows.training.stages.update_policy = updated
+        flows.training.trainer.update_policy = updated
 
     def _wrap_files(self) -> None:
         fsync, unlink = os.fsync, os.unlink

@@ -29,7 +29,7 @@ TIMEOUT_S = 900.0
 # The last ones are what a run imports when it first needs them.
 _MODULES = (
     "flows.app",
-    "flows.launch",
+    "flows.training.launch",
     "flows.training.loop",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-import flows.run.live
+import flows.run.perform
 import flows.run.status
 import flows.training.loop
 import storage.runs.ledger
@@ -52,11 +52,11 @@ def stop_in_the_second_iteration(
 def test_a_clock_that_goes_backwards(
     tmp_path: Path, expected: Snapshot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (storage.runs.ledger, flows.run.live, flows.run.status, flows.training.loop):
+    for module in (storage.runs.ledger, flows.run.perform, flows.run.status, flows.training.loop):
         monkeypatch.setattr(module, "datetime", BackwardsClock)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.training.stages.compute_targets", stop_in_the_second_iteration)
+        patch.setattr("flows.training.trainer.compute_targets", stop_in_the_second_iteration)
         with pytest.raises(StoppedError):
             train(tmp_path, quick())
     train(tmp_path)

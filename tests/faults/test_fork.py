@@ -71,7 +71,7 @@ def rows(workspace: Path, table: str, run: str, iteration: int) -> list[dict[str
 def test_a_fork_with_the_same_settings_goes_on_as_its_source(stopped: Path, expected: Snapshot) -> None:
     fork_run(storage_of(stopped), RUN, FORK, quick())
     forked, source = go_on(stopped, FORK), go_on(stopped, RUN)
-    assert (forked.fork_of, forked.first_iteration, forked.policy_version, forked.status) == (RUN, 2, 2, "done")
+    assert (forked.source, forked.first_iteration, forked.policy_version, forked.status) == (RUN, 2, 2, "done")
     assert forked.policy_sha256 == source.policy_sha256
     checkpoints = storage_of(stopped).checkpoints
     for name in ("model.safetensors", "optimiser/state.safetensors"):
@@ -145,7 +145,7 @@ def test_names_and_runs_that_cannot_be_forked(stopped: Path) -> None:
     with pytest.raises(UserError, match=r"exists with other settings \(seed: 0 -> 1\)"):
         fork_run(storage, RUN, FORK, quick("seed=1"))
     fork_run(storage, FORK, "second", quick("seed=1"))
-    with pytest.raises(UserError, match=rf"run '{FORK}' is in this workspace already and no fork of 'second'"):
+    with pytest.raises(UserError, match=rf"is a fork of run '{RUN}' after 1 updates; choose another"):
         fork_run(storage, "second", FORK, quick())
     storage.update_run(storage.ledger.get_run(RUN).model_copy(update={"policy_version": 0}))
     with pytest.raises(UserError, match="has no update to go on from"):

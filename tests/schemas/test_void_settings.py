@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows.inspect.browse import print_run
 from flows.settings.load import load_settings, shipped_configs
-from flows.training.loop import open_storage
+from flows.training.job import open_storage
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
 from schemas.settings.void import VOID, effective

@@ -10,6 +10,7 @@ from schemas.records.ledger import ArtifactRef, RunRecord
 from schemas.records.passage import Passage, SearchHit
 from schemas.records.question import Question
 from schemas.records.rollout import Action, Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
+from schemas.records.run_kind import TrainingKind
 from schemas.records.score import RewardPart, Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
@@ -253,6 +254,7 @@ def make_run(run: str = "first") -> RunRecord:
         code_version="0.1.0",
         seed=1,
         num_iterations=10,
+        kind=TrainingKind(),
         iterations_done=0,
         policy_version=0,
         policy_sha256="0" * 64,

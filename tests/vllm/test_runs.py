@@ -15,7 +15,8 @@ import pytest
 import flows.run.sampler
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from sdsearch.sampling.vllm_engine import VllmEngine
 from sdsearch.sampling.vllm_turns import SamplerError
 from tests.vllm.conftest import Bench

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import Group
 from sdsearch.model.policy import load_model, load_tokenizer

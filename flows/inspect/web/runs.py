@@ -101,7 +101,7 @@ def run_page(source: Source, run: str) -> dict[str, Any]:
         "evaluations": evaluations,
         "settings": settings_that_differ(record),
         "all_settings": json.dumps(json.loads(record.settings_json), indent=2),
-        "related": [other for other in source.runs() if _builds_on(other, record)],
+        "related": [other for other in source.runs() if other.source == record.run],
         "is_live": shown_status(source.workspace, record) == "running",
     }
 
@@ -134,10 +134,6 @@ def _by_iteration(stages: Sequence[Row]) -> list[Row]:
     return [{"iteration": number, "stages": found[number]} for number in sorted(found, reverse=True)][
         :_SHOWN_ITERATIONS
     ]
-
-
-def _builds_on(other: RunRecord, record: RunRecord) -> bool:
-    return record.run in (other.fork_of, other.replay_of) or other.evaluation_of == f"run:{record.run}"
 
 
 def compare_page(source: Source, runs: Sequence[str]) -> dict[str, Any]:

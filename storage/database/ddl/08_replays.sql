@@ -2,16 +2,16 @@ CREATE VIEW v_replays AS
 WITH compared AS (
     SELECT
         p.run,
-        p.replay_of,
+        p.source AS source_run,
         c.run = p.run AS replayed,
         c.iteration,
-        bool_or(c.run = p.replay_of) OVER (PARTITION BY p.run, c.iteration) AS paired,
+        bool_or(c.run = p.source) OVER (PARTITION BY p.run, c.iteration) AS paired,
         c.* EXCLUDE (run, iteration)
     FROM runs AS p
     JOIN v_token_credit AS c
-        ON c.run IN (p.run, p.replay_of)
+        ON c.run IN (p.run, p.source)
         AND c.iteration BETWEEN p.first_iteration AND p.first_iteration + p.num_iterations - 1
-    WHERE p.replay_of IS NOT NULL
+    WHERE p.kind = 'replay'
     -- A replay that is not done yet is compared as far as it is.
     QUALIFY bool_or(c.run = p.run) OVER (PARTITION BY p.run, c.iteration)
 ),
@@ -19,7 +19,7 @@ WITH compared AS (
 figures AS (
     SELECT
         run,
-        replay_of,
+        source_run,
         replayed,
         paired,
         list(DISTINCT iteration ORDER BY iteration) AS iterations,
@@ -79,12 +79,12 @@ figures AS (
             {'place': 13, 'figure': 'distilled tokens', 'value': count(*)}
         ], recursive := true)
     FROM compared
-    GROUP BY run, replay_of, replayed, paired
+    GROUP BY run, source_run, replayed, paired
 )
 
 SELECT
     run,
-    replay_of,
+    source_run,
     paired,
     any_value(iterations) FILTER (replayed) AS iterations,
     place,
@@ -92,10 +92,10 @@ SELECT
     max(value) FILTER (NOT replayed) AS source,
     max(value) FILTER (replayed) AS replay
 FROM figures
-GROUP BY run, replay_of, paired, place, figure;
+GROUP BY run, source_run, paired, place, figure;
 COMMENT ON VIEW v_replays IS 'Replays beside the runs that they take their rollouts from, one row a figure; means are over query tokens.';
 COMMENT ON COLUMN v_replays.run IS 'Name of the replay.';
-COMMENT ON COLUMN v_replays.replay_of IS 'Name of the source, the run that sampled.';
+COMMENT ON COLUMN v_replays.source_run IS 'Name of the source, the run that sampled.';
 COMMENT ON COLUMN v_replays.paired IS 'True for the iterations in which the source has a teacher too, false for those in which it has none.';
 COMMENT ON COLUMN v_replays.iterations IS 'The iterations that the figure is over.';
 COMMENT ON COLUMN v_replays.place IS 'Order of the figures.';

@@ -8,6 +8,7 @@ from flows.console.errors import UserError
 from flows.evaluation.plan import Request, chosen_sets, plan_model, plan_of, plan_run
 from flows.settings.load import load_settings
 from schemas.records.ledger import RunRecord
+from schemas.records.run_kind import EvaluationKind, ReplayKind
 from schemas.settings.data import SetName
 from tests.support.records import make_run
 
@@ -69,8 +70,7 @@ def test_a_record_says_what_was_asked() -> None:
     for plan in (plan_run(source_run(), (), Request()), plan_model("mini", "tiny", (), Request(datasets="all"))):
         changes = {
             "run": plan.run,
-            "evaluation_of": plan.policy,
-            "policy_version": plan.version,
+            "kind": plan.kind,
             "settings_json": plan.settings.model_dump_json(),
         }
         assert plan_of(make_run().model_copy(update=changes)) == plan
@@ -81,9 +81,12 @@ def test_a_run_s_policy_is_evaluated_with_the_run_s_settings() -> None:
     assert plan.sets == (SetName("world", "dev"),)
     with pytest.raises(UserError, match=r"--set rollout\.max_searches: evaluate --run takes the run's own settings"):
         plan_run(source_run(), ["rollout.max_searches=1"], Request())
-    for changes, message in (({"replay_of": "a"}, "is a replay"), ({"evaluation_of": "run:a"}, "an evaluation itself")):
+    for kind, message in (
+        (ReplayKind(source="a", first=1, last=2), "is a replay"),
+        (EvaluationKind(source="a", version=1), "an evaluation itself"),
+    ):
         with pytest.raises(UserError, match=message):
-            plan_run(source_run().model_copy(update=changes), (), Request())
+            plan_run(source_run().model_copy(update={"kind": kind}), (), Request())
 
 
 @pytest.mark.parametrize("policy", ["../some/where/", "Qwen/Qwen2.5-3B", "..", "日本", "-x"])

@@ -16,7 +16,8 @@ from flows.inspect.web.server import build_app, inspect
 from flows.inspect.web.spans import RATIO_EDGES, marked, pieces_of, shades_of
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.errors import UserError
 from storage.database.connection import Database
 from storage.workspace import Workspace

@@ -18,6 +18,7 @@ from rich.console import Console
 from flows.app import run_command
 from flows.run.progress import RichReporter
 from flows.settings.load import load_settings
+from schemas.records.run_kind import ReplayKind, TrainingKind
 from storage.database.canned import CannedQuery, list_canned
 from storage.database.connection import Database
 from storage.database.tables import table_schemas
@@ -36,8 +37,9 @@ def filled(folder: Path, runs: dict[str, float]) -> Database:
     for place, (run, number) in enumerate(runs.items()):
         for name, source in ((run, None), (f"{run}-replay", run)):
             record = make_run(name)
-            changed = {"replay_of": source, "updated_at": record.updated_at + timedelta(seconds=place)}
-            changed |= {"first_iteration": 3, "num_iterations": 1, "settings_json": settings}
+            kind = ReplayKind(source=source, first=3, last=3) if source else TrainingKind()
+            changed = {"kind": kind, "updated_at": record.updated_at + timedelta(seconds=place)}
+            changed |= {"num_iterations": 1, "settings_json": settings}
             storage.create_run(record.model_copy(update=changed))
             rows = {table: raised(part, number) for table, part in all_rows(make_groups(), name).items()}
             fill(storage.database, rows, name)

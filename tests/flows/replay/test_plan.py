@@ -132,9 +132,7 @@ def test_what_can_be_replayed_is_named(storage: Storage) -> None:
 
 def test_checkpoints_that_an_unfinished_replay_needs_stay(storage: Storage) -> None:
     plan = plan_replay(source_run(), "3", [], "shown")
-    replay = source_run().model_copy(
-        update={"run": plan.run, "replay_of": "first", "first_iteration": 3, "num_iterations": 1}
-    )
+    replay = source_run().model_copy(update={"run": plan.run, "kind": plan.kind})
     storage.create_run(replay)
     settings = load_settings("tiny", ["storage.keep_checkpoints=2"])
     retain_checkpoints(storage, settings, "first", 8)

@@ -12,13 +12,17 @@ from rich.console import Console
 
 import flows.replay.work
 import flows.training.stages
+import flows.training.trainer
 from flows.app import run_command
 from flows.console.errors import UserError
-from flows.launch import start_replay
+from flows.replay.launch import start_replay
 from flows.run.model_files import model_folder
+from flows.run.perform import StageRunner
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
+from flows.training.trainer import Trainer
 from schemas.records.ledger import StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
@@ -74,7 +78,7 @@ def storage(workspace: Path) -> Storage:
 def nothing_is_sampled_or_trained(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("workspace")
     monkeypatch.setattr("flows.run.live.RolloutLoop", None)
-    monkeypatch.setattr("flows.training.stages.update_policy", None)
+    monkeypatch.setattr("flows.training.trainer.update_policy", None)
 
 
 def replay(workspace: Path, iterations: str, *overrides: str, run: str, source: str = "first") -> str:
@@ -129,7 +133,7 @@ def test_the_same_request_again_does_nothing_and_prints_the_table(
 ) -> None:
     first = replay(workspace, "2", "hindsight.labels=none", run="again")
     before = attempts_of(storage.ledger, "again")
-    monkeypatch.setattr("flows.training.stages.compute_targets", None)
+    monkeypatch.setattr("flows.training.trainer.compute_targets", None)
     monkeypatch.setattr("flows.training.stages.build_blocks", None)
     second = replay(workspace, "2", "hindsight.labels=none", run="again")
     assert attempts_of(storage.ledger, "again") == before
@@ -227,17 +231,17 @@ def test_a_replay_that_was_interrupted_goes_on(
 ) -> None:
     real = flows.replay.work.compute_teacher
 
-    def interrupted(run: str, iteration: int, *records: StageRecord) -> StageRecord:
+    def interrupted(trainer: Trainer, runner: StageRunner, iteration: int, *records: StageRecord) -> StageRecord:
         if iteration == 2:
             raise KeyboardInterrupt
-        return real(run, iteration, *records)
+        return real(trainer, runner, iteration, *records)
 
     with monkeypatch.context() as patch:
         patch.setattr(flows.replay.work, "compute_teacher", interrupted)
         with pytest.raises(SystemExit, match="130"):
             replay(workspace, "1:2", "hindsight.masking=none", run="broken")
     record = storage.ledger.get_run("broken")
-    assert (record.status, record.iterations_done, record.replay_of) == ("interrupted", 1, "first")
+    assert (record.status, record.iterations_done, record.source) == ("interrupted", 1, "first")
     assert run_command(["resume", "broken", "--workspace", str(workspace)]) == 0
     assert all(len(where) == 1 for where in ledger(storage, "broken").values())
     record = storage.ledger.get_run("broken")
@@ -262,15 +266,18 @@ def test_on_the_command_line(workspace: Path, capsys: pytest.CaptureFixture[str]
     assert (code, "log-ratio" in said) == (0, True)
     code, said = sdsearch("runs")
     row = next(line.split() for line in said.splitlines() if "typed" in line)
-    assert (row[:3], row[6]) == (["typed", "done", "1/1"], "first")
+    assert row[:5] == ["typed", "replay", "first", "done", "1/1"]
     code, said = sdsearch("show", "typed")
-    assert "replay of iterations 2:2 of run first" in said
+    assert "replay of iterations 2:2 of run 'first'" in said
     assert CORRECT in said
     for arguments, problem in (
         (("replay", "first", "--iterations", "2:9"), "no rollouts of iterations 3:9; what can be replayed: 1:2"),
         (("replay", "first", "--iterations", "3:2"), "expected FIRST:LAST"),
         (("replay", "first", "--iterations", "2", "--run", "first"), "is a run that trains"),
-        (("replay", "first", "--iterations", "1", "--run", "typed"), "iterations: 2:2 -> 1:1"),
+        (
+            ("replay", "first", "--iterations", "1", "--run", "typed"),
+            "is a replay of iterations 2:2 of run 'first'; choose",
+        ),
         (("replay", "typed", "--iterations", "2"), "name the run that sampled: first"),
         (("replay", "frist", "--iterations", "2"), "did you mean 'first'"),
         (("evaluate", "--run", "typed"), "name the run that sampled: first"),
@@ -283,5 +290,5 @@ def test_on_the_command_line(workspace: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_replay_is_never_trained(workspace: Path) -> None:
     replay(workspace, "2", run="untrained")
-    with pytest.raises(UserError, match="run 'untrained' is a replay of 'first' and trains nothing"):
+    with pytest.raises(UserError, match="is a replay of iterations 2:2 of run 'first', which trains nothing"):
         train_plain(None, "untrained", workspace, SilentReporter(), resume=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import flows.training.stages
+import flows.training.trainer
 from flows.app import run_command
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.work import carry_out, report
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.study import Study, StudyResults
 from sdsearch.evaluation.intervals import paired_bootstrap
@@ -125,7 +127,7 @@ def results(study: Study, workspace: Workspace) -> StudyResults:
 
 
 def test_a_stopped_study_goes_on_in_the_middle_of_a_run(study: Study, tmp_path: Path) -> None:
-    workspace, real = Workspace.open(tmp_path), flows.training.stages.update_policy
+    workspace, real = Workspace.open(tmp_path), flows.training.trainer.update_policy
     calls: Counter[str] = Counter()
 
     def stops_in_the_second_run(*args: object, **kwargs: object) -> object:
@@ -137,7 +139,7 @@ def test_a_stopped_study_goes_on_in_the_middle_of_a_run(study: Study, tmp_path: 
     one_seed = study.model_copy(update={"seeds": (0,)})
     first, second = Trainer(workspace), Trainer(workspace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.training.stages, "update_policy", stops_in_the_second_run)
+        patch.setattr(flows.training.trainer, "update_policy", stops_in_the_second_run)
         with pytest.raises(KeyboardInterrupt):
             first.carry_out(one_seed)
     assert first.trained == ["micro-grpo-s0", "micro-sd-s0"]
@@ -246,16 +248,20 @@ def test_under_prefect_every_training_is_a_flow_run_of_its_own(
     results: StudyResults, path: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.orchestration import study_flow as module
+    from flows.orchestration.train_flow import PrefectRun
 
     trained: list[tuple[object, ...]] = []
     artifacts: dict[str, str] = {}
 
-    def train_flow(config: str, run: str, overrides: list[str], folder: str) -> None:
-        trained.append((config, run, overrides[-1], folder))
-        if run == RUNS[-1]:
-            raise KeyboardInterrupt
+    def as_flow(run: object) -> Callable[..., None]:
+        def train_flow(config: str, run: str, overrides: list[str], workspace: str, resume: bool) -> None:
+            trained.append((config, run, overrides[-1], workspace))
+            if run == RUNS[-1]:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "train_flow", train_flow)
+        return train_flow
+
+    monkeypatch.setattr(PrefectRun, "flow", property(as_flow))
     monkeypatch.setattr(module, "create_markdown_artifact", lambda text, key: artifacts.update({key: text}))
     with pytest.raises(KeyboardInterrupt):
         module.study_flow.fn(str(path), str(tmp_path))

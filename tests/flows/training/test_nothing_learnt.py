@@ -15,7 +15,8 @@ from flows.app import app
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from flows.training.watch import Watch
 from schemas.records.ledger import StageKey
 from schemas.records.rollout import Group

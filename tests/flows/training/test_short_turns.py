@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 
 QUICK = [
     "iterations=1",

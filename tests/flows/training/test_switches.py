@@ -18,7 +18,8 @@ import sdsearch.credit.teacher
 import sdsearch.training.logprobs
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.settings.method import (
     DistillationSettings,
     GrpoSettings,

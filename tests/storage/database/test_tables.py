@@ -9,6 +9,7 @@ from statistics import stdev
 import pytest
 
 from schemas.records.ledger import ArtifactRef
+from schemas.records.run_kind import ReplayKind
 from storage.database.canned import list_canned, load_canned
 from storage.database.connection import Database
 from storage.database.rollout_rows import score_rows
@@ -39,7 +40,7 @@ def replayed(filled: Database) -> Database:
     """
     source = make_run()
     replay = source.model_copy(
-        update={"run": "first-replay", "replay_of": "first", "first_iteration": 3, "num_iterations": 3}
+        update={"run": "first-replay", "kind": ReplayKind(source="first", first=3, last=5), "num_iterations": 3}
     )
     storage = Storage(Workspace.open(filled.path.parent))
     for record in (source, replay):
@@ -275,7 +276,7 @@ def test_groups_learning_curve_and_rollouts_read_as_people_ask(filled: Database)
 
 def test_a_replay_stands_beside_its_source_over_the_iterations_that_both_have(replayed: Database) -> None:
     rows = replayed.query("SELECT * FROM v_replays WHERE paired ORDER BY place").to_pylist()
-    assert {(row["run"], row["replay_of"], tuple(row["iterations"])) for row in rows} == {
+    assert {(row["run"], row["source_run"], tuple(row["iterations"])) for row in rows} == {
         ("first-replay", "first", (3,))
     }
     figures = {row["figure"]: (row["source"], row["replay"]) for row in rows}

@@ -1,0 +1,182 @@
+"""How a stage is performed: its work is done once for the same inputs, and what came of it is committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TypeVar
+
+from flows.run.live import Runtime
+from flows.run.stage_files import StageFiles
+from flows.run.stage_inputs import StageKind, input_hash
+from flows.settings.load import stored_settings
+from schemas.base import Record
+from schemas.records.ledger import StageKey, StageName, StageRecord
+from schemas.records.update import UpdateReport
+from schemas.settings.root import HindsightSettings
+from sdsearch.seeds import derive_seed
+from storage.database.stage_rows import rows_of
+from storage.database.sync import count_rows
+from storage.disk.signals import signals_deferred
+from storage.errors import DamagedArtifactError
+from storage.runs.ledger import finish
+from storage.runs.partial import PartialResults
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
+_SEARCHING = ("sample", "evaluate")
+
+
+class Attempt:
+    """An attempt at a stage; where `needed`, the stage does its work now and leaves its files here."""
+
+    def __init__(self, record: StageRecord, files: StageFiles, partial_results: PartialResults, needed: bool) -> None:
+        self.record = record  # Once the attempt is over: the one that did the stage.
+        self.needed = needed
+        self.outputs = list(record.outputs)
+        self._files = files
+        self._partial_results = partial_results
+
+    def write(self, name: str, record_type: type[R], records: Sequence[R]) -> None:
+        """Write one of the stage's files."""
+        self.outputs.append(self._files.write(self.record.key, name, record_type, records))
+
+    def find_partial(self, name: str, record_type: type[R]) -> list[R] | None:
+        """Return a part of the stage that an earlier attempt with the same inputs finished, None where none did."""
+        return self._partial_results.read(name, record_type)
+
+    def keep_partial(self, name: str, record_type: type[R], records: list[R]) -> list[R]:
+        """Make a part of the stage durable, and return it."""
+        self._partial_results.write(name, record_type, records)
+        return records
+
+
+class StageRunner:
+    """Performs the stages of one open run; `may_write` raises once the run was taken from this process."""
+
+    def __init__(self, live: Runtime, may_write: Callable[[], None] = lambda: None) -> None:
+        self.settings = live.settings
+        self.run = live.run
+        self.reporter = live.reporter
+        self.storage = live.storage
+        self.files = StageFiles(live.storage.artifacts)
+        self.note_once = live.note_once
+        self._live = live
+        self._may_write = may_write
+
+    @contextmanager
+    def attempt(self, stage: StageKind, iteration: int, upstream: Sequence[StageRecord | str]) -> Iterator[Attempt]:
+        """Open an attempt at a stage; at the end of the block it is committed, or its error recorded.
+
+        Work that was done with the same inputs, here or in the run that this one takes its stages from, is not needed
+        again. `upstream` is what the stage reads: records of stages, or hashes.
+        """
+        with self._attempt(self._key(stage.name, iteration), input_hash(self.settings, stage, upstream)) as attempt:
+            yield attempt
+
+    def adopt(self, stage: StageName, iteration: int) -> StageRecord:
+        """Make a done stage of the source this run's own: its files are referred to, its rows are written again.
+
+        DamagedArtifactError when a file is missing or altered.
+        """
+        key = self._key(stage, iteration)
+        donor = self._donor(key)
+        assert donor is not None, f"{self._live.source} has not done {stage} of iteration {iteration}"
+        for output in donor.outputs:
+            self.storage.artifacts.verify(output)
+        with self._attempt(key, donor.input_hash) as attempt:
+            pass
+        return attempt.record
+
+    def advance(self, report: UpdateReport) -> None:
+        """Put the run's record at the version that an update left; one that is further on stays."""
+        run = self.storage.ledger.get_run(self.run)
+        if (run.policy_version, run.policy_sha256) == (report.policy_version, report.policy_sha256):
+            return
+        if report.policy_version < run.policy_version:
+            return
+        changes = {
+            "iterations_done": report.iteration,
+            "policy_version": report.policy_version,
+            "policy_sha256": report.policy_sha256,
+            "updated_at": datetime.now(UTC),
+        }
+        self.storage.update_run(run.model_copy(update=changes))
+
+    @contextmanager
+    def _attempt(self, key: StageKey, input_hash: str) -> Iterator[Attempt]:
+        done = self.storage.ledger.find_done(key, input_hash)
+        self.reporter.stage_started(key)
+        if done is not None:
+            PartialResults(self.storage.artifacts, done).remove()
+            self.reporter.stage_done(done, skipped=True)
+            yield self._opened(done, needed=False)
+            return
+        donor = self._intact_donor(key, input_hash)
+        self._may_write()
+        seed = derive_seed(self.settings.seed, key.stage, key.iteration)
+        record = self.storage.ledger.begin(key, input_hash, seed, donor.run if donor else None)
+        attempt = self._opened(record, needed=donor is None)
+        try:
+            yield attempt
+            record = finish(record, donor.outputs if donor else attempt.outputs)
+            rows = rows_of(record, self.storage.ledger.done(record.key_of("sample")), self._outcomes, self.files.read)
+        except BaseException as error:
+            # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from
+            # outside: Ctrl-C, SIGTERM, a cancellation.
+            self._record_failure(record, error, interrupted=not isinstance(error, Exception))
+            raise
+        reports = self._live.take_reports(searching=key.stage in _SEARCHING and donor is None)
+        if donor is not None:
+            reports["retrieval"] = donor.retrieval
+        record = record.model_copy(update={"num_rows": count_rows(record, rows), **reports})
+        self._may_write()
+        self.storage.ledger.commit(record)
+        PartialResults(self.storage.artifacts, record).remove()
+        self.storage.sync.put_stage(key, rows)
+        self.reporter.stage_done(record, skipped=False)
+        attempt.record = record
+
+    def _key(self, stage: StageName, iteration: int) -> StageKey:
+        return StageKey(run=self.run, iteration=iteration, stage=stage)
+
+    def _opened(self, record: StageRecord, *, needed: bool) -> Attempt:
+        return Attempt(record, self.files, PartialResults(self.storage.artifacts, record), needed)
+
+    def _donor(self, key: StageKey) -> StageRecord | None:
+        """Return the attempt that did a stage in the source, None when there is none."""
+        source = self._live.source
+        return self.storage.ledger.done(key.model_copy(update={"run": source})) if source else None
+
+    def _intact_donor(self, key: StageKey, input_hash: str) -> StageRecord | None:
+        """Return the source's attempt that had the same inputs and whose files verify."""
+        donor = self._donor(key)
+        if donor is None or donor.input_hash != input_hash:
+            return None
+        try:
+            for output in donor.outputs:
+                self.storage.artifacts.verify(output)
+        except DamagedArtifactError as error:
+            logger.warning("%s of iteration %d is done again: %s", key.stage, key.iteration, error)
+            return None
+        return donor
+
+    @cached_property
+    def _outcomes(self) -> HindsightSettings:
+        """What calls a rollout CORRECT: the settings of the run that scored it."""
+        if self._live.source is None:
+            return self.settings.hindsight
+        return stored_settings(self.storage.ledger.get_run(self._live.source)).hindsight
+
+    def _record_failure(self, record: StageRecord, error: BaseException, interrupted: bool) -> None:
+        self._live.abandon()
+        text = f"{type(error).__name__}: {error}"
+        with signals_deferred():
+            try:
+                self.storage.ledger.fail(record, text, "interrupted" if interrupted else "failed")
+                self.storage.sync.put_stage(record.key)
+            except Exception:  # the first error is the one to report; the ledger notices a dead attempt by itself
+                logger.warning("the ledger could not record that %s failed: %s", record.stage, text)

@@ -21,8 +21,9 @@ def load_questions(settings: Settings, split: str | None = None) -> list[Questio
 
     Raises UserError for a split that is not there and DataError for rows that are no questions.
 
-    >>> len(sdsearch.load_questions(sdsearch.load_settings("tiny"), "dev"))
-    1447
+    Examples:
+        >>> len(sdsearch.load_questions(sdsearch.load_settings("tiny"), "dev"))
+        1447
     """
     return Questions(settings.data).of(SetName(settings.data.dataset, split or settings.evaluation.split))
 
@@ -34,9 +35,10 @@ def open_retriever(settings: Settings, workspace: str | Path | None = None) -> R
     none is given. Its method `search(queries, top_k)` returns the hits of each query, best first. Raises UserError
     for a corpus that cannot be read, RetrieverDownError when a server does not answer.
 
-    >>> retriever = sdsearch.open_retriever(sdsearch.load_settings("tiny"), "workspace")
-    >>> retriever.search(["capital of Peru"], 1)[0][0].passage.title
-    'Government of Peru'
+    Examples:
+        >>> retriever = sdsearch.open_retriever(sdsearch.load_settings("tiny"), "workspace")
+        >>> retriever.search(["capital of Peru"], 1)[0][0].passage.title
+        'Government of Peru'
     """
     from flows.retrieval.open import open_retriever as open_from_settings
 

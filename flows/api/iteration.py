@@ -41,20 +41,22 @@ class Iteration:
         Raises UserError for a name that is none, DatabaseBusyError when another process keeps the database for more
         than a minute.
 
-        >>> it = sdsearch.open_run("workspace", "first").iteration(3)
-        >>> it.frame("v_rollouts").shape[0], it.frame("v_groups").shape[0]
-        (8, 2)
+        Examples:
+            >>> it = sdsearch.open_run("workspace", "first").iteration(3)
+            >>> it.frame("v_rollouts").shape[0], it.frame("v_groups").shape[0]
+            (8, 2)
         """
         return read_frame(self._storage, table, self.run.name, self.number)
 
     def records(self) -> Records:
         """Return the records of the iteration's stages; each is read from its file when it is first asked for.
 
-        >>> records = sdsearch.open_run("workspace", "first").iteration(3).records()
-        >>> len(records.groups), len(records.groups[0].rollouts), len(records.scores), len(records.blocks)
-        (2, 4, 8, 2)
-        >>> records.update.policy_version
-        3
+        Examples:
+            >>> records = sdsearch.open_run("workspace", "first").iteration(3).records()
+            >>> len(records.groups), len(records.groups[0].rollouts), len(records.scores), len(records.blocks)
+            (2, 4, 8, 2)
+            >>> records.update.policy_version
+            3
         """
         return Records(self._storage, self.run.name, self.number)
 
@@ -65,10 +67,11 @@ class Iteration:
         divergence of their distributions there. Empty while distillation warms up. Raises UserError for a group that
         the iteration does not have.
 
-        >>> it = sdsearch.open_run("workspace", "first").iteration(3)
-        >>> group = it.records().groups[0]
-        >>> {token.group_id for token in it.credit(group.id)} <= {group.id}
-        True
+        Examples:
+            >>> it = sdsearch.open_run("workspace", "first").iteration(3)
+            >>> group = it.records().groups[0]
+            >>> {token.group_id for token in it.credit(group.id)} <= {group.id}
+            True
         """
         records = self.records()
         if group is None:
@@ -93,9 +96,10 @@ class Iteration:
         group alone, as if it were a step of its own. Loads torch and the policy. Raises UserError when those weights
         are not kept.
 
-        >>> it = sdsearch.open_run("workspace", "first").iteration(3)
-        >>> abs(it.loss().loss - it.records().update.steps[0].loss) < 1e-5
-        True
+        Examples:
+            >>> it = sdsearch.open_run("workspace", "first").iteration(3)
+            >>> abs(it.loss().loss - it.records().update.steps[0].loss) < 1e-5
+            True
         """
         from flows.api.method import compute_loss, loss_of_first_step
 

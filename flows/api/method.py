@@ -51,7 +51,7 @@ class Teacher:
         return f"Teacher of {len(self.credit)} tokens of {len(self.targets)} rollouts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loss:
     """The loss of some rollouts as one optimiser step, at given weights (paper, section 3.3)."""
 
@@ -67,6 +67,11 @@ class Loss:
     num_rollouts: int
     num_completion_tokens: int
     num_distilled_tokens: int
+
+    def __repr__(self) -> str:
+        parts = f"policy {self.policy_loss:.6f}, KL {self.kl:.6f}, SD {self.sd_loss:.6f}, alpha {self.alpha:g}"
+        counts = f"{self.num_rollouts} rollouts, {self.num_completion_tokens} sampled tokens"
+        return f"Loss({self.loss:.6f}: {parts}; {counts}, {self.num_distilled_tokens} distilled)"
 
 
 def roll_out(
@@ -85,10 +90,11 @@ def roll_out(
     rollouts, and with the iteration of a run and its questions those of the run. Raises RetrieverDownError when a
     search fails, UserError for a prompt that is too long.
 
-    >>> run = sdsearch.open_run("workspace", "first")
-    >>> groups = sdsearch.roll_out(run.policy(3), run.questions("dev")[:1], run.retriever(), group_size=2)
-    >>> [len(rollout.queries) > 0 for rollout in groups[0].rollouts]
-    [True, True]
+    Examples:
+        >>> run = sdsearch.open_run("workspace", "first")
+        >>> groups = sdsearch.roll_out(run.policy(3), run.questions("dev")[:1], run.retriever(), group_size=2)
+        >>> [len(rollout.queries) > 0 for rollout in groups[0].rollouts]
+        [True, True]
     """
     settings = policy.settings
     loop = RolloutLoop(
@@ -116,10 +122,11 @@ def roll_out(
 def score_groups(groups: Sequence[Group], settings: Settings) -> list[Score]:
     """Score each rollout (EM, F1, format, passages that hold an answer), reward it, and compare it with its siblings.
 
-    >>> run = sdsearch.open_run("workspace", "first")
-    >>> records = run.iteration(3).records()
-    >>> sdsearch.score_groups(records.groups, run.settings) == records.scores
-    True
+    Examples:
+        >>> run = sdsearch.open_run("workspace", "first")
+        >>> records = run.iteration(3).records()
+        >>> sdsearch.score_groups(records.groups, run.settings) == records.scores
+        True
     """
     return scoring.score_groups(groups, settings.reward, settings.grpo)
 
@@ -131,10 +138,11 @@ def build_blocks(
 
     The settings are the policy's when none are given; others show what another masking, labels or members do.
 
-    >>> run = sdsearch.open_run("workspace", "first")
-    >>> records = run.iteration(3).records()
-    >>> sdsearch.build_blocks(run.policy(2), records.groups, records.scores) == records.blocks
-    True
+    Examples:
+        >>> run = sdsearch.open_run("workspace", "first")
+        >>> records = run.iteration(3).records()
+        >>> sdsearch.build_blocks(run.policy(2), records.groups, records.scores) == records.blocks
+        True
     """
     settings = settings or policy.settings
     of_group = scoring.scores_by_group(scores)
@@ -160,11 +168,12 @@ def compute_teacher(
     The policy is the one that sampled the groups. The settings are the policy's when none are given. Raises UserError
     when distillation.top_k is more than the vocabulary.
 
-    >>> run = sdsearch.open_run("workspace", "first")
-    >>> records = run.iteration(3).records()
-    >>> teacher = sdsearch.compute_teacher(run.policy(2), records.groups, records.blocks)
-    >>> [token.token for token in teacher.credit] == [token.token for token in records.credit]
-    True
+    Examples:
+        >>> run = sdsearch.open_run("workspace", "first")
+        >>> records = run.iteration(3).records()
+        >>> teacher = sdsearch.compute_teacher(run.policy(2), records.groups, records.blocks)
+        >>> [token.token for token in teacher.credit] == [token.token for token in records.credit]
+        True
     """
     settings = settings or policy.settings
     tensors, targets, credit = compute_targets(
@@ -196,12 +205,13 @@ def compute_loss(
     it is not given. With `backward` the gradient is added to `.grad` of the policy's parameters, in micro-batches, as
     the update does; no step is taken.
 
-    >>> run = sdsearch.open_run("workspace", "first")
-    >>> it = run.iteration(3)
-    >>> groups, scores = it.records().groups, it.records().scores
-    >>> loss = sdsearch.compute_loss(run.policy(2), groups[:1], scores, it.teacher())
-    >>> loss.num_rollouts, loss == it.loss(group=groups[0].id)
-    (4, True)
+    Examples:
+        >>> run = sdsearch.open_run("workspace", "first")
+        >>> it = run.iteration(3)
+        >>> groups, scores = it.records().groups, it.records().scores
+        >>> loss = sdsearch.compute_loss(run.policy(2), groups[:1], scores, it.teacher())
+        >>> loss.num_rollouts, loss == it.loss(group=groups[0].id)
+        (4, True)
     """
     alpha = policy.settings.distillation.alpha if alpha is None else alpha
     members = weigh(_scored(policy, groups, scores, teacher), policy.settings.grpo)

@@ -60,9 +60,10 @@ def load_policy(settings: Settings) -> Policy:
     Weights of a run's policy: `open_run(...).policy(version)`. Raises UserError when model.path holds no model that
     may be loaded.
 
-    >>> policy = sdsearch.load_policy(sdsearch.load_settings("tiny"))
-    >>> policy, sum(parameter.numel() for parameter in policy.model.parameters())
-    (Policy(version 0, mini), 1117312)
+    Examples:
+        >>> policy = sdsearch.load_policy(sdsearch.load_settings("tiny"))
+        >>> policy, sum(parameter.numel() for parameter in policy.model.parameters())
+        (Policy(version 0, mini), 1117312)
     """
     live = LivePolicy(settings, "", CheckpointStore(Workspace(Path())))  # Version 0 is in no checkpoint.
     return _loaded(settings, 0, live, None, "")

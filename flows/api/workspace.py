@@ -36,8 +36,9 @@ def open_workspace(folder: str | Path | None = None) -> Workspace:
     Nothing is written, so a copied workspace will do, one on a read-only disk, and one whose runs are at work. Raises
     UserError when the folder holds no workspace.
 
-    >>> sdsearch.open_workspace("workspace").runs()
-    [Run('first', done, 3 of 3 iterations)]
+    Examples:
+        >>> sdsearch.open_workspace("workspace").runs()
+        [Run('first', done, 3 of 3 iterations)]
     """
     path = Path(folder or os.environ.get("SDSEARCH_HOME", "workspace"))
     return Workspace(Storage(open_existing(path, needs_database=False)))
@@ -48,8 +49,9 @@ def open_run(folder: str | Path, run: str) -> Run:
 
     Raises UserError when the folder holds no workspace, or the workspace no run of this name.
 
-    >>> sdsearch.open_run("workspace", "first")
-    Run('first', done, 3 of 3 iterations)
+    Examples:
+        >>> sdsearch.open_run("workspace", "first")
+        Run('first', done, 3 of 3 iterations)
     """
     return open_workspace(folder).run(run)
 
@@ -83,9 +85,10 @@ class Workspace:
         Raises QueryError for a query that does not run, DatabaseBusyError when another process keeps the database for
         more than a minute.
 
-        >>> sdsearch.open_workspace("workspace").sql("SELECT run, status FROM runs WHERE seed = $seed", seed=0)
-             run status
-        0  first   done
+        Examples:
+            >>> sdsearch.open_workspace("workspace").sql("SELECT run, status FROM runs WHERE seed = $seed", seed=0)
+                 run status
+            0  first   done
         """
         return run_sql(self._storage, query, parameters)
 
@@ -120,8 +123,9 @@ class Run:
     def iterations(self) -> tuple[int, ...]:
         """The iterations that were begun, ascending, from 1; what stands before training is iteration 0.
 
-        >>> sdsearch.open_run("workspace", "first").iterations
-        (1, 2, 3)
+        Examples:
+            >>> sdsearch.open_run("workspace", "first").iterations
+            (1, 2, 3)
         """
         return tuple(sorted({key.iteration for key in self._storage.workspace.stage_keys(self.name)} - {0}))
 
@@ -136,8 +140,9 @@ class Run:
     def iteration(self, number: int) -> Iteration:
         """Return an iteration; UserError when it was not begun.
 
-        >>> sdsearch.open_run("workspace", "first").iteration(3)
-        Iteration(3, 'first')
+        Examples:
+            >>> sdsearch.open_run("workspace", "first").iteration(3)
+            Iteration(3, 'first')
         """
         known = self.iterations
         if number not in known and not (number == 0 and self._has_stages(0)):
@@ -152,20 +157,22 @@ class Run:
     def frame(self, table: str = "v_iterations") -> pandas.DataFrame:
         """Return the run's rows of a table or view; UserError for a name that is none.
 
-        >>> sdsearch.open_run("workspace", "first").frame("v_learning_curve")[["updates_done", "num_questions"]]
-           updates_done  num_questions
-        0             0              4
-        1             2              4
-        2             3              4
+        Examples:
+            >>> sdsearch.open_run("workspace", "first").frame("v_learning_curve")[["updates_done", "num_questions"]]
+               updates_done  num_questions
+            0             0              4
+            1             2              4
+            2             3              4
         """
         return read_frame(self._storage, table, self.name, None)
 
     def sql(self, query: str, **parameters: Any) -> pandas.DataFrame:
         """Return the rows of a query, as `Workspace.sql`; `$run` in it is this run.
 
-        >>> sdsearch.open_run("workspace", "first").sql("SELECT count(*) AS n FROM v_rollouts WHERE run = $run")
-            n
-        0  24
+        Examples:
+            >>> sdsearch.open_run("workspace", "first").sql("SELECT count(*) AS n FROM v_rollouts WHERE run = $run")
+                n
+            0  24
         """
         return run_sql(self._storage, query, {"run": self.name, **parameters} if "$run" in query else parameters)
 
@@ -174,8 +181,9 @@ class Run:
 
         Raises UserError for a version that is not kept, DamagedArtifactError when its files are altered.
 
-        >>> sdsearch.open_run("workspace", "first").policy(2)
-        Policy(version 2 of run 'first', mini)
+        Examples:
+            >>> sdsearch.open_run("workspace", "first").policy(2)
+            Policy(version 2 of run 'first', mini)
         """
         from flows.api.policy import load_version
 

@@ -18,15 +18,13 @@ Numbers = Mapping[str, float]
 MAX_ROWS: Final = 24
 """Rows of the table; of a longer run every second, third, … iteration has one, and the last."""
 
+# No more than Prefect's page has room for; `RUN-metrics` has every figure of the last iteration.
 _COLUMNS: Final = {
     "reward_mean": "reward",
     "em": "EM",
-    "f1": "F1",
     "search_quality": "search quality",
     "searches_per_rollout": "searches",
-    "valid_share": "valid format",
     "mean_jsd": "JSD",
-    "grad_norm": "gradient norm",
     "greedy_em": "dev EM, greedy",
     "total_s": "seconds",
 }
@@ -38,11 +36,12 @@ class _Line(NamedTuple):
     name: str
     title: str
     colour: str
+    dash: str = ""
 
 
 _LINES: Final = (
     _Line("reward_mean", "reward", "#0072B2"),
-    _Line("em", "EM", "#D55E00"),
+    _Line("em", "EM", "#D55E00", "6 4"),  # Where no reward is partial it lies on the reward's line.
     _Line("search_quality", "search quality", "#009E73"),
     _Line("greedy_em", "dev EM, greedy", "#CC79A7"),
 )
@@ -90,7 +89,8 @@ def curve_svg(num_iterations: int, rows: Mapping[int, Numbers]) -> str:
         if not points:
             continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"/>')
+        stroke = f'stroke="{line.colour}" stroke-width="2" stroke-dasharray="{line.dash}"'
+        parts.append(f'<polyline points="{path}" fill="none" {stroke}/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{line.colour}"/>' for x, y in points[-1:]]
         parts.append(_text(legend_x, 16, line.title, line.colour))
         legend_x += 8 * len(line.title) + 24
@@ -108,7 +108,7 @@ def _is_shown(iteration: int, last: int, num_rows: int) -> bool:
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def _level(value: float) -> str:

@@ -35,10 +35,10 @@ def test_the_summary_has_a_row_an_iteration_the_latest_first() -> None:
     assert lines[0] == "## r1: iteration 3 of 5"
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     assert table == [
-        ["iteration", "reward", "EM", "gradient norm"],
-        ["3", "0.3000", "0.5000", "2.0000"],
-        ["2", "0.2000", "0.5000", "2.0000"],
-        ["1", "0.1000", "0.5000", "2.0000"],
+        ["iteration", "reward", "EM"],
+        ["3", "0.300", "0.500"],
+        ["2", "0.200", "0.500"],
+        ["1", "0.100", "0.500"],
     ]
 
 

@@ -42,7 +42,9 @@ def run_cells(cells: list[Cell], folder: Path) -> list[str | None]:
     options = ("display.width", _WIDTH, "display.max_columns", 20, "display.max_colwidth", 44)
     namespace: dict[str, Any] = {}
     with chdir(folder), pandas.option_context(*options):
-        return [_run(cell.code, namespace) for cell in cells]
+        shown = [_run(cell.code, namespace) for cell in cells]
+    # Paths as from the folder.
+    return [text and text.replace(f"{folder.resolve()}/", "") for text in shown]
 
 
 def _run(code: str, namespace: dict[str, Any]) -> str | None:
@@ -55,7 +57,7 @@ def _run(code: str, namespace: dict[str, Any]) -> str | None:
             value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
             if value is not None:
                 print(value)
-    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
+    lines = [line.rstrip() for line in printed.getvalue().rstrip().splitlines()]
     return "\n".join([*lines, ""]) if lines else None
 
 

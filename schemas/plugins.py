@@ -18,6 +18,9 @@ from pydantic_core import CoreSchema, core_schema
 from schemas.base import STORED, nearest_name
 
 _IMPORT_PATH: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+PLUGIN: Final = "plugin"
+"""What tells the settings of a plugin from those of the shipped kinds of a section."""
+
 Options = dict[str, Any]
 """A plugin's own settings; the plugin's model says which there are."""
 
@@ -77,6 +80,31 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             },
             ("hindsight",),
         ),
+        PluginKind(
+            "retriever",
+            "retriever",
+            "retrieval.kind",
+            "retrieval.options",
+            "sdsearch.retrieval.ports:RetrieverPlugin",
+            ("settings", "workspace"),
+            {
+                "dense": "flows.retrieval.dense:open_dense",
+                "bm25": "flows.retrieval.bm25:open_bm25",
+                "hybrid": "flows.retrieval.open:open_hybrid",
+                "http": "flows.retrieval.open:open_http",
+            },
+            ("sample", "evaluate"),
+        ),
+        PluginKind(
+            "reader",
+            "reader of question files",
+            "data.reader",
+            "data.reader_options",
+            "sdsearch.data.file_readers:Reader",
+            ("path", "dataset", "split"),
+            {"standard": "sdsearch.data.file_readers:standard"},
+            (),  # What it read is an input of the stages: the questions themselves are hashed.
+        ),
     )
 }
 
@@ -102,7 +130,7 @@ def import_path_of(kind: PluginKind, name: str) -> str:
         return known[name].value
     names = [*kind.shipped, *known]
     near = nearest_name(name, names)
-    hint = f"did you mean '{near}'?" if near else f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}"
+    hint = f"did you mean '{near}'?" if near else f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
     raise ValueError(f"no {kind.title} '{name[:100]}'; {hint} A plugin of your own is named my_package.my_module:Name")
 
 

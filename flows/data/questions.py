@@ -8,7 +8,8 @@ from functools import cached_property
 from schemas.records.question import Question
 from schemas.settings.data import WORLD, DataSettings, SetName
 from sdsearch.data.curriculum import Curriculum
-from sdsearch.data.questions import LoadedSet, ReadingRules, collect, leave_out, rows_at
+from sdsearch.data.file_readers import open_reader
+from sdsearch.data.questions import DatasetRows, LoadedSet, ReadingRules, collect, leave_out, rows_at
 from sdsearch.data.readers import BadRowError, DataError, read_rows
 from sdsearch.world import question_file
 
@@ -32,9 +33,15 @@ class Questions:
         """Return what a data set's split holds, whether prompts can be made of it or not; errors as of `load`."""
         if name not in self._read:
             location = self._settings.location_of(name.dataset)
-            rows = read_rows(question_file(name.dataset, name.split)) if location == WORLD else rows_at(location, name)
-            self._read[name] = collect(rows, location, name, self._rules)
+            self._read[name] = collect(self.rows(name), location, name, self._rules)
         return self._read[name]
+
+    def rows(self, name: SetName) -> DatasetRows:
+        """Return the rows of a data set's split, unchecked; DataError or UserError when they are taken."""
+        location = self._settings.location_of(name.dataset)
+        if location == WORLD:
+            return read_rows(question_file(name.dataset, name.split))
+        return rows_at(location, name, open_reader(self._settings))
 
     def load(self, name: SetName) -> LoadedSet:
         """Return a data set's split with what was left out of it; DataError or UserError when it cannot be used."""

@@ -26,7 +26,7 @@ from schemas.settings.data import HUB, WORLD, SetName
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
 from schemas.settings.sampling import VllmSamplerSettings, VllmServerSamplerSettings
-from sdsearch.data.questions import file_at, glance, rows_at
+from sdsearch.data.questions import file_at, glance
 from storage.data.question_sets import QuestionSets
 from storage.runs.artifacts import ArtifactStore
 from storage.workspace import Workspace
@@ -136,7 +136,7 @@ def _found_questions(questions: Questions, location: str, name: SetName) -> str:
     path = file_at(location, name)
     if location == WORLD or (path.is_file() and path.stat().st_size <= _READ_WHOLE_BYTES):
         return f"{questions.load(name).report.num_kept} questions"
-    glance(rows_at(location, name), location, name)
+    glance(questions.rows(name), location, name)
     return f"{path.stat().st_size / 1e6:.0f} MB" if path.is_file() else "folder"
 
 

@@ -20,6 +20,7 @@ from schemas.settings.retrieval import (
     HFEncoderSettings,
     HttpRetrievalSettings,
     HybridRetrievalSettings,
+    PluginRetrievalSettings,
     RetrievalSettings,
 )
 from sdsearch.world import corpus_file
@@ -40,6 +41,8 @@ def retrieval_checks(building: str, retrieval: RetrievalSettings, workspace: Wor
             remedy = "start it, for example with: sdsearch retriever serve; or correct retrieval.urls"
             yield answers(f"retriever {url}", url, remedy)
         return
+    if isinstance(retrieval, PluginRetrievalSettings):
+        return  # It is opened and asked at the start, as doctor does too.
     parts: list[DenseRetrievalSettings | BM25RetrievalSettings] = (
         [retrieval.dense, retrieval.bm25] if isinstance(retrieval, HybridRetrievalSettings) else [retrieval]
     )

@@ -15,6 +15,7 @@ from flows.console.errors import UserError
 from flows.console.terminal import print_line
 from schemas.base import Record
 from schemas.paths import local_path
+from schemas.plugins import PLUGIN
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
@@ -108,7 +109,7 @@ def _sections(section: type[BaseModel], name: str) -> Iterator[str]:
     values = {key: field for key, field in section.model_fields.items() if not sections_of(field.annotation)}
     title = f"## `[{name}]`" if name else "## The run"
     kind = kind_of(section)
-    chosen = f' (where `kind = "{kind}"`)' if kind else ""
+    chosen = "" if kind is None else " (where `kind` is a plugin)" if kind == PLUGIN else f' (where `kind = "{kind}"`)'
     head = f"{title}{chosen}\n\n{_one_line(section.__doc__)}\n\n"
     rows = "".join(_row(key, field) for key, field in values.items())
     yield f"{head}| setting | allowed | default | meaning |\n|---|---|---|---|\n{rows}"

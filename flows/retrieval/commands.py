@@ -105,11 +105,13 @@ def index_build(
     settings = load_settings(config, overrides or [])
     from flows.console.errors import UserError
     from flows.retrieval.open import build_indexes
-    from schemas.settings.retrieval import HttpRetrievalSettings
+    from schemas.settings.retrieval import HttpRetrievalSettings, PluginRetrievalSettings
     from storage.workspace import Workspace
 
-    if isinstance(settings.retrieval, HttpRetrievalSettings):
-        raise UserError("retrieval.kind 'http' has its index on a server; build one with kind dense, bm25 or hybrid")
+    if isinstance(settings.retrieval, HttpRetrievalSettings | PluginRetrievalSettings):
+        raise UserError(
+            f"retrieval.kind '{settings.retrieval.kind}' has no index here; build one with kind dense, bm25 or hybrid"
+        )
     for report in build_indexes(settings.retrieval, Workspace.open(workspace)):
         print_line(
             make_console(),

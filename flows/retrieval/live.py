@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from flows.retrieval.open import open_retriever
+from schemas.base import hash_json
 from schemas.records.reports import RetrievalReport
 from schemas.settings.retrieval import RetrievalSettings
+from sdsearch.plugins import load_plugin
 from sdsearch.retrieval.cached import CachedRetriever, SearchCounts
 from sdsearch.retrieval.http import HttpRetriever
 from sdsearch.retrieval.ports import Retriever, search_all
@@ -28,7 +30,10 @@ class LiveRetriever:
             self._stack.callback(self._inner.close)
         store = None
         if settings.cache:
-            store = HitCache(workspace.hit_cache, self.fingerprint, settings.cache_max_entries)
+            # What a plugin finds follows from its code too.
+            plugin = load_plugin("retriever", settings.kind)
+            searched = self.fingerprint if plugin.is_shipped else hash_json([self.fingerprint, plugin.sources.hashes])
+            store = HitCache(workspace.hit_cache, searched, settings.cache_max_entries)
             self._stack.callback(store.close)
         self._cached = CachedRetriever(self._inner, store)
         self._retries_told = self._num_retries

@@ -17,8 +17,10 @@ from schemas.settings.retrieval import (
     HttpRetrievalSettings,
     HybridRetrievalSettings,
     LocalRetrievalSettings,
+    PluginRetrievalSettings,
     RetrievalSettings,
 )
+from sdsearch.plugins import load_plugin, open_plugin
 from sdsearch.retrieval.http import HttpLimits, HttpRetriever
 from sdsearch.retrieval.hybrid import HybridRetriever
 from sdsearch.retrieval.ports import Retriever
@@ -30,11 +32,19 @@ def open_retriever(settings: RetrievalSettings, workspace: Workspace) -> tuple[R
 
     An index is built first where there is none that fits. Raises RetrieverDownError when a server does not answer.
     """
-    if isinstance(settings, HttpRetrievalSettings):
-        limits = HttpLimits(**settings.model_dump(include=set(HttpLimits.__dataclass_fields__)))
-        retriever = HttpRetriever(settings.urls, limits)
-        return retriever, retriever.fingerprint()
-    return open_local(settings, workspace)
+    plugin = load_plugin("retriever", settings.kind)
+    if isinstance(settings, PluginRetrievalSettings) and plugin.options_model is not None:
+        retriever = open_plugin("retriever", settings.kind, settings.options)
+        return retriever, hash_json([plugin.path, settings.options, retriever.contents_hash()])
+    opened: tuple[Retriever, str] = plugin.target(settings, workspace)
+    return opened
+
+
+def open_http(settings: HttpRetrievalSettings, workspace: Workspace) -> tuple[HttpRetriever, str]:
+    """A server of Search-R1's protocol."""
+    limits = HttpLimits(**settings.model_dump(include=set(HttpLimits.__dataclass_fields__)))
+    retriever = HttpRetriever(settings.urls, limits)
+    return retriever, retriever.fingerprint()
 
 
 class LocalRetriever(Retriever, Protocol):
@@ -54,12 +64,13 @@ def open_local(settings: LocalRetrievalSettings, workspace: Workspace) -> tuple[
         case BM25RetrievalSettings():
             return open_bm25(settings, workspace)
         case HybridRetrievalSettings():
-            return _open_hybrid(settings, workspace)
+            return open_hybrid(settings, workspace)
         case _:
             assert_never(settings)
 
 
-def _open_hybrid(settings: HybridRetrievalSettings, workspace: Workspace) -> tuple[HybridRetriever, str]:
+def open_hybrid(settings: HybridRetrievalSettings, workspace: Workspace) -> tuple[HybridRetriever, str]:
+    """Vectors and words in this process, fused by reciprocal rank."""
     dense, dense_fingerprint = open_dense(settings.dense, workspace)
     bm25, bm25_fingerprint = open_bm25(settings.bm25, workspace)
     retriever = HybridRetriever([dense, bm25], bm25.passages, settings.rrf_k, settings.depth)

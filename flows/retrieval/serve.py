@@ -20,7 +20,7 @@ from flows.console.serving import bound_socket, let_ignored_signals_be, url_of
 from flows.console.terminal import print_line
 from flows.settings.load import load_settings
 from schemas.commands import command, quoted, set_option
-from schemas.settings.retrieval import HttpRetrievalSettings
+from schemas.settings.retrieval import HttpRetrievalSettings, PluginRetrievalSettings
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def serve_retriever(
     settings = load_settings(config, overrides).retrieval
     if isinstance(settings, HttpRetrievalSettings):
         raise UserError("retrieval.kind 'http' is a server's client; serve an index of this machine, such as 'dense'")
+    if isinstance(settings, PluginRetrievalSettings):
+        raise UserError(f"retrieval.kind '{settings.kind}' is a plugin; serve an index of kind dense, bm25 or hybrid")
     workspace = Workspace.open(folder)
     # Ctrl-C is how it is meant to end: the server first answers what is under way.
     with suppress(KeyboardInterrupt), terminable(), bound_socket(host, port) as bound:

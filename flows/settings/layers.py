@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from flows.console.errors import UserError
 from flows.settings.toml_files import read_toml
 from schemas.paths import local_path
-from schemas.plugins import KINDS
+from schemas.plugins import KINDS, PLUGIN
 from schemas.settings.root import Settings
 from schemas.settings.tree import kind_of, sections_of
 
@@ -83,7 +83,8 @@ def _drop_options(below: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _put(below: dict[str, Any], values: Mapping[str, Any], *sections: Any) -> None:
     kind = values.get("kind")
     if isinstance(kind, str) and below.get("kind", kind) != kind:
-        chosen = [section for section in sections if kind_of(section) == kind]
+        by_kind = {kind_of(section): section for section in sections}
+        chosen = [section for name in (kind, PLUGIN) if (section := by_kind.get(name))][:1]
         for name in [name for name in below if chosen and name not in chosen[0].model_fields]:
             del below[name]
     for name, value in values.items():

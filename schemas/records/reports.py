@@ -12,9 +12,7 @@ from schemas.base import Record
 class RetrievalReport(Record):
     """What the retriever did in one stage."""
 
-    retriever: Literal["dense", "bm25", "hybrid", "http"] = Field(
-        description="The kind in the settings, such as dense or http."
-    )
+    retriever: str = Field(description="The kind in the settings, such as dense or http.")
     index_hash: str = Field(description="Fingerprint of what was searched.")
     num_queries: int = Field(description="Queries of the stage.")
     num_cached: int = Field(description="Those of them that were not searched: the cache or the same call had them.")

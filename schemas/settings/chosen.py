@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _OPTIONS: Final[Mapping[str, Callable[[Settings], Options]]] = {
     "reward": lambda settings: settings.reward.given,
     "block": lambda settings: settings.hindsight.masking_options,
+    "retriever": lambda settings: getattr(settings.retrieval, "options", {}),
+    "reader": lambda settings: settings.data.reader_options,
     "divergence": lambda settings: settings.distillation.divergence_options,
 }
 

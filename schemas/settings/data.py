@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from schemas.base import Positive, Section
 from schemas.names import NAME_RULE, Name, is_name
+from schemas.plugins import Names, Options
 
 WORLD: Final = "world"
 HUB: Final = "hub:"
@@ -52,6 +53,10 @@ class DataSettings(Section):
         "jsonl.gz or parquet with FlashRAG's or Search-R1's columns; or 'hub:NAME', a data set of the hub such as "
         "hub:RUC-NLPIR/FlashRAG_datasets, or a folder that `datasets` opens.",
     )
+    reader: Annotated[str, Names("reader")] = Field(
+        default="standard", description="How these files are read: as above, or a plugin for rows of your own form."
+    )
+    reader_options: Options = Field(default={}, description="The settings of a plugin's reader.")
     sets: dict[Name, str] = Field(
         default={}, description="Data sets that lie elsewhere: name = 'place', written as in `questions`."
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag
 
 from schemas.base import Fraction, Positive, Section, Url
+from schemas.plugins import PLUGIN, Names, Options
 
 _LONGEST_WAIT_S: Final = 1_000_000  # Eleven days; the system's timers end somewhere beyond.
 Saturation = Annotated[float, Field(ge=0, le=1000)]  # Far beyond use; what is larger leaves float32.
@@ -179,6 +180,13 @@ class HttpRetrievalSettings(_Searched):
     )
 
 
+class PluginRetrievalSettings(_Searched):
+    """A retriever of your own; `kind` is the name of the plugin, such as my_module:MyRetriever."""
+
+    kind: Annotated[str, Names("retriever")] = Field(description="The plugin.")
+    options: Options = Field(default={}, description="The plugin's settings.")
+
+
 LocalRetrievalSettings = DenseRetrievalSettings | BM25RetrievalSettings | HybridRetrievalSettings
 
 
@@ -197,17 +205,21 @@ REACH: Final = frozenset(
 """Settings that say how an index is reached and not what is found: a run may go on with others."""
 
 
+_KINDS: Final = ("dense", "bm25", "hybrid", "http")
+
+
 def _kind(value: Any) -> str:
     """Return the kind that is asked for; a table without one is dense, and so is what is no table: it is refused."""
     kind = value.get("kind", "dense") if isinstance(value, dict) else getattr(value, "kind", "dense")
-    return str(kind)
+    return kind if kind in _KINDS else PLUGIN
 
 
 RetrievalSettings = Annotated[
     Annotated[DenseRetrievalSettings, Tag("dense")]
     | Annotated[BM25RetrievalSettings, Tag("bm25")]
     | Annotated[HybridRetrievalSettings, Tag("hybrid")]
-    | Annotated[HttpRetrievalSettings, Tag("http")],
+    | Annotated[HttpRetrievalSettings, Tag("http")]
+    | Annotated[PluginRetrievalSettings, Tag(PLUGIN)],
     Discriminator(_kind),
     Field(description="Where passages come from."),
 ]

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from schemas.plugins import Names
+from schemas.plugins import PLUGIN, Names
 
 _PLAIN: Final[dict[Any, str]] = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "values"}
 
@@ -24,10 +24,12 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def kind_of(section: type[BaseModel]) -> str | None:
-    """Return the value of `kind` that chooses a section, None where nothing chooses."""
+    """Return the value of `kind` that chooses a section, 'plugin' for any plugin's name, None where nothing chooses."""
     field = section.model_fields.get("kind")
-    values = get_args(field.annotation) if field else ()
-    return values[0] if values else None
+    if field is None:
+        return None
+    values = get_args(field.annotation)
+    return str(values[0]) if values else PLUGIN
 
 
 def setting_names(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[str]:

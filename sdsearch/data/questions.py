@@ -18,6 +18,7 @@ from schemas.paths import folder_or_name, local_path
 from schemas.records.question import Question
 from schemas.records.question_set import DroppedRows, QuestionSet
 from schemas.settings.data import HUB, SetName
+from sdsearch.data.file_readers import ReadFile, read_with, standard
 from sdsearch.data.hub import hub_rows
 from sdsearch.data.question_rows import question_of
 from sdsearch.data.readers import BadRowError, DataError, Row, check_new, read_rows
@@ -40,14 +41,14 @@ class LoadedSet(NamedTuple):
     report: QuestionSet
 
 
-def rows_at(location: str, name: SetName) -> DatasetRows:
+def rows_at(location: str, name: SetName, reader: ReadFile = standard) -> DatasetRows:
     """Return the rows of a data set's split: of the hub where the place begins with 'hub:', else of a file.
 
     DataError, when the rows are taken, for what is not there or cannot be read.
     """
     if location.startswith(HUB):
         return hub_rows(folder_or_name(location.removeprefix(HUB)), name)
-    return read_rows(file_at(location, name))
+    return read_with(reader, file_at(location, name), name)
 
 
 def file_at(location: str, name: SetName) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.base import Section
 from schemas.errors import UserError
 from schemas.records.passage import SearchHit
 
@@ -42,6 +44,24 @@ class Retriever(Protocol):
         Raises RetrieverDownError when the search itself failed.
         """
         ...
+
+
+class RetrieverPlugin(Section):
+    """A retriever of one's own: a plugin derives from this class; its fields are its settings, `retrieval.options`.
+
+    What `search` needs is best opened once, for example in a `functools.cached_property`.
+    """
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
+        """Return for each query up to `top_k` hits, best first; () means that nothing was found.
+
+        Whatever it raises when the search failed ends the run; it can be resumed.
+        """
+
+    def contents_hash(self) -> str:
+        """Return what identifies the passages that are searched, such as a file's sha256; '' where the settings do."""
+        return ""
 
 
 def search_all(retriever: Retriever, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:

@@ -46,7 +46,7 @@ def test_settings_come_back_as_they_went_and_runs_of_before_are_read() -> None:
     ("overrides", "said"),
     [
         (["retrieval.kind=htp"], "retrieval.kind: no retriever 'htp'; did you mean 'http'?"),
-        (["retrieval.kind=3"], "retrieval.kind: expected 'dense', 'bm25', 'hybrid' or 'http', got '3'"),
+        (["retrieval.kind=3"], "retrieval.kind: expected 'dense', 'bm25', 'hybrid', 'http' or a plugin, got 3"),
         (["retrieval.kind=[1]"], "retrieval.kind: expected 'dense', 'bm25', 'hybrid', 'http' or a plugin, got [1]"),
         (["retrieval=3"], "retrieval: expected a section of settings, got 3"),
         (

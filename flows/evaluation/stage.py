@@ -11,7 +11,7 @@ from flows.run.stage_inputs import StageKind
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import StageRecord
 from schemas.settings.data import SetName
-from sdsearch.evaluation.answering import answer_questions, fixed_sample, summarise
+from sdsearch.evaluation.answering import Asking, answer_questions, batches, fixed_sample, summarise
 from storage.database.stage_rows import answers_file
 
 EVALUATE: Final = StageKind(
@@ -45,24 +45,15 @@ def _answer_sets(live: Runtime, runner: StageRunner, attempt: Attempt, names: Se
     reports: list[EvaluationReport] = []
     for index, questions in enumerate(samples):
         for mode in plan.modes:
+            asking = Asking(mode, settings.rollout.temperature, plan.seed, version)
             found = answers.setdefault(answers_file(mode, index), [])
-            for start in range(0, len(questions), size):
+            for start, batch in batches(questions, size):
                 part = f"{mode}-{index}-{start:06d}"
                 found += attempt.find_partial(part, EvaluationAnswer) or attempt.keep_partial(
-                    part,
-                    EvaluationAnswer,
-                    answer_questions(
-                        loop,
-                        questions[start : start + size],
-                        mode=mode,
-                        temperature=settings.rollout.temperature,
-                        seed=plan.seed,
-                        policy_version=version,
-                        questions_per_batch=size,
-                    ),
+                    part, EvaluationAnswer, answer_questions(loop, batch, asking)
                 )
                 runner.reporter.stage_progress(sum(map(len, answers.values())), total)
-            reports.append(summarise(questions[0], found, mode, version, version))
+            reports.append(summarise(questions[0], found, asking, version))
     attempt.write("reports", EvaluationReport, reports)
     for name, found in answers.items():
         attempt.write(name, EvaluationAnswer, found)

@@ -21,7 +21,6 @@ from sdsearch.seeds import derive_seed
 from storage.database.stage_rows import rows_of
 from storage.database.sync import count_rows
 from storage.disk.signals import signals_deferred
-from storage.errors import DamagedArtifactError
 from storage.runs.ledger import finish
 from storage.runs.partial import PartialResults
 
@@ -85,8 +84,7 @@ class StageRunner:
         key = self._key(stage, iteration)
         donor = self._donor(key)
         assert donor is not None, f"{self._live.source} has not done {stage} of iteration {iteration}"
-        for output in donor.outputs:
-            self.storage.artifacts.verify(output)
+        self.storage.artifacts.verify_outputs(donor)
         with self._attempt(key, donor.input_hash) as attempt:
             pass
         return attempt.record
@@ -153,16 +151,10 @@ class StageRunner:
 
     def _intact_donor(self, key: StageKey, input_hash: str) -> StageRecord | None:
         """Return the source's attempt that had the same inputs and whose files verify."""
-        donor = self._donor(key)
-        if donor is None or donor.input_hash != input_hash:
+        source = self._live.source
+        if source is None:
             return None
-        try:
-            for output in donor.outputs:
-                self.storage.artifacts.verify(output)
-        except DamagedArtifactError as error:
-            logger.warning("%s of iteration %d is done again: %s", key.stage, key.iteration, error)
-            return None
-        return donor
+        return self.storage.ledger.find_done(key.model_copy(update={"run": source}), input_hash, is_own=False)
 
     @cached_property
     def _outcomes(self) -> HindsightSettings:

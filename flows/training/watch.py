@@ -9,7 +9,7 @@ from flows.run.live import Runtime
 from flows.run.stage_files import StageFiles
 from schemas.records.evaluation import EvaluationAnswer
 from schemas.records.ledger import RunWarning, StageRecord
-from sdsearch.evaluation.answering import fixed_sample, roll_out_once
+from sdsearch.evaluation.answering import Asking, fixed_sample, roll_out_once
 from sdsearch.training.nothing_learnt import (
     IterationFigures,
     describe_example,
@@ -66,10 +66,7 @@ class Watch:
         (group,) = roll_out_once(
             runtime.rollout_loop(version),
             [question],
-            mode=mode,
-            temperature=runtime.settings.rollout.temperature,
-            seed=plan.seed,
-            policy_version=version,
+            Asking(mode, runtime.settings.rollout.temperature, plan.seed, version),
         )
         runtime.sampler.release()
         turn, template = group.rollouts[0].turns[0], runtime.settings.rollout.template

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.question import Question
@@ -18,79 +19,56 @@ def fixed_sample(questions: Sequence[Question], size: int, seed: int) -> list[Qu
     return ordered[:size] if size else ordered
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put to a policy: which weights answer, how they decode, what the draws derive from."""
+
+    mode: EvaluationMode
+    temperature: float  # of mode 'sampled'; greedy decoding has none
+    seed: int
+    policy_version: int
+
+
 def evaluate(
-    loop: RolloutLoop,
-    questions: Sequence[Question],
-    *,
-    mode: EvaluationMode,
-    temperature: float,
-    seed: int,
-    iteration: int,
-    policy_version: int,
-    questions_per_batch: int,
+    loop: RolloutLoop, questions: Sequence[Question], asking: Asking, *, iteration: int, questions_per_batch: int
 ) -> tuple[EvaluationReport, list[EvaluationAnswer]]:
     """Answer each question once and return the means with the answers."""
-    answers = answer_questions(
-        loop,
-        questions,
-        mode=mode,
-        temperature=temperature,
-        seed=seed,
-        policy_version=policy_version,
-        questions_per_batch=questions_per_batch,
-    )
-    return summarise(questions[0], answers, mode, iteration, policy_version), answers
+    parts = [answer_questions(loop, batch, asking) for _, batch in batches(questions, questions_per_batch)]
+    answers = [answer for part in parts for answer in part]
+    return summarise(questions[0], answers, asking, iteration), answers
 
 
-def answer_questions(
-    loop: RolloutLoop,
-    questions: Sequence[Question],
-    *,
-    mode: EvaluationMode,
-    temperature: float,
-    seed: int,
-    policy_version: int,
-    questions_per_batch: int,
-) -> list[EvaluationAnswer]:
-    """Answer each question once; 'sampled' draws at the rollout temperature with seeds that never change."""
-    answers: list[EvaluationAnswer] = []
-    for start in range(0, len(questions), questions_per_batch):
-        batch = questions[start : start + questions_per_batch]
-        groups = roll_out_once(
-            loop, batch, mode=mode, temperature=temperature, seed=seed, policy_version=policy_version
-        )
-        answers.extend(_answer(group) for group in groups)
-    return answers
+def batches(questions: Sequence[Question], size: int) -> Iterator[tuple[int, Sequence[Question]]]:
+    """Yield the place of each batch's first question, and the batch; the last one may be smaller."""
+    for start in range(0, len(questions), size):
+        yield start, questions[start : start + size]
 
 
-def roll_out_once(
-    loop: RolloutLoop,
-    questions: Sequence[Question],
-    *,
-    mode: EvaluationMode,
-    temperature: float,
-    seed: int,
-    policy_version: int,
-) -> list[Group]:
+def answer_questions(loop: RolloutLoop, questions: Sequence[Question], asking: Asking) -> list[EvaluationAnswer]:
+    """Answer each question once, in one batch; 'sampled' draws at the temperature with seeds that never change."""
+    return [_answer(group) for group in roll_out_once(loop, questions, asking)]
+
+
+def roll_out_once(loop: RolloutLoop, questions: Sequence[Question], asking: Asking) -> list[Group]:
     """Roll out each question once, in one batch, as an evaluation does."""
     return loop.roll_out(
         questions,
-        run_seed=derive_seed(seed, "evaluation"),
+        run_seed=derive_seed(asking.seed, "evaluation"),
         iteration=0,
-        policy_version=policy_version,
+        policy_version=asking.policy_version,
         group_size=1,
-        temperature=0.0 if mode == "greedy" else temperature,
+        temperature=0.0 if asking.mode == "greedy" else asking.temperature,
     )
 
 
 def summarise(
-    question: Question, answers: Sequence[EvaluationAnswer], mode: EvaluationMode, iteration: int, policy_version: int
+    question: Question, answers: Sequence[EvaluationAnswer], asking: Asking, iteration: int
 ) -> EvaluationReport:
     """Return the means over the answers; `question` is any of them and names the data set and split."""
     return EvaluationReport(
         iteration=iteration,
-        policy_version=policy_version,
-        mode=mode,
+        policy_version=asking.policy_version,
+        mode=asking.mode,
         dataset=question.dataset,
         split=question.split,
         num_questions=len(answers),

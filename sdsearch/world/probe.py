@@ -20,7 +20,7 @@ from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightS
 from sdsearch.credit.hindsight import build_blocks, encode_block
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import compute_targets
-from sdsearch.evaluation.answering import evaluate
+from sdsearch.evaluation.answering import Asking, evaluate
 from sdsearch.retrieval.ports import Retriever
 from sdsearch.sampling.rollouts import RolloutLoop
 from sdsearch.world.markup import MarkedWorld, NameSource, Renaming
@@ -76,11 +76,8 @@ def measure_plain(loop: RolloutLoop, questions: Sequence[Question], mode: Evalua
     report, _ = evaluate(
         loop,
         questions,
-        mode=mode,
-        temperature=1.0,
-        seed=seed,
+        Asking(mode, temperature=1.0, seed=seed, policy_version=0),
         iteration=0,
-        policy_version=0,
         questions_per_batch=_QUESTIONS_PER_BATCH,
     )
     return PlainFigures(report.em, report.f1, report.valid_share, report.searches_per_rollout, report.search_quality)

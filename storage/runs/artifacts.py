@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.base import Record
-from schemas.records.ledger import ArtifactRef, StageKey
+from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from storage.disk.codecs import records_to_table, table_to_records
 from storage.disk.files import write_atomic
 from storage.disk.manifest import MANIFEST, verify_file, verify_folder
@@ -76,6 +76,11 @@ class ArtifactStore:
         verify_file(path, ref.sha256, ref.size_bytes)
         if path.name == MANIFEST:
             verify_folder(path.parent)
+
+    def verify_outputs(self, record: StageRecord) -> None:
+        """Raise DamagedArtifactError, naming the file, when one of a stage's files is missing or altered."""
+        for output in record.outputs:
+            self.verify(output)
 
     def path(self, ref: ArtifactRef) -> Path:
         """Return the absolute path of a referenced file; WorkspaceError when it leads out of the workspace."""

@@ -20,8 +20,7 @@ def share_stage(ledger: Ledger, artifacts: ArtifactStore, record: StageRecord, r
     The files are never written again in place, so that both runs may remove and replace theirs as they like. The
     caller holds both runs' locks. Raises DamagedArtifactError when a file is not what it was.
     """
-    for output in record.outputs:
-        artifacts.verify(output)
+    artifacts.verify_outputs(record)
     key = StageKey(run=run, iteration=record.iteration, stage=record.stage)
     begun = ledger.begin(key, record.input_hash, record.seed, adopted_from=record.run)
     outputs = [_share(artifacts.workspace, output, record.run, run) for output in record.outputs]

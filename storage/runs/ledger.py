@@ -111,20 +111,21 @@ class Ledger:
         self._write_history(key, [*earlier, record])
         return record
 
-    def find_done(self, key: StageKey, input_hash: str) -> StageRecord | None:
+    def find_done(self, key: StageKey, input_hash: str, *, is_own: bool = True) -> StageRecord | None:
         """Return the attempt that did this stage with these inputs and whose files verify, None when there is none.
 
-        A file that is missing or damaged makes the attempt stale, with a warning in the log.
+        A file that is missing or damaged makes the attempt stale, with a warning in the log; where the stage is not the
+        caller's own, but of a run that it takes stages from, the record stays as it is.
         """
         record = self.done(key)
         if record is None or record.input_hash != input_hash:
             return None
         try:
-            for output in record.outputs:
-                self._artifacts.verify(output)
+            self._artifacts.verify_outputs(record)
         except DamagedArtifactError as error:
             logger.warning("%s of iteration %d will run again: %s", key.stage, key.iteration, error)
-            self._replace(record.model_copy(update={"status": "stale", "error": str(error)}))
+            if is_own:
+                self._replace(record.model_copy(update={"status": "stale", "error": str(error)}))
             return None
         return record
 

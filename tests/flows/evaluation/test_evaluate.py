@@ -12,7 +12,7 @@ import flows.evaluation.stage
 from flows.app import run_command
 from schemas.records.evaluation import EvaluationAnswer
 from schemas.records.question import Question
-from sdsearch.evaluation.answering import answer_questions
+from sdsearch.evaluation.answering import Asking, answer_questions
 from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.question_files import SEVEN, write_seven_sets
@@ -54,12 +54,12 @@ class Interrupted:
         self.left = num_batches
         self.answered: list[str] = []
 
-    def __call__(self, loop: Any, questions: Sequence[Question], **options: Any) -> list[EvaluationAnswer]:
+    def __call__(self, loop: Any, questions: Sequence[Question], asking: Asking) -> list[EvaluationAnswer]:
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
         self.answered += [question.key for question in questions]
-        return answer_questions(loop, questions, **options)
+        return answer_questions(loop, questions, asking)
 
 
 def test_seven_sets_are_answered_kept_and_gone_on_with(

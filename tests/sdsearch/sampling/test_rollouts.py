@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.records.rollout import Answer, Malformed, Search
-from sdsearch.evaluation.answering import evaluate
+from sdsearch.evaluation.answering import Asking, evaluate
 from sdsearch.protocol.prompting import render_frame, render_prompt
 from sdsearch.retrieval.ports import RetrieverDownError
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -91,11 +91,8 @@ def test_an_evaluation_counts_the_searches_that_were_sent() -> None:
     report, (answer,) = evaluate(
         loop,
         [make_question(0)],
-        mode="greedy",
-        temperature=1.0,
-        seed=0,
+        Asking("greedy", temperature=1.0, seed=0, policy_version=0),
         iteration=0,
-        policy_version=0,
         questions_per_batch=1,
     )
     assert (report.searches_per_rollout, answer.queries) == (1.0, ("river",))

@@ -17,7 +17,7 @@ from flows.console.terminal import print_line
 from flows.data.commands import data_app
 from flows.doctor.commands import doctor
 from flows.evaluation.commands import evaluate
-from flows.inspect.commands import db_app, inspect, runs, schema, show, sql
+from flows.inspect.commands import db_app, inspect, report, runs, schema, show, sql
 from flows.mini.commands import mini_app
 from flows.orchestration.commands import up
 from flows.plugins.commands import plugins
@@ -44,7 +44,7 @@ app = typer.Typer(
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
 WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, study, evaluate)
-READING: tuple[Callable[..., None], ...] = (doctor, runs, show, inspect, sql, plugins, up, schema)
+READING: tuple[Callable[..., None], ...] = (doctor, runs, show, inspect, report, sql, plugins, up, schema)
 for _command in WORKING:
     app.command(epilog=SIGNALS_HELP)(_command)
 for _command in READING:

@@ -72,6 +72,20 @@ def inspect(
     serve(run, workspace, port, make_console(), opens_browser=not no_browser)
 
 
+def report(
+    run: Annotated[str | None, typer.Argument(help="Name of the run.")] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Report a study instead: its name or its file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write [default: the run's or the study's name, .html].")
+    ] = None,
+    workspace: WorkspaceOption = HOME,
+) -> None:
+    """Write a run or a study as one HTML file: curves, figures with intervals, instructive groups, settings."""
+    from flows.inspect.web.report import report as write
+
+    write(run, study, out, workspace, make_console())
+
+
 def sql(
     query: Annotated[str | None, typer.Argument(help="A query; it can read only.")] = None,
     list_queries: Annotated[bool, typer.Option("--list", help="List the queries that ship with the program.")] = False,

@@ -14,7 +14,7 @@ from schemas.records.evaluation import EvaluationMode, EvaluationReport
 from schemas.records.study import Estimate, RunOutcome, StudyResults, VariantSummary
 
 _CURVE_FIGURES = ("em", "f1", "search_quality", "searches_per_rollout", "valid_share")
-_NOTES = """\
+NOTES = """\
 Mean ± standard deviation (unbiased) over seeds; a single seed has none. *Final* is after the last update, as are search
 quality (the share of retrieved passages that contain a golden answer) and searches per rollout. *Best* is the highest
 of a run's evaluations after the start: it was chosen on the very questions that it is measured on, so it is too high.
@@ -41,7 +41,7 @@ def curve_points(results: StudyResults, variant: str, mode: EvaluationMode) -> d
 def print_results(results: StudyResults, console: Console) -> None:
     """Print one table a mode, and which runs are not finished."""
     for mode in evaluated_modes(results):
-        console.print(make_table(_columns(results), _rows(results, mode), f"{_evaluated(results)}, {mode}"))
+        console.print(make_table(columns_of(results), rows_of_mode(results, mode), f"{_evaluated(results)}, {mode}"))
     for line in _unfinished(results.outcomes):
         print_line(console, line)
 
@@ -56,8 +56,8 @@ def table_markdown(results: StudyResults, picture: str | None = None) -> str:
         f"{len(results.outcomes)} runs finished, {_evaluated(results)}.",
     ]
     for mode in evaluated_modes(results):
-        parts += [f"## {mode.capitalize()} decoding", _markdown(_columns(results), _rows(results, mode))]
-    parts += [_NOTES, *_unfinished(results.outcomes), "## Learning curves"]
+        parts += [f"## {mode.capitalize()} decoding", _markdown(columns_of(results), rows_of_mode(results, mode))]
+    parts += [NOTES, *_unfinished(results.outcomes), "## Learning curves"]
     if picture:
         parts.append(f"![EM over updates]({picture})")
     for variant in dict.fromkeys(summary.variant for summary in results.summaries):
@@ -77,13 +77,15 @@ def curves_csv(results: StudyResults) -> str:
     return text.getvalue()
 
 
-def _columns(results: StudyResults) -> tuple[str, ...]:
+def columns_of(results: StudyResults) -> tuple[str, ...]:
+    """Return the headings of the study's tables."""
     baseline = results.title_of(results.study.baseline)
     figures = ("final EM", "best EM", f"difference to {baseline}", "95 % interval", "search quality", "searches")
     return ("variant", "seeds", *figures)
 
 
-def _rows(results: StudyResults, mode: EvaluationMode) -> list[tuple[str, ...]]:
+def rows_of_mode(results: StudyResults, mode: EvaluationMode) -> list[tuple[str, ...]]:
+    """Return a table's rows as they are written: a variant each, in the study's order."""
     return [
         (results.title_of(summary.variant), str(summary.num_seeds), *_figures(summary))
         for summary in results.summaries

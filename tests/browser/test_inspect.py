@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
+from rich.console import Console
 
+from flows.inspect.web.report import report
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
@@ -128,6 +130,22 @@ def test_a_phone_shows_a_group_without_scrolling_sideways(page: Page) -> None:
     open_mixed_group(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shoot(page, "phone")
+
+
+def test_a_report_opened_as_a_file_draws_its_curves(browser: Browser, workspace: Path, tmp_path: Path) -> None:
+    report("sd", None, tmp_path / "report.html", workspace, Console())
+    page, heard = browser.new_page(viewport={"width": 1280, "height": 900}), list[str]()
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else heard.append(sent.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    expect(page.locator(".chart canvas").first).to_be_visible()
+    page.locator("#shade").select_option("jsd")
+    assert page.locator(".siblings[data-shade=jsd]").count() == page.locator(".siblings").count() > 0
+    page.locator("#theme").click()
+    shoot(page, "report")
+    page.close()
+    assert heard == []
 
 
 @pytest.mark.parametrize("path", ["/runs/none", "/runs/sd/iterations/1/groups/none"])

@@ -170,3 +170,21 @@ _FLIPPED = """
 def _flipped(rows: Rows, first: str, second: str) -> list[Row]:
     """Return the dev questions that one of the runs' newest policies answers right and the other wrong."""
     return rows.all(_FLIPPED, first=first, second=second)
+
+
+_FLIPPED_WITHIN = """
+    WITH ends AS (
+        SELECT *, min(iteration) OVER () AS oldest, max(iteration) OVER () AS newest FROM evaluation_answers
+        WHERE run = $run AND mode = 'greedy'
+    )
+    SELECT a.question, a.golden_answers, a.answer AS first_answer, b.answer AS second_answer,
+        a.em AS first_em, b.em AS second_em, a.queries AS first_queries, b.queries AS second_queries
+    FROM ends AS a JOIN ends AS b USING (question_key)
+    WHERE a.iteration = a.oldest AND b.iteration = b.newest AND a.em <> b.em
+    ORDER BY row_number() OVER (PARTITION BY a.em ORDER BY a.question_key), a.em LIMIT 12
+"""
+
+
+def flipped_between(rows: Rows, run: str) -> list[Row]:
+    """Return some dev questions that a run's first and newest greedy evaluations answer differently, both ways."""
+    return rows.all(_FLIPPED_WITHIN, run=run)

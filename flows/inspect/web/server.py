@@ -13,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import uvicorn
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,8 +26,8 @@ from starlette.staticfiles import StaticFiles
 from flows.console.interrupts import terminable
 from flows.console.serving import bound_socket, let_ignored_signals_be, url_of
 from flows.console.terminal import print_line
-from flows.inspect.web.formats import FORMATS
 from flows.inspect.web.groups import groups_page, question_page
+from flows.inspect.web.rendering import templates
 from flows.inspect.web.runs import compare_page, run_page, runs_page
 from flows.inspect.web.siblings import group_page
 from flows.inspect.web.source import NotThereError, Source
@@ -51,17 +50,9 @@ _HEADERS: Final = {
 Page = Callable[[Source, Request], dict[str, Any]]
 
 
-def environment() -> Environment:
-    """Return the templates, which escape whatever is put into them."""
-    made = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    made.filters.update(FORMATS)
-    made.filters["part"] = lambda text: quote(str(text), safe="")
-    return made
-
-
 def build_app(workspace: Workspace) -> Starlette:
     """Return the ASGI application over a workspace; it answers requests to loopback names alone."""
-    source, templates = Source(workspace), environment()
+    source, made = Source(workspace), templates()
 
     def page(template: str, content: Page) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -73,11 +64,11 @@ def build_app(workspace: Workspace) -> Starlette:
         shown = {"request_path": request.url.path, "workspace": str(workspace.root), "is_live": False}
         try:
             shown.update(content(source, request))
-            return HTMLResponse(templates.get_template(template).render(shown), headers=_HEADERS)
+            return HTMLResponse(made.get_template(template).render(shown), headers=_HEADERS)
         except (UserError, StorageError) as error:
             status = 404 if isinstance(error, NotThereError) else 503
             shown["problem"] = str(error)
-            return HTMLResponse(templates.get_template("problem.html").render(shown), status, headers=_HEADERS)
+            return HTMLResponse(made.get_template("problem.html").render(shown), status, headers=_HEADERS)
 
     async def version(request: Request) -> Response:
         found = await run_in_threadpool(_version, source, request.query_params.get("run"))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from rich.console import Console
 from starlette.testclient import TestClient
 
 from flows.inspect.web.groups import FILTERS, SORTS
+from flows.inspect.web.report import report
 from flows.inspect.web.server import build_app, inspect
 from flows.inspect.web.spans import RATIO_EDGES, marked, pieces_of, shades_of
 from flows.run.progress import SilentReporter
@@ -20,6 +24,7 @@ from flows.training.job import open_storage
 from flows.training.loop import train_plain
 from schemas.errors import UserError
 from storage.database.connection import Database
+from storage.errors import StorageError
 from storage.workspace import Workspace
 from tests.support.records import all_rows, fill, make_groups, make_run
 
@@ -212,10 +217,6 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_and_a_run_that_is_not_there_are_one_line(workspace: Path) -> None:
-    import socket
-
-    from rich.console import Console
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -255,3 +256,38 @@ def test_golden_answers_are_marked_as_whole_words() -> None:
         (".", False),
     ]
     assert marked("x", []) == [("x", False)]
+
+
+def test_a_report_is_one_file_with_the_run_its_figures_and_its_groups(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    report("first", None, out, workspace, Console())
+    text = out.read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:)', text), "it needs no other file"
+    for shown in ("Largest credit", "settings.toml", "sdsearch train settings.toml", 'id="chart-data"', "uPlot"):
+        assert shown in text
+    evaluations = rows(workspace, "SELECT em FROM evaluations WHERE updates_done = 2")
+    assert evaluations
+    for row in evaluations:
+        assert f"{row['em']:.3f} ±" in text
+    assert text.count('class="token r') > 3
+
+
+def test_a_report_s_settings_train_the_same_run(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    report("first", None, out, workspace, Console())
+    toml = html.unescape(out.read_text(encoding="utf-8").rsplit("<pre>", 1)[1].split("</pre>")[0])
+    file = tmp_path / "settings.toml"
+    file.write_text(toml, encoding="utf-8")
+    stored = open_storage(workspace).ledger.get_run("first").settings_hash
+    assert load_settings(str(file)).content_hash() == stored
+
+
+@pytest.mark.parametrize(
+    ("run", "study", "says"), [(None, None, "name of a run"), ("a", "b", "name of a run"), ("none", None, "none")]
+)
+def test_a_report_of_nothing_is_one_line(
+    workspace: Path, tmp_path: Path, run: str | None, study: str | None, says: str
+) -> None:
+    with pytest.raises((UserError, StorageError), match=says):
+        report(run, study, tmp_path / "report.html", workspace, Console())
+    assert not (tmp_path / "report.html").exists()

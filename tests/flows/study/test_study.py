@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import flows.training.trainer
 from flows.app import run_command
 from flows.console.errors import UserError
+from flows.inspect.web.report import report as write_report
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.work import carry_out, report
@@ -237,6 +240,20 @@ def test_what_is_not_trained_yet_is_named_and_not_counted(
     table = (workspace.study_folder("micro") / "table.md").read_text(encoding="utf-8")
     assert "not counted: micro-grpo-s2 (0 of 1 updates), micro-sd-s2" in table
     report(study, workspace)
+
+
+def test_a_report_of_a_study_is_one_file_with_its_tables(
+    results: StudyResults, study: Study, workspace: Workspace, path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "study.html"
+    write_report(None, str(path), out, workspace.root, Console())
+    text = html.unescape(out.read_text(encoding="utf-8"))
+    for summary in results.summaries:
+        assert f"{summary.final_em.mean:.3f}" in text
+        assert results.title_of(summary.variant) in text
+    assert "data:image/svg+xml;base64," in text
+    assert all(outcome.run in text for outcome in results.outcomes)
+    assert "sdsearch study " in text
 
 
 def test_nothing_finished_is_nothing_to_report(study: Study, tmp_path: Path) -> None:

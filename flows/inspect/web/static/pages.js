@@ -61,19 +61,23 @@ function text(value) {
   return value == null ? "–" : Math.abs(value) >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString();
 }
 
+// A report that was opened as a file may have no storage.
+function keep(storage, name, value) { try { storage.setItem(name, value); } catch { /* It is not kept. */ } }
+function kept(storage, name) { try { return storage.getItem(name) ?? undefined; } catch { return undefined; } }
+
 function shade(kind) {
-  const choice = document.getElementById("shade"), siblings = document.querySelector(".siblings");
-  if (!choice || !siblings) return;
+  const choice = document.getElementById("shade");
+  if (!choice) return;
   if (kind) choice.value = kind;
-  siblings.dataset.shade = choice.value;
+  document.querySelectorAll(".siblings").forEach((each) => { each.dataset.shade = choice.value; });
   document.querySelectorAll(".legend").forEach((each) => each.classList.toggle("on", each.dataset.of === choice.value));
-  sessionStorage.setItem("shade", choice.value);
+  keep(sessionStorage, "shade", choice.value);
 }
 
 function theme(next) {
   const root = document.documentElement;
-  if (next) localStorage.setItem("theme", next);
-  const chosen = localStorage.getItem("theme");
+  if (next) keep(localStorage, "theme", next);
+  const chosen = next ?? kept(localStorage, "theme");
   if (chosen) root.dataset.theme = chosen;
 }
 
@@ -150,8 +154,7 @@ async function renew() {
 
 theme();
 addEventListener("DOMContentLoaded", () => {
-  const kept = sessionStorage.getItem("shade");
-  shade(kept || undefined);
+  shade(kept(sessionStorage, "shade"));
   draw();
   setInterval(look, POLL_MS);
   look();

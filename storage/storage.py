@@ -19,15 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 class Storage:
-    """A workspace's artifact files, checkpoints, ledger, and the database that indexes them."""
+    """A workspace's artifact files, checkpoints, ledger, and the database that indexes them.
 
-    def __init__(self, workspace: Workspace, database_deadline_s: float = 60.0) -> None:
+    read_only: the database is only read; who wants to write no file either keeps to the methods that read.
+    """
+
+    def __init__(self, workspace: Workspace, database_deadline_s: float = 60.0, *, read_only: bool = False) -> None:
         self.workspace = workspace
         self.artifacts = ArtifactStore(workspace)
         self.checkpoints = CheckpointStore(workspace)
         self.ledger = Ledger(self.artifacts)
         self.question_sets = QuestionSets(self.artifacts)
-        self.database = Database(workspace, database_deadline_s)
+        self.database = Database(workspace, database_deadline_s, read_only=read_only)
         self.rows_of = StageRowsReader(self.ledger, self.artifacts)
         self.sync = DatabaseSync(self.database, self.ledger, self.rows_of)
 

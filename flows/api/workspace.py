@@ -41,7 +41,7 @@ def open_workspace(folder: str | Path | None = None) -> Workspace:
         [Run('first', done, 3 of 3 iterations)]
     """
     path = Path(folder or os.environ.get("SDSEARCH_HOME", "workspace"))
-    return Workspace(Storage(open_existing(path, needs_database=False)))
+    return Workspace(Storage(open_existing(path, needs_database=False), read_only=True))
 
 
 def open_run(folder: str | Path, run: str) -> Run:

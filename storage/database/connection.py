@@ -40,15 +40,18 @@ class Database:
     """Opens the workspace's database file, which is made with all tables on first use.
 
     `deadline_s`: how long to wait for other processes and threads before DatabaseBusyError; `path`: another file than
-    the workspace's own.
+    the workspace's own; `read_only`: nothing is ever written, not even the tables.
     """
 
-    def __init__(self, workspace: Workspace, deadline_s: float = 60.0, path: Path | None = None) -> None:
+    def __init__(
+        self, workspace: Workspace, deadline_s: float = 60.0, path: Path | None = None, *, read_only: bool = False
+    ) -> None:
         self.path = path or workspace.database
         self.deadline_s = deadline_s
         self._turn = threading.Lock()
         self._instance: _Connection | None = None
         self._checked = False
+        self._read_only = read_only
 
     @contextmanager
     def transaction(self, wait_s: float | None = None) -> Iterator[_Connection]:
@@ -138,6 +141,10 @@ class Database:
         if self.path.exists():
             with self._attached(read_only=True, wait_s=wait_s) as connection:
                 version = _version(connection)
+        if version is None and self._read_only:
+            raise DatabaseUnusableError(
+                f"{self.path} has no tables yet; ask again when its run has begun, or {way_out(self.path)}"
+            )
         if version is None:
             with self.transaction(wait_s):
                 return

@@ -97,6 +97,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,
     "sdsearch/sampling/vllm_turns.py": (*_TURN_TESTS, "tests/sdsearch/sampling/test_overlapping_sampler.py"),
     "sdsearch/training/nothing_learnt.py": ("tests/sdsearch/training/test_nothing_learnt.py",),
+    "flows/api/method.py": ("tests/flows/api/test_by_hand.py",),
+    "flows/api/iteration.py": ("tests/flows/api/test_by_hand.py",),
     "flows/settings/load.py": ("tests/flows/settings/test_model_folder.py",),
     "flows/settings/model_folder.py": ("tests/flows/settings/test_model_folder.py",),
     "flows/training/watch.py": ("tests/flows/training/test_nothing_learnt.py",),

@@ -6,6 +6,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import sdsearch
@@ -13,7 +14,7 @@ from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
 from flows.training.loop import train_plain
 from schemas.records.ledger import StageKey
-from storage.errors import DamagedArtifactError
+from storage.errors import DamagedArtifactError, DatabaseUnusableError
 from storage.runs.lock import lock_holder
 from storage.storage import Storage
 from storage.workspace import Workspace
@@ -135,6 +136,12 @@ def test_rows_that_the_database_lacks_and_files_that_changed_are_named(folder: P
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedArtifactError, match=r"groups\.parquet"):
         _ = it.records().groups
+    (copy / "sdsearch.duckdb").unlink()
+    duckdb.connect(str(copy / "sdsearch.duckdb")).close()
+    before = (copy / "sdsearch.duckdb").read_bytes()
+    with pytest.raises(DatabaseUnusableError, match="has no tables yet; ask again when its run has begun"):
+        sdsearch.open_run(copy, "first").frame()
+    assert (copy / "sdsearch.duckdb").read_bytes() == before, "reading makes no tables"
     (copy / "sdsearch.duckdb").unlink()
     with pytest.raises(sdsearch.UserError, match=r"sdsearch\.duckdb is missing; make it again from the files with"):
         it.frame()

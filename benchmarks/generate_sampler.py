@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
-from sdsearch.sampling.stopping import CLOSING_TAGS, TurnEnds
+from sdsearch.sampling.stopping import TurnEnds
 
 
 class GenerateSampler:
@@ -50,7 +50,7 @@ class GenerateSampler:
                 top_k=0,
                 top_p=1.0,
                 max_new_tokens=max(request.max_new_tokens for request in requests),
-                stop_strings=list(CLOSING_TAGS),
+                stop_strings=list(self._ends.stops),
                 pad_token_id=self._tokenizer.pad_token_id,
                 eos_token_id=self._tokenizer.eos_token_id,
             ),

@@ -81,6 +81,16 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             ("hindsight",),
         ),
         PluginKind(
+            "protocol",
+            "protocol",
+            "rollout.protocol",
+            "rollout.protocol_options",
+            "sdsearch.protocol.ports:ActionProtocol",
+            None,
+            {"tags": "sdsearch.protocol.parsing:TagProtocol"},
+            ("sample", "hindsight", "evaluate"),
+        ),
+        PluginKind(
             "retriever",
             "retriever",
             "retrieval.kind",

@@ -19,6 +19,7 @@ from schemas.settings.root import Settings
 from sdsearch.credit import hindsight, scoring
 from sdsearch.credit.teacher import TargetTensors, compute_targets, no_targets
 from sdsearch.model.dropout import without_randomness
+from sdsearch.protocol.ports import open_protocol
 from sdsearch.retrieval.ports import Retriever
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
@@ -97,12 +98,14 @@ def roll_out(
         [True, True]
     """
     settings = policy.settings
+    protocol = open_protocol(settings.rollout)
     loop = RolloutLoop(
         policy.tokenizer,
-        TransformersSampler(policy.model, policy.tokenizer),
+        TransformersSampler(policy.model, policy.tokenizer, protocol),
         retriever,
         RolloutLimits.of(settings.rollout, settings.retrieval.num_passages, policy.max_context_tokens),
         policy.prompt_frame,
+        protocol,
     )
     size = settings.rollout.questions_per_batch
     return [
@@ -156,6 +159,7 @@ def build_blocks(
             seed=settings.seed,
             tokenizer=policy.tokenizer,
             max_context_tokens=policy.max_context_tokens,
+            tags=open_protocol(policy.settings.rollout).tags,
         )
     ]
 

@@ -10,6 +10,7 @@ from flows.run.policy import LivePolicy
 from schemas.records.run_inputs import PromptFrame
 from schemas.settings.root import Settings
 from sdsearch.model.pretrained import without_progress_bars
+from sdsearch.protocol.ports import open_protocol
 from sdsearch.protocol.prompting import render_frame
 from storage.runs.checkpoints import CheckpointStore
 from storage.runs.run_inputs import read_run_inputs
@@ -79,5 +80,6 @@ def load_version(storage: Storage, settings: Settings, run: str, version: int) -
 def _loaded(settings: Settings, version: int, live: LivePolicy, frame: PromptFrame | None, origin: str) -> Policy:
     with without_progress_bars():
         live.move_to(version)
-    frame = frame or render_frame(live.tokenizer, settings.rollout.template)
+    rollout = settings.rollout
+    frame = frame or render_frame(live.tokenizer, rollout.template, open_protocol(rollout), rollout.wording)
     return Policy(settings, version, frame, origin, live)

@@ -16,6 +16,7 @@ from flows.run.sampler import PolicySampler, open_sampler
 from schemas.records.reports import RetrievalReport, SamplingReport
 from schemas.settings.data import SetName
 from schemas.settings.root import Settings
+from sdsearch.protocol.ports import ActionProtocol, open_protocol
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from storage.runs.hashes import hash_of
 from storage.runs.run_inputs import read_run_inputs
@@ -83,13 +84,20 @@ class Runtime:
         """What the run itself is evaluated on."""
         return SetName(self.settings.data.dataset, self.settings.evaluation.split)
 
+    @cached_property
+    def protocol(self) -> ActionProtocol:
+        """How the policy searches and answers."""
+        return open_protocol(self.settings.rollout)
+
     def rollout_loop(self, policy_version: int) -> RolloutLoop:
         """Return the loop that rolls out with the weights of `policy_version`."""
         self.policy.move_to(policy_version)
         context_tokens = self.sampler.max_context_tokens(self.policy)
         limits = RolloutLimits.of(self.settings.rollout, self.settings.retrieval.num_passages, context_tokens)
         sampler = self.sampler.at(self.policy)
-        return RolloutLoop(self.policy.tokenizer, sampler, self._retriever.retriever, limits, self.prompts.frame)
+        return RolloutLoop(
+            self.policy.tokenizer, sampler, self._retriever.retriever, limits, self.prompts.frame, self.protocol
+        )
 
     def take_reports(self, *, searching: bool) -> dict[str, SamplingReport | RetrievalReport | None]:
         """Return what sampler and retriever did since the last call, as a stage's record keeps it.

@@ -17,6 +17,8 @@ from schemas.records.run_inputs import PromptFrame, RunInputs
 from schemas.settings.root import RolloutSettings, Settings
 from sdsearch.data.readers import BadRowError
 from sdsearch.model.policy import CONTEXT_LIMITS, load_tokenizer
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.ports import ActionProtocol, open_protocol
 from sdsearch.protocol.prompting import prompt_lengths, render_frame
 from storage.errors import RunNotFoundError
 from storage.runs.run_inputs import read_run_inputs
@@ -47,7 +49,7 @@ class LivePrompts:
     ) -> None:
         """Take what the run kept, else the frame of the run that it goes on from where the wording is the same."""
         self._settings = settings
-        self._former = former if former and former.template == settings.template else None
+        self._former = former if former and former.template == settings.wording else None
         self._kept = kept
         self._policy = policy
         self._sampler = sampler
@@ -56,7 +58,9 @@ class LivePrompts:
     def frame(self) -> PromptFrame:
         """What stands around each question; UserError when the tokenizer's template cannot be used."""
         known = self._kept.frame if self._kept else self._former
-        return known or render_frame(self._policy.tokenizer, self._settings.template)
+        return known or render_frame(
+            self._policy.tokenizer, self._settings.template, open_protocol(self._settings), self._settings.wording
+        )
 
     @property
     def are_kept(self) -> bool:
@@ -72,7 +76,8 @@ class LivePrompts:
     def measure(self) -> PromptMeasure:
         """Measures prompts; a new run's policy is loaded before it is asked for, since its context counts."""
         longest = self._kept.max_prompt_tokens if self._kept else longest_prompt(self._settings, self.context_tokens)
-        return PromptMeasure(self._policy.tokenizer, self.frame, longest, self._settings.max_prompt_tokens)
+        protocol = open_protocol(self._settings)
+        return PromptMeasure(self._policy.tokenizer, self.frame, longest, self._settings.max_prompt_tokens, protocol)
 
     def find_unfit(self, questions: Sequence[Question]) -> Mapping[str, BadRowError]:
         """Return what is wrong with the questions of which no prompt can be made, by their keys."""
@@ -90,8 +95,9 @@ def measure_without_policy(settings: Settings, config: Mapping[str, Any]) -> Pro
     limits = (numbered, getattr(settings.sampling, "max_model_len", 0))
     context = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
     rollout = settings.rollout
-    frame = render_frame(tokenizer, rollout.template)
-    return PromptMeasure(tokenizer, frame, longest_prompt(rollout, context), rollout.max_prompt_tokens)
+    protocol = open_protocol(rollout)
+    frame = render_frame(tokenizer, rollout.template, protocol, rollout.wording)
+    return PromptMeasure(tokenizer, frame, longest_prompt(rollout, context), rollout.max_prompt_tokens, protocol)
 
 
 def former_frame(storage: Storage, run: str, source: str | None) -> PromptFrame | None:
@@ -112,6 +118,7 @@ class PromptMeasure:
     frame: PromptFrame
     max_tokens: int
     max_set: int  # rollout.max_prompt_tokens; where `max_tokens` is below it, the context is what limits
+    protocol: ActionProtocol = TAG_PROTOCOL
     _known: dict[str, int] = field(default_factory=dict, repr=False)
 
     def find_unfit(self, questions: Sequence[Question]) -> Mapping[str, BadRowError]:
@@ -133,7 +140,7 @@ class PromptMeasure:
         """Return the tokens of each question's prompt."""
         texts = [question.question for question in questions]
         new = list(dict.fromkeys(text for text in texts if text not in self._known and self._is_measured(text)))
-        self._known.update(zip(new, prompt_lengths(self.tokenizer, new, self.frame), strict=True))
+        self._known.update(zip(new, prompt_lengths(self.tokenizer, new, self.frame, self.protocol), strict=True))
         return [self._known[text] if self._is_measured(text) else len(text) // _CHARACTERS_A_TOKEN for text in texts]
 
     def _is_measured(self, text: str) -> bool:

@@ -9,9 +9,10 @@ from typing import Protocol
 from flows.console.errors import UserError
 from flows.run.policy import LivePolicy
 from schemas.records.reports import SamplingReport
-from schemas.settings.root import Settings
+from schemas.settings.root import RolloutSettings, Settings
 from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.model.policy import causal_lm
+from sdsearch.protocol.ports import open_protocol
 from sdsearch.sampling.ports import Sampler
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
@@ -54,7 +55,7 @@ def open_sampler(settings: Settings, run: str, workspace: Path) -> PolicySampler
     """
     match settings.sampling:
         case TransformersSamplerSettings():
-            return TransformersPolicySampler()
+            return TransformersPolicySampler(settings.rollout)
         case VllmSamplerSettings():
             check_installed()
         case VllmServerSamplerSettings(api_key_env=name) if name and not os.environ.get(name):
@@ -65,6 +66,9 @@ def open_sampler(settings: Settings, run: str, workspace: Path) -> PolicySampler
 class TransformersPolicySampler:
     """Samples with the trainer's own model: the weights cannot differ."""
 
+    def __init__(self, rollout: RolloutSettings) -> None:
+        self._rollout = rollout
+
     def max_context_tokens(self, policy: LivePolicy) -> int:
         return policy.max_context_tokens
 
@@ -72,7 +76,7 @@ class TransformersPolicySampler:
         return self.in_process(policy)
 
     def in_process(self, policy: LivePolicy) -> TransformersSampler:
-        return TransformersSampler(policy.model, policy.tokenizer)
+        return TransformersSampler(policy.model, policy.tokenizer, open_protocol(self._rollout))
 
     def release(self) -> SamplingReport | None:
         return None
@@ -102,7 +106,7 @@ class VllmPolicySampler:
         return min(self._sampling.max_model_len or policy.max_context_tokens, policy.max_context_tokens)
 
     def at(self, policy: LivePolicy) -> Sampler:
-        ends = TurnEnds.of(policy.model, policy.tokenizer)
+        ends = TurnEnds.of(policy.model, policy.tokenizer, open_protocol(self._settings.rollout).stops)
         if self._engine is None:
             self._engine = self._open(policy, ends)
         elif self._asleep and isinstance(self._engine, VllmEngine):
@@ -167,6 +171,7 @@ class VllmPolicySampler:
             enable_sleep_mode=sampling.sleep_while_training,
             lora_rank=model.lora_rank if model.tuning == "lora" else 0,
             trust_remote_code=model.trust_remote_code,
+            stops=tuple(ends.stops),
             end_ids=tuple(sorted(ends.end_ids)),
             num_threads=model.torch_threads,
         )
@@ -179,6 +184,7 @@ class VllmPolicySampler:
             timeout_s=sampling.timeout_s,
             max_num_seqs=sampling.max_num_seqs,
             max_model_len=self.max_context_tokens(policy),
+            stops=tuple(ends.stops),
             end_ids=tuple(sorted(ends.end_ids)),
             adapters=self._settings.model.tuning == "lora",
             workspace_here=str(self._workspace),

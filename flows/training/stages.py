@@ -27,7 +27,9 @@ from sdsearch.data.questions import questions_hash
 # What is found follows from the index's fingerprint, which is an input of its own; not from how it is reached.
 SAMPLE: Final = StageKind("sample", ("seed", "model", "data", "rollout", "sampling", "retrieval.num_passages"))
 SCORE: Final = StageKind("score", ("reward", "grpo", "hindsight"))
-HINDSIGHT: Final = StageKind("hindsight", ("seed", "hindsight", "distillation.enabled"))
+HINDSIGHT: Final = StageKind(
+    "hindsight", ("seed", "hindsight", "distillation.enabled", "rollout.protocol", "rollout.protocol_options")
+)
 TEACHER: Final = StageKind(
     "teacher",
     (
@@ -35,6 +37,7 @@ TEACHER: Final = StageKind(
         "hindsight.unsent_queries",
         "distillation.positions",
         "distillation.divergence",
+        "distillation.divergence_options",
         "distillation.support",
         "distillation.tail",
         "distillation.top_k",
@@ -106,6 +109,7 @@ def build_hindsight(
                     seed=settings.seed,
                     tokenizer=live.policy.tokenizer,
                     max_context_tokens=live.policy.max_context_tokens,
+                    tags=live.protocol.tags,
                 )
             ]
             if (cuts := told_of_cuts(iteration, blocks)) is not None:

@@ -17,7 +17,7 @@ from schemas.records.question import Question
 
 StopReason = Literal["search_closed", "answer_closed", "end_of_turn", "length"]
 Logprob = Annotated[float, Field(allow_inf_nan=False)]
-MalformedReason = Literal["no_action", "not_opened", "empty_query", "empty_answer"]
+MalformedReason = Literal["no_action", "not_opened", "unreadable", "empty_query", "empty_answer"]
 
 
 class Search(Record):

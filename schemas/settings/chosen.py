@@ -15,6 +15,7 @@ _OPTIONS: Final[Mapping[str, Callable[[Settings], Options]]] = {
     "block": lambda settings: settings.hindsight.masking_options,
     "retriever": lambda settings: getattr(settings.retrieval, "options", {}),
     "reader": lambda settings: settings.data.reader_options,
+    "protocol": lambda settings: settings.rollout.protocol_options,
     "divergence": lambda settings: settings.distillation.divergence_options,
 }
 

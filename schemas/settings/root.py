@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from schemas.base import STORED, Positive, Section
 from schemas.names import Name
+from schemas.plugins import Names, Options
 from schemas.settings.data import DataSettings
 from schemas.settings.method import (
     DistillationSettings,
@@ -73,6 +74,11 @@ class RolloutSettings(Section):
 
     group_size: Annotated[int, Field(ge=2)] = Field(default=5, description="Rollouts a question, G (paper).")
     template: Literal["compact", "instruct"] = Field(default="instruct", description="Prompt wording (ours).")
+    protocol: Annotated[str, Names("protocol")] = Field(
+        default="tags",
+        description="How the policy searches and answers: 'tags' as Search-R1's (relative), or a plugin.",
+    )
+    protocol_options: Options = Field(default={}, description="The settings of a plugin's protocol.")
     max_searches: Positive = Field(default=4, description="Searches a rollout; one more turn may answer (relative).")
     max_new_tokens: Positive = Field(default=512, description="Sampled tokens a turn (relative).")
     max_prompt_tokens: Positive = Field(default=2048, description="Longest prompt (relative).")
@@ -83,6 +89,11 @@ class RolloutSettings(Section):
         default=1.0, gt=0, description="Sampling temperature; losses divide logits by it too, teacher's and student's."
     )
     questions_per_batch: Positive = Field(default=64, description="Groups sampled in one batch; a memory bound.")
+
+    @property
+    def wording(self) -> str:
+        """What identifies the words around a question: the template, and the protocol where it is a plugin."""
+        return self.template if self.protocol == "tags" else f"{self.protocol} {self.template}"
 
 
 class EvaluationSettings(Section):

@@ -19,17 +19,17 @@ from schemas.records.score import Score
 from schemas.settings.root import HindsightSettings
 from sdsearch.credit.block_variants import BlockVariant, Member, QueriesOnly, open_variant
 from sdsearch.protocol.fitting import largest, num_pieces, shorten, shorten_all
-from sdsearch.protocol.tokens import encode_foreign, neutralise_tags
+from sdsearch.protocol.tokens import TAGS, encode_foreign, neutralise_tags
 from sdsearch.seeds import derive_seed
 
 _LABEL = re.compile(r"\([(\s]*((?:in)?correct)[)\s]*\)", re.IGNORECASE)
 
 
-def neutralise(text: str) -> str:
+def neutralise(text: str, tags: tuple[str, ...] = TAGS) -> str:
     """Make foreign text safe inside a block: one line, no tags, no separator, no label."""
     flat = " ".join(text.split()).replace("|", "/")
     # Tags last: `<|search>` is one only after the line before.
-    return neutralise_tags(_LABEL.sub(lambda match: match[1].lower(), flat))
+    return neutralise_tags(_LABEL.sub(lambda match: match[1].lower(), flat), tags)
 
 
 Render = Callable[[Sequence[HindsightAttempt]], str]
@@ -56,18 +56,19 @@ def encode_block(
     attempts: Sequence[HindsightAttempt],
     max_tokens: int,
     render: Render = render_block,
+    tags: tuple[str, ...] = TAGS,
 ) -> EncodedBlock:
     """Return the block that fits: the longest attempts are cut first, to a common length; labels stay whole.
 
     Where not even a mark an attempt has room, attempts leave from the end; without room for the header it is empty.
     """
-    whole = encode_foreign(tokenizer, render(attempts))
+    whole = encode_foreign(tokenizer, render(attempts), tags)
     if len(whole) <= max_tokens:
         return EncodedBlock(tuple(attempts), render(attempts), whole, 0, 0, 0)
     for kept in range(len(attempts), -1, -1):
-        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens, render)
+        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens, render, tags)
         if shown is not None:
-            token_ids = encode_foreign(tokenizer, render(shown))
+            token_ids = encode_foreign(tokenizer, render(shown), tags)
             num_shortened = sum(cut != full for cut, full in zip(shown, attempts, strict=False))
             lost = len(attempts) - kept, num_shortened, len(whole) - len(token_ids)
             return EncodedBlock(tuple(shown), render(shown), token_ids, *lost)
@@ -75,7 +76,11 @@ def encode_block(
 
 
 def _cut_evenly(
-    tokenizer: PreTrainedTokenizerBase, attempts: Sequence[HindsightAttempt], max_tokens: int, render: Render
+    tokenizer: PreTrainedTokenizerBase,
+    attempts: Sequence[HindsightAttempt],
+    max_tokens: int,
+    render: Render,
+    tags: tuple[str, ...],
 ) -> list[HindsightAttempt] | None:
     """Return the attempts cut to the largest common length with which they fit, None where they fit with none."""
 
@@ -84,25 +89,27 @@ def _cut_evenly(
         return [a.model_copy(update={"contents": shown}) for a, shown in zip(attempts, contents, strict=True)]
 
     def fits(max_pieces: int) -> bool:
-        return len(encode_foreign(tokenizer, render(cut(max_pieces)))) <= max_tokens
+        return len(encode_foreign(tokenizer, render(cut(max_pieces)), tags)) <= max_tokens
 
     longest = max((sum(map(num_pieces, attempt.contents)) for attempt in attempts), default=0)
     pieces = largest(fits, longest + 1)
     return None if pieces is None else cut(pieces)
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> EncodedBlock:
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int, tags: tuple[str, ...] = TAGS
+) -> EncodedBlock:
     """Return the block of a turn's documents, cut at its end where it is too long."""
-    whole = encode_foreign(tokenizer, text)
+    whole = encode_foreign(tokenizer, text, tags)
     if len(whole) <= max_tokens:
         return EncodedBlock((), text, whole, 0, 0, 0)
 
     def fits(max_pieces: int) -> bool:
-        return len(encode_foreign(tokenizer, shorten(text, max_pieces))) <= max_tokens
+        return len(encode_foreign(tokenizer, shorten(text, max_pieces), tags)) <= max_tokens
 
     pieces = largest(fits, num_pieces(text) + 1)
     text = "" if pieces is None else shorten(text, pieces)
-    token_ids = encode_foreign(tokenizer, text)
+    token_ids = encode_foreign(tokenizer, text, tags)
     return EncodedBlock((), text, token_ids, 0, 0, len(whole) - len(token_ids))
 
 
@@ -114,6 +121,7 @@ def build_blocks(
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     max_context_tokens: int,
+    tags: tuple[str, ...] = TAGS,
 ) -> list[HindsightBlock]:
     """Return a group's blocks: one for all, or one a rollout or a turn where the settings ask for it.
 
@@ -128,12 +136,12 @@ def build_blocks(
     blocks = []
     for focal_rollout, focal_turn, members in _views(group, scores, settings, variant):
         if focal_turn is None:
-            attempts = [_attempt(group, r, scores[r.index], labels[r.index], settings, variant) for r in members]
-            encoded = encode_block(tokenizer, attempts, max_tokens, variant.render)
+            attempts = [_attempt(group, r, scores[r.index], labels[r.index], settings, variant, tags) for r in members]
+            encoded = encode_block(tokenizer, attempts, max_tokens, variant.render, tags)
         else:
             assert focal_rollout is not None, "a turn belongs to a rollout"
-            shown = neutralise_tags(variant.shown_at(group.rollouts[focal_rollout], focal_turn))
-            encoded = encode_documents(tokenizer, shown, max_tokens)
+            shown = neutralise_tags(variant.shown_at(group.rollouts[focal_rollout], focal_turn), tags)
+            encoded = encode_documents(tokenizer, shown, max_tokens, tags)
         blocks.append(
             HindsightBlock(
                 group_id=group.id,
@@ -197,9 +205,10 @@ def _attempt(
     label: Label | None,
     settings: HindsightSettings,
     variant: BlockVariant,
+    tags: tuple[str, ...],
 ) -> HindsightAttempt:
     """Return what a block shows of a sibling, made harmless: a block's own lines are no one else's to write."""
     queries = rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
     texts = variant(Member(group, rollout, score, label, queries))
-    contents = tuple(neutralise(text) for text in texts)
+    contents = tuple(neutralise(text, tags) for text in texts)
     return HindsightAttempt(rollout_index=rollout.index, label=label, contents=contents)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
 
 from transformers import PreTrainedTokenizerBase
 
 from schemas.records.rollout import Action, Answer, Generation, Malformed, MalformedReason, Search, StopReason
-from sdsearch.protocol.tokens import decode, positions_inside, token_char_spans
+from sdsearch.protocol.ports import ActionProtocol
+from sdsearch.protocol.tokens import TAGS, decode, positions_inside, token_char_spans
 
 SEARCH_OPEN, SEARCH_CLOSE = "<search>", "</search>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -37,13 +39,43 @@ def parse_action(text: str) -> Action:
     return Search(query=content) if is_search else Answer(answer=content)
 
 
-def query_positions(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], text: str) -> tuple[int, ...]:
-    """Return the offsets of the query tokens: those wholly between `<search>` and `</search>` (paper, section 3)."""
-    if not isinstance(parse_action(text), Search):
+class TagProtocol(ActionProtocol):
+    """`<search> query </search>` and `<answer> answer </answer>` (Search-R1, AutoRefine)."""
+
+    stops: ClassVar[Mapping[str, StopReason]] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
+    tags: ClassVar[tuple[str, ...]] = TAGS
+    instructions: ClassVar[str] = (
+        "Answer the question below. Reason inside <think> and </think> first, every time you receive new "
+        "information. If you lack knowledge, call the search engine with <search> your query </search>; it replies "
+        "with the best passages between <documents> and </documents>. Search as often as you need. When no more "
+        "knowledge is needed, give only the answer inside <answer> and </answer>, without explanation, for example "
+        "<answer> Beijing </answer>.\n"
+    )
+
+    def parse(self, text: str) -> Action:
+        """As `parse_action`."""
+        return parse_action(text)
+
+    def query_span(self, text: str) -> tuple[int, int]:
+        """Return what lies between `<search>` and `</search>` (paper, section 3)."""
+        inside = find_inside(text, SEARCH_OPEN, SEARCH_CLOSE)
+        assert inside is not None, "a search has both its tags"
+        return inside
+
+
+TAG_PROTOCOL: Final = TagProtocol()
+
+
+def query_positions(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    text: str,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+) -> tuple[int, ...]:
+    """Return the offsets of the query tokens: those wholly within the query's own text."""
+    if not isinstance(protocol.parse(text), Search):
         return ()
-    inside = find_inside(text, SEARCH_OPEN, SEARCH_CLOSE)
-    assert inside is not None, "a search has both its tags"
-    return positions_inside(token_char_spans(tokenizer, token_ids), *inside)
+    return positions_inside(token_char_spans(tokenizer, token_ids), *protocol.query_span(text))
 
 
 def make_generation(
@@ -51,6 +83,7 @@ def make_generation(
     token_ids: Sequence[int],
     sampled_logprobs: Sequence[float | None],
     stop_reason: StopReason,
+    protocol: ActionProtocol = TAG_PROTOCOL,
 ) -> Generation:
     """Record a sampled turn; the ids stay as sampled, the text and the query tokens are read off them."""
     text = decode(tokenizer, token_ids)
@@ -59,5 +92,5 @@ def make_generation(
         sampled_logprobs=tuple(sampled_logprobs),
         text=text,
         stop_reason=stop_reason,
-        query_positions=query_positions(tokenizer, token_ids, text),
+        query_positions=query_positions(tokenizer, token_ids, text, protocol),
     )

@@ -12,6 +12,8 @@ from schemas.errors import UserError, library_errors
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import MalformedReason, Observation
 from schemas.records.run_inputs import PromptFrame
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.tokens import encode, encode_foreign, foreign_lengths
 
 TemplateName = Literal["compact", "instruct"]
@@ -19,23 +21,6 @@ _WHERE = "the chat template of model.path's tokenizer"
 _REMEDY = "mend chat_template in that folder, or choose another model.path"
 # Nothing that stands in a message may be changed, and neither its length nor its words may matter.
 _PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
-_INSTRUCTIONS = (
-    "Answer the question below. Reason inside <think> and </think> first, every time you receive new "
-    "information. If you lack knowledge, call the search engine with <search> your query </search>; it replies "
-    "with the best passages between <documents> and </documents>. Search as often as you need. When no more "
-    "knowledge is needed, give only the answer inside <answer> and </answer>, without explanation, for example "
-    "<answer> Beijing </answer>.\n"
-)
-_TEMPLATES: dict[TemplateName, tuple[str, str]] = {
-    "compact": ("Question: ", "\n"),
-    "instruct": (f"{_INSTRUCTIONS}Question: ", "\n"),
-}
-_NOTICES: dict[MalformedReason, str] = {
-    "no_action": "No search or answer was found.",
-    "not_opened": "A closing tag has no opening tag.",
-    "empty_query": "The search was empty.",
-    "empty_answer": "The answer was empty.",
-}
 NOTHING_FOUND = "No documents found."
 
 
@@ -50,17 +35,22 @@ class PromptTokens(NamedTuple):
         return self.head + self.body
 
 
-def render_frame(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> PromptFrame:
+def render_frame(
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateName,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+    wording: str = "",
+) -> PromptFrame:
     """Return what stands around every question of a run: the chat template where there is one, else plain text.
 
     Made once a run, since a template may print the date. The head is all that precedes the user's words (system turn,
     role tokens, begin-of-text). Raises UserError for a template that fails, or does not put the message as it is in
     one place with the same text around it.
     """
-    before, after = _TEMPLATES[template]
+    before, after = protocol.wording(template)
     head, tail = _chat_frame(tokenizer)
     return PromptFrame(
-        template=template,
+        template=wording or template,
         head=head,
         before=before,
         after=after + tail,
@@ -70,15 +60,22 @@ def render_frame(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> 
     )
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, question: str, frame: PromptFrame) -> PromptTokens:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, frame: PromptFrame, protocol: ActionProtocol = TAG_PROTOCOL
+) -> PromptTokens:
     """Return the prompt's tokens: the head alone, and the task prompt with the question, which is foreign text."""
-    asked = tuple(encode_foreign(tokenizer, question))
+    asked = tuple(encode_foreign(tokenizer, question, protocol.tags))
     return PromptTokens(frame.head_token_ids, frame.before_token_ids + asked + frame.after_token_ids)
 
 
-def prompt_lengths(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], frame: PromptFrame) -> list[int]:
+def prompt_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    frame: PromptFrame,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+) -> list[int]:
     """Return how many tokens the prompt of each question has."""
-    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, questions)]
+    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, questions, protocol.tags)]
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -109,13 +106,18 @@ def _begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
-def render_documents(tokenizer: PreTrainedTokenizerBase, hits: Sequence[SearchHit], max_tokens: int) -> Observation:
+def render_documents(
+    tokenizer: PreTrainedTokenizerBase,
+    hits: Sequence[SearchHit],
+    max_tokens: int,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+) -> Observation:
     """Return the reply to a search; passages are cut to `max_tokens` in all, the closing tag always stays."""
     lines = [f"Doc {rank}(Title: {hit.passage.title}) {hit.passage.text}" for rank, hit in enumerate(hits, 1)]
     text = "\n".join(" ".join(line.split()) for line in lines) if lines else NOTHING_FOUND
-    opening, closing = "\n<documents>\n", "\n</documents>\n"
+    opening, closing = protocol.documents
     opening_ids, closing_ids = encode(tokenizer, opening), encode(tokenizer, closing)
-    content_ids = encode_foreign(tokenizer, text)
+    content_ids = encode_foreign(tokenizer, text, protocol.tags)
     room = max(0, max_tokens - len(opening_ids) - len(closing_ids))
     kept = content_ids[:room]
     token_ids = (*opening_ids, *kept, *closing_ids)
@@ -128,7 +130,9 @@ def render_documents(tokenizer: PreTrainedTokenizerBase, hits: Sequence[SearchHi
     )
 
 
-def render_notice(tokenizer: PreTrainedTokenizerBase, reason: MalformedReason) -> Observation:
+def render_notice(
+    tokenizer: PreTrainedTokenizerBase, reason: MalformedReason, protocol: ActionProtocol = TAG_PROTOCOL
+) -> Observation:
     """Return the short notice that an ill-formed turn gets."""
-    text = f"\n{_NOTICES[reason]}\n"
+    text = f"\n{protocol.notices[reason]}\n"
     return Observation(kind="notice", token_ids=tuple(encode(tokenizer, text)), text=text, hits=(), num_tokens_cut=0)

@@ -11,7 +11,11 @@ from transformers import PreTrainedTokenizerBase
 TAGS = ("think", "search", "documents", "answer", "refine")
 _BATCH = 4096
 _PLAIN = re.compile(r"\s*\w*\s*")
-_TAG = re.compile(rf"<(/?(?:{'|'.join(TAGS)}))>", re.IGNORECASE)
+
+
+@lru_cache(maxsize=8)
+def _pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(/?(?:{'|'.join(map(re.escape, tags))}))>", re.IGNORECASE)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -20,34 +24,38 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return token_ids
 
 
-def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str, tags: tuple[str, ...] = TAGS) -> list[int]:
     """Encode text that others wrote (questions, passages, queries).
 
     Protocol tags lose their angle brackets, and what the tokenizer reads as markup (special tokens, and added ones
     that it does not call special, such as some chat templates' role marks) is encoded as plain text, so that foreign
     text cannot open or close a span or a turn.
     """
-    ids = _encode_as_text(tokenizer, neutralise_tags(text), _markup_ids(tokenizer, len(tokenizer)))
+    ids = _encode_as_text(tokenizer, neutralise_tags(text, tags), _markup_ids(tokenizer, len(tokenizer)))
     seen = decode(tokenizer, ids)
     # A tokenizer that normalises may make a tag out of look-alikes.
-    return encode_foreign(tokenizer, seen) if _TAG.search(seen) else ids
+    return encode_foreign(tokenizer, seen, tags) if _pattern(tags).search(seen) else ids
 
 
-def foreign_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+def foreign_lengths(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tags: tuple[str, ...] = TAGS
+) -> list[int]:
     """Return how many tokens `encode_foreign` makes of each text; many at once, which is many times faster."""
     markup = _markup_ids(tokenizer, len(tokenizer))
     lengths: list[int] = []
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
         encoded = tokenizer(
-            [neutralise_tags(text) for text in batch],
+            [neutralise_tags(text, tags) for text in batch],
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
         )["input_ids"]
         for text, ids in zip(batch, encoded, strict=True):
-            is_plain = markup.isdisjoint(ids) and (_cannot_hide_a_tag(text) or not _TAG.search(decode(tokenizer, ids)))
-            lengths.append(len(ids) if is_plain else len(encode_foreign(tokenizer, text)))
+            is_plain = markup.isdisjoint(ids) and (
+                _cannot_hide_a_tag(text) or not _pattern(tags).search(decode(tokenizer, ids))
+            )
+            lengths.append(len(ids) if is_plain else len(encode_foreign(tokenizer, text, tags)))
     return lengths
 
 
@@ -71,9 +79,9 @@ def _markup_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> frozense
     return frozenset(i for i, token in added.items() if token.special or not _PLAIN.fullmatch(token.content))
 
 
-def neutralise_tags(text: str) -> str:
+def neutralise_tags(text: str, tags: tuple[str, ...] = TAGS) -> str:
     """Replace the angle brackets of protocol tags by round ones: `<search>` becomes `(search)`."""
-    return _TAG.sub(r"(\1)", text)
+    return _pattern(tags).sub(r"(\1)", text)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

@@ -13,7 +13,8 @@ from schemas.records.question import Question
 from schemas.records.rollout import Answer, Generation, Group, Malformed, Observation, Rollout, Search, Turn
 from schemas.records.run_inputs import PromptFrame
 from schemas.settings.root import RolloutSettings
-from sdsearch.protocol.parsing import make_generation, parse_action
+from sdsearch.protocol.parsing import TAG_PROTOCOL, make_generation
+from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.prompting import PromptTokens, render_documents, render_notice, render_prompt
 from sdsearch.retrieval.ports import Retriever, search_all
 from sdsearch.sampling.ports import SampledTurn, Sampler, TurnRequest
@@ -79,6 +80,7 @@ class RolloutLoop:
     retriever: Retriever
     limits: RolloutLimits
     frame: PromptFrame
+    protocol: ActionProtocol = TAG_PROTOCOL
 
     def roll_out(
         self,
@@ -127,7 +129,7 @@ class RolloutLoop:
         ]
 
     def _prompt(self, question: Question) -> PromptTokens:
-        prompt = render_prompt(self.tokenizer, question.question, self.frame)
+        prompt = render_prompt(self.tokenizer, question.question, self.frame, self.protocol)
         if len(prompt.token_ids) > self.limits.max_prompt_tokens:
             raise UserError(
                 f"the prompt of question '{question.key}' has {len(prompt.token_ids)} tokens, at most "
@@ -160,7 +162,8 @@ class RolloutLoop:
     ) -> list[TurnRequest]:
         """Read the ended turns, search for all their queries at once, and continue whoever may go on."""
         generations = [
-            make_generation(self.tokenizer, turn.token_ids, turn.logprobs, turn.stop_reason) for turn in sampled
+            make_generation(self.tokenizer, turn.token_ids, turn.logprobs, turn.stop_reason, self.protocol)
+            for turn in sampled
         ]
         observations = self._observe([conversations[turn.key] for turn in sampled], generations)
         requests = []
@@ -170,7 +173,7 @@ class RolloutLoop:
             conversation.num_tokens += len(generation.token_ids) + num_reply
             if conversation.num_tokens >= self.limits.max_context_tokens:
                 observation = None
-            action = parse_action(generation.text)
+            action = self.protocol.parse(generation.text)
             conversation.turns.append(Turn(generation=generation, action=action, observation=observation))
             if observation is not None:
                 requests.append(self._request(conversation, observation.token_ids, temperature))
@@ -180,7 +183,7 @@ class RolloutLoop:
         self, conversations: Sequence[_Conversation], generations: Sequence[Generation]
     ) -> list[Observation | None]:
         """Return the environment's reply to each turn; None ends the rollout (an answer, or the last turn)."""
-        actions = [parse_action(generation.text) for generation in generations]
+        actions = [self.protocol.parse(generation.text) for generation in generations]
         may_go_on = [len(conversation.turns) < self.limits.max_searches for conversation in conversations]
         queries = [a.query for a, going in zip(actions, may_go_on, strict=True) if going and isinstance(a, Search)]
         found = iter(search_all(self.retriever, queries, self.limits.num_passages))
@@ -189,9 +192,9 @@ class RolloutLoop:
             match action:
                 case Search() if going:
                     limit = self.limits.max_observation_tokens
-                    replies.append(render_documents(self.tokenizer, next(found), limit))
+                    replies.append(render_documents(self.tokenizer, next(found), limit, self.protocol))
                 case Malformed(reason=reason) if going:
-                    replies.append(render_notice(self.tokenizer, reason))
+                    replies.append(render_notice(self.tokenizer, reason, self.protocol))
                 case Search() | Malformed() | Answer():
                     replies.append(None)
         return replies

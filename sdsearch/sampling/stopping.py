@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.records.rollout import StopReason
-from sdsearch.protocol.parsing import ANSWER_CLOSE, SEARCH_CLOSE
+from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.protocol.tokens import decode
-
-CLOSING_TAGS: dict[str, StopReason] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
 
 
 @dataclass(frozen=True)
@@ -20,16 +18,24 @@ class TurnEnds:
 
     tokenizer: PreTrainedTokenizerBase
     end_ids: frozenset[int]
-    may_close: frozenset[int]  # Tokens whose text holds a `>`: no other completes a tag.
+    may_close: frozenset[int]  # Tokens whose text holds the last character of a stop: no other completes one.
+    stops: Mapping[str, StopReason]  # What ends a turn when it is written, and what it is.
 
     @staticmethod
-    def of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TurnEnds:
+    def of(
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: Mapping[str, StopReason] = TAG_PROTOCOL.stops,
+    ) -> TurnEnds:
         """Return the rule for a model folder: its generation settings and its tokenizer say what ends a turn."""
         configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
         end_ids = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-        may_close = frozenset(token_id for token, token_id in tokenizer.get_vocab().items() if ">" in token)
-        return TurnEnds(tokenizer, end_ids, may_close)
+        last = {stop[-1] for stop in stops}
+        may_close = frozenset(
+            token_id for token, token_id in tokenizer.get_vocab().items() if any(c in token for c in last)
+        )
+        return TurnEnds(tokenizer, end_ids, may_close, stops)
 
     def reason(self, token_ids: Sequence[int], max_new_tokens: int) -> StopReason | None:
         """Return why the turn ends with the last of its tokens so far, None when it goes on."""
@@ -38,7 +44,7 @@ class TurnEnds:
         if token_ids[-1] in self.may_close:
             # The whole turn, as its action is read: a tag may be any number of tokens, some of them without a text.
             text = decode(self.tokenizer, token_ids)
-            closed = {text.find(tag): reason for tag, reason in CLOSING_TAGS.items() if tag in text}
+            closed = {text.find(tag): reason for tag, reason in self.stops.items() if tag in text}
             if closed:
                 return closed[min(closed)]
         return "length" if len(token_ids) >= max_new_tokens else None

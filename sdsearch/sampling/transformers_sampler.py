@@ -19,6 +19,8 @@ from schemas.records.rollout import StopReason
 from sdsearch.model.attention import attend_to_trees
 from sdsearch.model.policy import backbone, head
 from sdsearch.model.visibility import masks_from
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
 from sdsearch.sampling.slots import SlotCache
 from sdsearch.sampling.stopping import TurnEnds
@@ -43,10 +45,15 @@ class _Row:
 class TransformersSampler:
     """The `Sampler` that runs a transformers model in this process."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        protocol: ActionProtocol = TAG_PROTOCOL,
+    ) -> None:
         self._model = model
         self._logits = head(model)
-        self._ends = TurnEnds.of(model, tokenizer)
+        self._ends = TurnEnds.of(model, tokenizer, protocol.stops)
 
     @torch.inference_mode()
     def converse(self, openings: Sequence[TurnRequest], respond: Respond) -> None:

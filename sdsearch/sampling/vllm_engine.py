@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from sdsearch.sampling.stopping import CLOSING_TAGS
 from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
@@ -47,6 +46,7 @@ class EngineOptions:
     enable_sleep_mode: bool
     lora_rank: int  # 0: no adapters.
     trust_remote_code: bool
+    stops: tuple[str, ...]  # Strings that end a turn.
     end_ids: tuple[int, ...]
     num_threads: int
 
@@ -143,7 +143,7 @@ class VllmEngine:
             "seed": request.seed,
             "max_tokens": request.max_new_tokens,
             "logprobs": 0,
-            "stop": list(CLOSING_TAGS),
+            "stop": list(self._options.stops),
             "include_stop_str_in_output": True,
             "stop_token_ids": list(self._options.end_ids),
             "skip_special_tokens": False,

@@ -20,7 +20,6 @@ from tenacity import retry, retry_if_exception_type, retry_if_not_exception_type
 
 from sdsearch.connections import client_options
 from sdsearch.sampling.statistics import SamplingStatistics
-from sdsearch.sampling.stopping import CLOSING_TAGS
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 
@@ -41,6 +40,7 @@ class ServerOptions:
     timeout_s: float
     max_num_seqs: int
     max_model_len: int
+    stops: tuple[str, ...]  # Strings that end a turn.
     end_ids: tuple[int, ...]
     adapters: bool  # The policy is tuned by LoRA.
     workspace_here: str
@@ -221,7 +221,7 @@ class VllmServers:
             "seed": request.seed,
             "logprobs": 0,
             "return_token_ids": True,
-            "stop": list(CLOSING_TAGS),
+            "stop": list(self._options.stops),
             "include_stop_str_in_output": True,
             "stop_token_ids": list(self._options.end_ids),
             "skip_special_tokens": False,

@@ -14,7 +14,8 @@ from flows.data.questions import Questions
 from flows.plugins.show import list_plugins
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from schemas.plugins import KINDS
 from schemas.settings.data import SetName
 from schemas.settings.root import Settings
@@ -31,6 +32,12 @@ Quito
 The capital of Ecuador is Quito.
 """
 QUESTIONS = "question,answers\nWhat is the capital of Peru,Lima|Ciudad de Lima\nWhat is the capital of Norway,Oslo\n"
+MY_TAGS = """from sdsearch.protocol.parsing import TagProtocol
+
+
+class MyTags(TagProtocol):
+    documents = ("\\n<documents>\\nFound:\\n", "\\n</documents>\\n")
+"""
 QUICK = [
     "evaluation.num_questions=2",
     "data.questions_per_iteration=2",
@@ -47,6 +54,7 @@ def write_all(folder: Path) -> Path:
     (folder / "notes.txt").write_text(NOTES, encoding="utf-8")
     for name in examples():
         write_example(name, folder)
+    (folder / "my_tags.py").write_text(MY_TAGS, encoding="utf-8")
     mine = folder / "mine.toml"
     mine.write_text('base = "tiny"\n\n' + "\n".join(settings for _, settings in examples().values()), encoding="utf-8")
     return mine
@@ -63,7 +71,8 @@ def test_there_is_a_short_example_of_every_kind(mine: Path) -> None:
 
 
 def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
-    settings = settings_of(write_all(mine))
+    # The mini policy writes tags alone: with another protocol it would search nothing.
+    settings = settings_of(write_all(mine), "rollout.protocol=my_tags:MyTags")
     train_plain(settings, "first", mine / "workspace", SilentReporter())
     database = open_storage(mine / "workspace").database
     questions = database.query("SELECT question, golden_answers FROM questions ORDER BY question").to_pylist()
@@ -71,6 +80,10 @@ def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
     titles = database.query("SELECT DISTINCT unnest(titles) AS title FROM searches").to_pylist()
     assert {row["title"] for row in titles} <= {"Lima", "Oslo", "Quito"}
     assert titles
+    shown = database.query(
+        "SELECT observation_text AS text FROM turns WHERE observation_kind = 'documents'"
+    ).to_pylist()
+    assert all(row["text"].startswith("\n<documents>\nFound:\n") for row in shown)
     blocks = database.query("SELECT unnest(contents) AS shown FROM hindsight_attempts").to_pylist()
     assert blocks
     assert all(re.search(r" \(found: \d of \d\)$", row["shown"]) for row in blocks)
@@ -89,7 +102,7 @@ def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
 
 def _files_by_kind() -> list[tuple]:
     files = {"reward": "my_reward", "divergence": "my_divergence", "block": "my_block", "retriever": "my_retriever"}
-    files |= {"reader": "my_reader"}
+    files |= {"reader": "my_reader", "protocol": "my_tags"}
     return [(KINDS[kind], name) for kind, name in files.items()]
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from flows.console.errors import UserError
+from flows.evaluation.stage import EVALUATE
 from flows.plugins.check import plugin_sources
+from flows.run.stage_inputs import input_hash
 from flows.settings.load import load_settings
+from flows.training.stages import HINDSIGHT, SCORE, TEACHER, UPDATE
 from schemas.plugins import KINDS, import_path_of
 from schemas.settings.root import Settings
 from sdsearch.plugins import load_plugin
@@ -146,3 +149,39 @@ def test_what_is_shipped_comes_through_the_same_door(kind: object, name: str) ->
     assert plugin.path == import_path_of(known, name)
     assert not isinstance(plugin.target, type) or issubclass(plugin.target, base_of(known))
     assert plugin.target.__doc__
+
+
+WEIGHTED = """from pydantic import Field
+from sdsearch.credit.block_variants import BlockVariant
+from sdsearch.credit.divergence import Divergence
+from sdsearch.credit.rewards import Reward
+class Mine(Reward):
+    weight: float = 1.0
+    def __call__(self, rollout, golden_answers, scores): return {"f1": scores.f1 * self.weight}
+class Far(Divergence):
+    weight: float = 1.0
+    def __call__(self, teacher_QC, student_QC): return self.weight * (teacher_QC - student_QC).abs().sum(dim=1)
+class Told(BlockVariant):
+    weight: float = 1.0
+    def __call__(self, member): return member.queries
+"""
+CHOSEN = ("reward.name=weighted:Mine", "distillation.divergence=weighted:Far", "hindsight.masking=weighted:Told")
+
+
+def test_options_and_sources_are_inputs_of_the_stages_that_use_them(mine: Path) -> None:
+    write(mine / "weighted.py", WEIGHTED)
+
+    def hashes(*overrides: str) -> dict[str, str]:
+        settings = load_settings("tiny", [*CHOSEN, *overrides])
+        return {stage.name: input_hash(settings, stage, []) for stage in (SCORE, HINDSIGHT, TEACHER, UPDATE, EVALUATE)}
+
+    def changed(*overrides: str) -> set[str]:
+        return {name for name, value in hashes(*overrides).items() if value != before[name]}
+
+    before = hashes()
+    assert changed() == set()
+    assert changed("reward.options.weight=2") == {"score"}
+    assert changed("hindsight.masking_options.weight=2") == {"score", "hindsight"}, "hindsight decides the outcome too"
+    assert changed("distillation.divergence_options.weight=2") == {"teacher", "update"}
+    write(mine / "weighted.py", f"{WEIGHTED}# a remark\n")
+    assert changed() == {"score", "hindsight", "teacher", "update"}

@@ -1,0 +1,58 @@
+"""How the policy asks and is answered: the port that a plugin fills for a protocol of other words."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from schemas.base import Section
+from schemas.records.rollout import Action, MalformedReason, StopReason
+from schemas.settings.root import RolloutSettings
+from sdsearch.plugins import PluginError, open_plugin
+
+
+class ActionProtocol(Section):
+    """The words of a conversation. A plugin derives from this class; its fields are `rollout.protocol_options`.
+
+    `stops`: the strings that end a turn. `tags`: names of tags `<name>` and `</name>` that only the policy and the
+    environment may write: in questions, passages and queries they lose their angle brackets. `instructions`: what
+    stands before the question where rollout.template is 'instruct'. `documents`: what is put before and after the
+    passages that a search brings. `notices`: the reply to a turn that is neither a search nor an answer.
+    """
+
+    stops: ClassVar[Mapping[str, StopReason]]
+    tags: ClassVar[tuple[str, ...]]
+    instructions: ClassVar[str]
+    documents: ClassVar[tuple[str, str]] = ("\n<documents>\n", "\n</documents>\n")
+    notices: ClassVar[Mapping[MalformedReason, str]] = {
+        "no_action": "No search or answer was found.",
+        "not_opened": "A closing tag has no opening tag.",
+        "unreadable": "The call could not be read.",
+        "empty_query": "The search was empty.",
+        "empty_answer": "The answer was empty.",
+    }
+
+    @abstractmethod
+    def parse(self, text: str) -> Action:
+        """Return what a turn's text asks for: a Search, an Answer, or Malformed."""
+
+    @abstractmethod
+    def query_span(self, text: str) -> tuple[int, int]:
+        """Return [start, end) of the query in the text of a turn that is a search: its tokens are what is distilled."""
+
+    def wording(self, template: str) -> tuple[str, str]:
+        """Return what stands before and after a question: with 'instruct' the instructions too."""
+        return f"{self.instructions if template == 'instruct' else ''}Question: ", "\n"
+
+
+def open_protocol(settings: RolloutSettings) -> ActionProtocol:
+    """Return the protocol that the settings name; PluginError where it cannot be used."""
+    protocol: ActionProtocol = open_plugin("protocol", settings.protocol, settings.protocol_options)
+    lacking = [name for name in ("stops", "tags", "instructions") if not hasattr(protocol, name)]
+    if lacking or not protocol.stops or not all(protocol.stops):
+        raise PluginError(
+            f"rollout.protocol '{settings.protocol}' has no {', '.join(lacking) or 'stops'}; expected stops (the "
+            "strings that end a turn), tags (names that foreign text may not write) and instructions"
+        )
+    return protocol

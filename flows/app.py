@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors that people can mend are one line and 2."""
+    """Run one command and return its exit code; errors that people can correct are one line and 2."""
     for name, value in _LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

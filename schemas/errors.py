@@ -15,7 +15,7 @@ class ClearError(Exception):
 
 
 class UserError(ClearError, ValueError):
-    """Something that a person can mend: the message says what, where, got, expected, and what to do.
+    """Something that a person can correct: the message says what, where, got, expected, and what to do.
 
     The command line shows it as one line, exit code 2. Any other ValueError is a mistake in this program and
     keeps its traceback.

@@ -181,7 +181,7 @@ class Records:
         resume = command("resume", self._run, workspace=self._storage.workspace.root)
         raise UserError(
             f"the stage '{stage}' of iteration {self._iteration} of run '{self._run}' is not done ({how}); choose an "
-            f"iteration that has it, or, when the run trains and is not finished, go on with: {resume}"
+            f"iteration that has it, or, when the run trains and is not finished, continue with: {resume}"
         )
 
     def _read(self, stage: StageName, name: str, record_type: type[R]) -> list[R]:

@@ -150,7 +150,7 @@ class Run:
             resume = command("resume", self.name, workspace=self._storage.workspace.root)
             raise UserError(
                 f"run '{self.name}' has no iteration {number} ({has}, {self.record.num_iterations} were asked for); "
-                f"choose another one, or go on with an unfinished run: {resume}"
+                f"choose another one, or continue an unfinished run: {resume}"
             )
         return Iteration(self, number)
 

@@ -20,10 +20,10 @@ from schemas.commands import command
 
 # What the commands that can be resumed say of signals in their help; the tests hold them to it.
 SIGNALS_HELP = (
-    "Signals: Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) let the write under way end, mark the run as "
-    "interrupted, say how to go on, and end with 130, 143 or 129. A second one cuts the tidying short; nothing that "
-    "was done is lost. kill -9 leaves the run 'dead; resume'. Signals that are ignored at the start (nohup, a script's "
-    "background job) stay ignored. A closed pipe ends the printing, not the work."
+    "Signals: Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) let the current write finish, mark the run as "
+    "interrupted, print the command that resumes it, and exit with 130, 143 or 129. A second signal ends at once; "
+    "finished work is kept. After kill -9 the run is shown as 'dead; resume'. Signals that are ignored at the start "
+    "(nohup, a script's background job) stay ignored. A closed pipe stops the output, not the work."
 )
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -79,6 +79,6 @@ def resumable(console: Console, command: str) -> Iterator[None]:
         with terminable():
             yield
     except KeyboardInterrupt as error:
-        print_line(console, f"interrupted; go on with: {command}")
+        print_line(console, f"interrupted; continue with: {command}")
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None

@@ -19,7 +19,8 @@ SetOption = Annotated[
 ]
 ConfigArgument = Annotated[str, typer.Argument(help="Name of shipped settings, or the path of a TOML file.")]
 ForkOption = Annotated[
-    str | None, typer.Option("--fork", metavar="NAME", help="A new run that goes on from where --run stands.")
+    str | None,
+    typer.Option("--fork", metavar="NAME", help="Name of a new run that continues from the weights of --run."),
 ]
 NoPrefectOption = Annotated[bool, typer.Option("--no-prefect", help="Train in a plain loop, without any server.")]
 

@@ -94,6 +94,6 @@ def _say_once(descriptor: int, error: OSError) -> None:
     Past Python's stream, which bars on a terminal lead back to stdout, and which may be in the middle of a write.
     """
     if descriptor != _STDERR and not isinstance(error, BrokenPipeError):
-        line = f"warning: the output cannot be written ({error.strerror}); the work goes on without it\n"
+        line = f"warning: the output cannot be written ({error.strerror}); the work continues without it\n"
         with suppress(OSError):
             os.write(_STDERR, line.encode("ascii", "backslashreplace"))

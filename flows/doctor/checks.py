@@ -54,7 +54,7 @@ def answers(name: str, url: str, remedy: str) -> Check:
     except httpx.HTTPError as error:
         return Check(name, f"no answer ({reason_of(error)})", url, False, remedy)
     except UserError as error:
-        return Check(name, "not asked", url, False, str(error))
+        return Check(name, "not checked", url, False, str(error))
     reached = status not in _GATEWAY_ERRORS
     return Check(name, "answers" if reached else f"no answer (status {status})", url, reached, remedy)
 

@@ -14,7 +14,7 @@ from flows.console.options import (
 def doctor(
     config: ConfigArgument = "quickstart", overrides: SetOption = None, workspace: WorkspaceOption = HOME
 ) -> None:
-    """Say what the settings need that is missing on this machine; exit code 1 when something is."""
+    """Check what the settings need on this machine; exit code 1 when something is missing."""
     from flows.doctor.doctor import doctor as examine
 
     if not examine(config, overrides or [], workspace, make_console()):

@@ -23,7 +23,9 @@ def evaluate(
     overrides: SetOption = None,
     datasets: Annotated[
         str | None,
-        typer.Option("--datasets", help="'all' of data.test, or some: nq,hotpotqa; data.dataset when not given."),
+        typer.Option(
+            "--datasets", help="'all' for data.test, or names such as nq,hotpotqa; data.dataset when not given."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of data.dataset.")] = None,
     num_questions: Annotated[
@@ -31,11 +33,11 @@ def evaluate(
     ] = None,
     mode: Annotated[Literal["greedy", "sampled"], typer.Option("--mode", help="Decoding.")] = "greedy",
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the evaluation; the same request gets the same one.")
+        str | None, typer.Option("--name", help="Name of the evaluation; derived from the request when not given.")
     ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Answer questions with the plain policy and print the figures; goes on where it stopped."""
+    """Evaluate a policy greedily or by sampling and print the figures; continue where it stopped."""
     from flows.evaluation.launch import start_evaluation
     from flows.evaluation.plan import Request
 

@@ -137,7 +137,7 @@ def _chosen(text: str, known: Sequence[SetName]) -> SetName:
     near = nearest_name(text, names)
     hint = f"did you mean '{near}'?" if near else f"data.test has {', '.join(names)}"
     raise UserError(
-        f"--datasets: data.test has no '{text}'; {hint} (one that it lacks is named with its split: nq:dev)"
+        f"--datasets: data.test has no '{text}'; {hint} (name a data set that is not there with its split: nq:dev)"
     )
 
 

@@ -22,7 +22,7 @@ db_app = typer.Typer(no_args_is_help=True, help="The database, which indexes the
 
 @db_app.command("rebuild")
 def db_rebuild(workspace: WorkspaceOption = HOME) -> None:
-    """Make the database again from the files of all runs; whatever is in its place goes."""
+    """Rebuild the database from the files of all runs; the former one is replaced."""
     from flows.inspect.db import rebuild
 
     rebuild(workspace, make_console())
@@ -87,17 +87,17 @@ def report(
 
 
 def sql(
-    query: Annotated[str | None, typer.Argument(help="A query; it can read only.")] = None,
+    query: Annotated[str | None, typer.Argument(help="A query in SQL; it can only read.")] = None,
     list_queries: Annotated[bool, typer.Option("--list", help="List the queries that ship with the program.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="Run a shipped query.")] = None,
     parameters: Annotated[
         list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Value of $NAME in the query.")
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Run that a query with $run is asked of, a shipped one always.")
+        str | None, typer.Option("--run", help="Run that $run in the query stands for; the latest run when not given.")
     ] = None,
     form: Annotated[
-        Literal["table", "csv", "json"], typer.Option("--format", help="json: one object a line.")
+        Literal["table", "csv", "json"], typer.Option("--format", help="json: one object per line.")
     ] = "table",
     workspace: WorkspaceOption = HOME,
 ) -> None:
@@ -118,7 +118,7 @@ def sql(
 
 def schema(
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write one file a record to; printed when not given.")
+        Path | None, typer.Option("--out", help="Folder to write one file per record to; printed when not given.")
     ] = None,
     settings: Annotated[bool, typer.Option("--settings", help="Print the settings reference, Markdown.")] = False,
     records: Annotated[bool, typer.Option("--records", help="Print the reference of the records, Markdown.")] = False,

@@ -23,7 +23,7 @@ def rebuild(folder: Path, console: Console) -> None:
     seconds = format_seconds(time.monotonic() - started)
     what = f"runs: {rebuilt.num_runs}, attempts at stages: {rebuilt.num_attempts}"
     what += f", prepared splits: {rebuilt.num_question_sets}" if rebuilt.num_question_sets else ""
-    print_line(console, f"{storage.workspace.database}: made again from the files ({what}) in {seconds}")
+    print_line(console, f"{storage.workspace.database}: rebuilt from the files ({what}) in {seconds}")
     for reason in rebuilt.left_out:
         print_line(console, f"left out: {reason}")
     if rebuilt.former is not None:

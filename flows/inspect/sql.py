@@ -105,7 +105,7 @@ def _latest(workspace: Workspace, canned: CannedQuery | None, notes: Console) ->
     ]
     if not records:
         what = "replay" if of_replays else "run that trains"
-        raise UserError(f"the query is asked of one run, and the workspace has no {what}; name a run with --run")
+        raise UserError(f"the query is about one run, and the workspace has no {what}; name a run with --run")
     latest = max(records, key=lambda record: record.updated_at).run
     print_line(notes, f"{'replay' if of_replays else 'run'} {latest}, the latest; another one with --run NAME")
     return latest

@@ -17,7 +17,7 @@ def mini_build(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the policy to.")] = Path("mini"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
 ) -> None:
-    """Make the mini policy again from the embedded world, and print what it can do."""
+    """Train the mini policy again from the embedded world, and print what it can do."""
     from flows.mini.build import build
 
     build(out, seed, make_console())

@@ -31,7 +31,7 @@ _ANSWER_DEADLINE_S = 10.0
 _FLUSH_DEADLINE_S = 5.0
 # Nothing is reported to anyone, and errors reach the terminal through the command line alone: Prefect keeps its
 # log lines for its own user interface. A server that is gone is asked again for 14 s (a restart takes as long), not for
-# a minute at each of its calls: the run goes on without it. A value that the person has set stays.
+# a minute at each of its calls: the run continues without it. A value that the person has set stays.
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

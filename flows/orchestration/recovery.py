@@ -71,7 +71,7 @@ class WhileItAnswers:
                 if not is_of_server(error):
                     raise
                 self.answers = False
-                logger.warning("Prefect's server does not answer (%s); the run goes on without it", error)
+                logger.warning("Prefect's server does not answer (%s); the run continues without it", error)
         self._unseen.append(what.format(*arguments))
         return plainly(*arguments)
 
@@ -125,7 +125,7 @@ def _running_below(client: SyncPrefectClient, parents: Iterable[FlowRun]) -> lis
 def _crash(client: SyncPrefectClient, flow_runs: Iterable[FlowRun]) -> int:
     by_id = {one.id: one for one in flow_runs}
     for flow_run_id in by_id:
-        state: Any = Crashed(message="The process died without a word: nobody holds the lock of its run.")
+        state: Any = Crashed(message="The process died: no process holds the lock of its run.")
         client.set_flow_run_state(flow_run_id, state, force=True)
     return len(by_id)
 

@@ -18,7 +18,7 @@ from storage.workspace import Workspace
 
 @flow(name="sdsearch-study", flow_run_name="{study}", persist_result=False, validate_parameters=False)
 def study_flow(study: str = "study_quick", workspace: str | None = None) -> str:
-    """Train a study's variants over its seeds and compare them; goes on where it stopped.
+    """Train a study's variants over its seeds and compare them; continue where it stopped.
 
     Args:
         study: Name of a shipped study or of one in the workspace, or the path of a TOML file.

@@ -86,7 +86,7 @@ def train_flow(
     workspace: str | None = None,
     resume: bool = False,
 ) -> str:
-    """Train a policy by SD-Search; a run that exists goes on where it stopped.
+    """Train a policy by SD-Search; a run that exists continues where it stopped.
 
     Args:
         config: Name of a shipped settings file (quickstart, tiny, paper_3b, …), or the path of a TOML file.
@@ -144,7 +144,7 @@ class PrefectRun:
         workspace: str = "",
         resume: bool = False,
     ) -> str:
-        """Train a policy by SD-Search; a run that exists goes on where it stopped. Returns the run's name.
+        """Train a policy by SD-Search; a run that exists continues where it stopped. Returns the run's name.
 
         The parameters are for Prefect alone: they say what the job was made from.
         """
@@ -183,7 +183,7 @@ def _served(job: Job) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        get_run_logger().warning("interrupted; go on with: %s", resume_command(job.run, job.storage.workspace.root))
+        get_run_logger().warning("interrupted; continue with: %s", resume_command(job.run, job.storage.workspace.root))
         raise
     finally:
         for number, handler in former.items():

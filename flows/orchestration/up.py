@@ -55,7 +55,7 @@ def serve(port: int | None, folder: Path, console: Console) -> None:
         if num_crashed:
             print_line(console, f"{num_crashed} flow runs whose process had died are Crashed now and can be retried")
         for run in run_until_stopped(deployments, workspace):
-            print_line(console, f"run {run} was interrupted; go on with: {resume_command(run, workspace.root)}")
+            print_line(console, f"run {run} was interrupted; continue with: {resume_command(run, workspace.root)}")
 
 
 def _server(port: int | None, workspace: Workspace) -> AbstractContextManager[PrefectServer]:

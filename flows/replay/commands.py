@@ -21,11 +21,11 @@ def replay(
     ],
     overrides: SetOption = None,
     name: Annotated[
-        str | None, typer.Option("--run", help="Name of the replay; one is made from the request when none is given.")
+        str | None, typer.Option("--run", help="Name of the replay; derived from the request when not given.")
     ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Ask what if: the teacher again, on stored iterations, under other settings; nothing is sampled or trained."""
+    """Ask what if: the teacher on stored iterations under other settings; nothing is sampled or trained."""
     from flows.replay.launch import start_replay
 
     start_replay(run, iterations, overrides or [], name, workspace, make_console())

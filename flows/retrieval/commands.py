@@ -20,7 +20,7 @@ corpus_app = typer.Typer(no_args_is_help=True, help="Corpora: the passages that 
 def corpus_import(
     file: Annotated[Path, typer.Argument(help='Search-R1 jsonl of {"id", "contents"} rows; also .gz or .zst.')],
     max_bad_rows: Annotated[
-        int, typer.Option("--max-bad-rows", min=0, help="Broken rows that are left out before it is an error.")
+        int, typer.Option("--max-bad-rows", min=0, help="Broken rows that may be left out; more are an error.")
     ] = 1000,
     workspace: WorkspaceOption = HOME,
 ) -> None:
@@ -51,7 +51,7 @@ def corpus_embed(
     overrides: SetOption = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Encode the settings' corpus in shards; goes on where it stopped, and shares the work with other processes."""
+    """Encode the settings' corpus in shards; continue where it stopped, and share the work with other processes."""
     from flows.settings.load import load_settings
 
     settings = load_settings(config, overrides or [])
@@ -64,10 +64,13 @@ def corpus_embed(
 def index_evaluate(
     config: ConfigArgument = "quickstart",
     kinds: Annotated[
-        str, typer.Option("--kinds", help="Which to compare; the settings' own index where it is of the kind.")
+        str, typer.Option("--kinds", help="Kinds to compare, separated by commas.")
     ] = "flat,hnsw,ivf_sq,ivf_pq",
     queries: Annotated[
-        str, typer.Option("--queries", metavar="N|FILE", help="So many training questions, or a file of one a line.")
+        str,
+        typer.Option(
+            "--queries", metavar="N|FILE", help="Number of training questions, or a file with one query per line."
+        ),
     ] = "500",
     out: Annotated[Path | None, typer.Option("--out", help="File to write the table to, as JSON.")] = None,
     overrides: SetOption = None,
@@ -88,7 +91,7 @@ def index_estimate(
     num_dimensions: Annotated[int, typer.Option("--dim", min=8, help="Width of the encoder's vectors.")] = 768,
     ram_gb: Annotated[float | None, typer.Option("--ram-gb", min=0.1, help="Memory that the index may take.")] = None,
 ) -> None:
-    """Say what each kind of index of a corpus would take: memory, disk, time; from small measurements here."""
+    """Estimate memory, disk and time of each kind of index, from small measurements on this machine."""
     from flows.retrieval.costs import print_costs
 
     stop_when_unread()
@@ -122,14 +125,14 @@ def index_build(
 @retriever_app.command("serve")
 def retriever_serve(
     config: ConfigArgument = "quickstart",
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback are open.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback are reachable by other machines.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     max_queries: Annotated[
-        int, typer.Option("--max-queries", min=1, help="Queries of one request; more are searched in pieces anyway.")
+        int, typer.Option("--max-queries", min=1, help="Queries in one request; large requests are searched in parts.")
     ] = 16_384,
-    max_top_k: Annotated[int, typer.Option("--max-topk", min=1, help="Passages a query that may be asked for.")] = 100,
+    max_top_k: Annotated[int, typer.Option("--max-topk", min=1, help="Largest number of passages per query.")] = 100,
     max_request_mb: Annotated[int, typer.Option("--max-request-mb", min=1, help="Size of one request.")] = 64,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HOME,

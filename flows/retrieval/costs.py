@@ -37,7 +37,7 @@ def print_costs(num_passages: int, num_dimensions: int, ram_gb: float | None, co
         "of magnitude; divide by the cores that work. Recall was measured on a million vectors of text "
         "(benchmarks/index_recall.py), not here.",
     )
-    headings = ["index", "bytes a vector", "memory GB", "disk GB", "build", "a query", "recall@3"]
+    headings = ["index", "bytes per vector", "memory GB", "disk GB", "build", "per query", "recall@3"]
     console.print(make_table(headings, [_cells(cost) for cost in costs]))
     if ram_gb is not None:
         print_line(console, _advice(costs, ram_gb))

@@ -54,7 +54,7 @@ def check_inputs(runtime: Runtime, record: RunRecord, sets: Sequence[SetName]) -
         )
     if changes:
         raise UserError(
-            f"run '{record.run}' was begun with other inputs: {'; '.join(changes)}; put them back, or "
+            f"run '{record.run}' started with other inputs: {'; '.join(changes)}; put them back, or "
             f"{_instead(runtime, record, kept, now)}"
         )
 
@@ -70,7 +70,7 @@ def check_source_model(runtime: Runtime, *, with_weights: bool) -> None:
         return
     if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=with_weights):
         raise UserError(
-            f"model.path '{runtime.settings.model.path}' has changed since run '{runtime.source}' was begun "
+            f"model.path '{runtime.settings.model.path}' has changed since run '{runtime.source}' started "
             f"({changes}); put the files back"
         )
 
@@ -96,4 +96,4 @@ def _instead(runtime: Runtime, record: RunRecord, kept: RunInputs, now: RunInput
     is_lora = runtime.settings.model.tuning == "lora"
     if not record.policy_version or model_changes(kept.model_files, now.model_files, with_weights=is_lora):
         return "start another run with: --run NEW"
-    return f"go on with them as a fork: {fork_command(record.run, runtime.storage.workspace.root)}"
+    return f"continue with them in a fork: {fork_command(record.run, runtime.storage.workspace.root)}"

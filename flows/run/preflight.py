@@ -110,7 +110,7 @@ def _policy(runtime: Runtime) -> str:
 
 def _support(runtime: Runtime) -> str:
     if runtime.policy.model is None:  # The run goes on from checkpoints, and was asked when it began.
-        return "asked when the run began"
+        return "checked when the run started"
     check_support(runtime.policy.model, runtime.settings.distillation)
     return f"{runtime.settings.distillation.support}, fits the vocabulary"
 
@@ -148,7 +148,7 @@ def _numbers(runtime: Runtime) -> str:
     """Ask it of a resumed run's newest checkpoint that can be read: other libraries may be installed by now."""
     policy = runtime.policy
     if policy.model is None and not _open_newest(runtime):
-        return "asked when the run began"
+        return "checked when the run started"
     differences = check_model(
         policy.model,
         runtime.sampler.in_process(policy),
@@ -175,7 +175,7 @@ def _hindsight(runtime: Runtime) -> str:
     if not settings.distils:
         return "never distilled"
     if runtime.policy.model is None:
-        return "asked when the run began"
+        return "checked when the run started"
     room, lacking = block_room(settings, runtime.policy.max_context_tokens)
     if lacking:
         runtime.note_once("room", lacking)

@@ -8,7 +8,7 @@ import typer
 
 from flows.console.options import ConfigArgument, SetOption, make_console
 
-config_app = typer.Typer(no_args_is_help=True, help="What settings are in the end, and where each value comes from.")
+config_app = typer.Typer(no_args_is_help=True, help="Resolved settings, and where each value comes from.")
 
 
 @config_app.command("show")
@@ -17,7 +17,7 @@ def config_show(
     overrides: SetOption = None,
     everything: Annotated[bool, typer.Option("--all", help="The program's defaults too.")] = False,
     form: Annotated[
-        Literal["table", "toml"], typer.Option("--format", help="toml: all settings, as a file that stands alone.")
+        Literal["table", "toml"], typer.Option("--format", help="toml: all settings, as a file that needs no base.")
     ] = "table",
 ) -> None:
     """Print settings with the base, file, option or model that each value comes from."""

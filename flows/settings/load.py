@@ -111,7 +111,7 @@ def stored_settings(record: RunRecord) -> Settings:
         return Settings.model_validate_json(record.settings_json, context=STORED)
     except ValidationError as error:
         problems = explain(error, Settings, f"settings of run '{record.run}', made by version {record.code_version}")
-        raise UserError(f"{problems}; go on with the program that made the run") from error
+        raise UserError(f"{problems}; use the program that made the run") from error
 
 
 def describe_differences(stored_json: str, settings: Settings) -> str:

@@ -51,6 +51,6 @@ def _parse(content: bytes, name: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
     except RecursionError as error:
-        raise UserError(f"{name}: arrays or tables within each other, too deep to be read; mend the file") from error
+        raise UserError(f"{name}: arrays or tables within each other, too deep to be read; correct the file") from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name}: not TOML: {error}; mend that line") from error
+        raise UserError(f"{name}: not TOML: {error}; correct that line") from error

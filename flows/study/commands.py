@@ -22,7 +22,7 @@ def study(
     ] = False,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Train variants over seeds in a plain loop and compare them; goes on where it stopped."""
+    """Train variants over seeds in a plain loop and compare them; continue where it stopped."""
     from flows.study.work import study_in_terminal
 
     study_in_terminal(name, workspace, make_console(), report_only=report_only)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def retain_checkpoints(storage: Storage, settings: Settings, run: str, iteration: int) -> None:
     """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
 
-    An iteration that is walked again may not be the last: whatever came after it stays.
+    An iteration that is visited again may not be the last: whatever came after it stays.
     """
     newest = [
         held for held in storage.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints

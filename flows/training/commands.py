@@ -20,12 +20,15 @@ from flows.console.options import (
 def train(
     config: ConfigArgument = "quickstart",
     overrides: SetOption = None,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run; one is made when none is given.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Name of the run; derived from the settings' name and the time when not given."),
+    ] = None,
     fork: ForkOption = None,
     workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
 ) -> None:
-    """Train a policy; a run of the same name and settings goes on where it stopped."""
+    """Train a policy; a run of the same name and settings continues where it stopped."""
     from flows.training.launch import carry_out, new_job
 
     job = new_job(config, overrides or [], run, workspace, fork)
@@ -37,10 +40,13 @@ def resume(
     workspace: WorkspaceOption = HOME,
     no_prefect: NoPrefectOption = False,
     from_silent: Annotated[
-        bool, typer.Option("--take-over", help="Take the run from a process on another machine that fell silent.")
+        bool,
+        typer.Option(
+            "--take-over", help="Take over the run from a process on another machine whose heartbeat stopped."
+        ),
     ] = False,
 ) -> None:
-    """Go on with a run at the stage where it stopped, with its stored settings."""
+    """Continue a run at the stage where it stopped, with its stored settings."""
     from flows.resume import continue_run
 
     continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)

@@ -51,7 +51,7 @@ def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> 
     key = StageKey(run=record.run, iteration=done, stage="update")
     update = storage.ledger.done(key) if done and record.trains else None
     if update is None:
-        raise UserError(f"run '{record.run}' has no update to go on from; start a new run with: --run NEW")
+        raise UserError(f"run '{record.run}' has no update to continue from; start a new run with: --run NEW")
     if settings.iterations <= done:
         raise UserError(
             f"a fork of run '{record.run}' begins with iteration {done + 1}, but iterations is {settings.iterations}; "
@@ -65,7 +65,7 @@ def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> 
             f"model.{name}: {getattr(former, name)} -> {getattr(settings.model, name)}" for name in changed
         )
         raise UserError(
-            f"a fork goes on with the weights of run '{record.run}', so these settings must stay ({differences}); "
+            f"a fork continues with the weights of run '{record.run}', so these settings must stay ({differences}); "
             "change them back, or start a new run with: --run NEW"
         )
     return update
@@ -83,6 +83,6 @@ def _check_folder(storage: Storage, record: RunRecord, settings: Settings) -> No
     is_lora = settings.model.tuning == "lora"
     if changes := model_changes(kept.model_files, now, with_weights=is_lora):
         raise UserError(
-            f"model.path '{settings.model.path}' has changed since run '{record.run}' was begun ({changes}), and a "
-            "fork goes on with its policy; put the files back, or start a new run with: --run NEW"
+            f"model.path '{settings.model.path}' has changed since run '{record.run}' started ({changes}), and a "
+            "fork continues with its policy; put the files back, or start a new run with: --run NEW"
         )

@@ -35,7 +35,7 @@ def new_job(config: str, overrides: Sequence[str], run: str | None, folder: Path
     if fork is None:
         return open_job(name, folder, settings, config, tuple(overrides))
     if run is None:
-        raise UserError(f"--fork {fork} needs the run that it goes on from: --run NAME")
+        raise UserError(f"--fork {fork} needs the run that it continues: --run NAME")
     job = open_job(fork, folder, settings, config, tuple(overrides))
     fork_run(job.storage, name, fork, settings)
     return job

@@ -61,7 +61,7 @@ def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: 
 
 
 def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
-    """Run all iterations that are not done; a run that exists goes on where it stopped.
+    """Run all iterations that are not done; a run that exists continues where it stopped.
 
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
@@ -78,7 +78,7 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
             record = _checked(live, record)
             training = Training.over(live, lock)
             evaluate_start, iterate = hooks.parts(training)
-            # The last iteration is walked again: its done stages cost milliseconds, what it lacks is made up.
+            # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
             first = first_iteration(storage, record)
             start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
             watch = Watch(live, training.runner.files, reporter.warned)
@@ -149,8 +149,9 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
         )
     changes = describe_differences(record.settings_json, settings)
     raise UserError(
-        f"run '{run}' exists with other settings ({changes}); choose another name with --run, go on with them from "
-        f"where it stands with: --fork NEW, or continue it as it is with: {resume_command(run, storage.workspace.root)}"
+        f"run '{run}' exists with other settings ({changes}); choose another name with --run, continue with these "
+        "settings in a new run with: --fork NEW, or continue it unchanged with: "
+        f"{resume_command(run, storage.workspace.root)}"
     )
 
 
@@ -159,7 +160,7 @@ def _keep_settings(storage: Storage, record: RunRecord) -> None:
     former = storage.find_run(record.run)
     if former.settings_hash != record.settings_hash:
         changes = describe_differences(former.settings_json, stored_settings(record))
-        logger.warning("run '%s' goes on with %s", record.run, changes)
+        logger.warning("run '%s' continues with %s", record.run, changes)
         storage.update_run(record)
 
 
@@ -170,7 +171,7 @@ def _check_index(storage: Storage, record: RunRecord, fingerprint: str) -> None:
     if searched != fingerprint:
         raise UserError(
             f"run '{record.run}' has searched index {searched[:16]}, what [retrieval] names is index "
-            f"{fingerprint[:16]} now; put corpus, encoder or server back, or go on with the new one as a fork: "
+            f"{fingerprint[:16]} now; put corpus, encoder or server back, or continue with the new one in a fork: "
             f"{fork_command(record.run, storage.workspace.root)}"
         )
 

@@ -115,6 +115,6 @@ class Watch:
 
 def _stopped(run: str, warning: RunWarning) -> UserError:
     return UserError(
-        f"{warning.text}; run '{run}' ends here, since nothing_learnt.action is 'stop': it goes on with --run {run} "
+        f"{warning.text}; run '{run}' ends here, since nothing_learnt.action is 'stop': continue it with --run {run} "
         "--set nothing_learnt.action=warn"
     )

@@ -120,13 +120,13 @@ class RunRecord(Record):
     settings_hash: str = Field(description="sha256 of the settings.")
     code_version: str = Field(description="Version of the program that made the run.")
     seed: int = Field(description="Seed that every random choice is derived from.")
-    num_iterations: int = Field(description="Iterations asked for.")
+    num_iterations: int = Field(description="Iterations that the run is to have.")
     kind: RunKind = Field(description="training, fork, replay or evaluation, and what each is of.")
     iterations_done: int = Field(description="Iterations whose stages are all done.")
     policy_version: int = Field(description="Updates behind the current policy.")
     policy_sha256: str = Field(description="Hash of the current policy's trained tensors.")
     warnings: tuple[RunWarning, ...] = Field(default=(), description="What was said of it, each kind once.")
-    created_at: datetime = Field(description="When the run was begun, UTC.")
+    created_at: datetime = Field(description="When the run started, UTC.")
     updated_at: datetime = Field(description="When this record last changed, UTC.")
 
     @property

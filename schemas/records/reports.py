@@ -17,7 +17,7 @@ class RetrievalReport(Record):
     num_queries: int = Field(description="Queries of the stage.")
     num_cached: int = Field(description="Those of them that were not searched: the cache or the same call had them.")
     cache_hit_share: float = Field(description="num_cached / num_queries; 0 where there were none.")
-    num_retries: int = Field(description="Requests to servers that were made again.")
+    num_retries: int = Field(description="Requests to servers that were repeated.")
     seconds: float = Field(description="Seconds spent on searches.")
 
 
@@ -35,7 +35,7 @@ class SamplingReport(Record):
     cache_hit_share: float = Field(description="num_cached_tokens / num_prompt_tokens.")
     mean_concurrency: float = Field(description="Turns being generated at one time, mean over the seconds.")
     retrieval_s: float = Field(
-        description="Seconds in which the environment was replying; other turns may go on meanwhile."
+        description="Seconds in which the environment was replying; other turns may continue meanwhile."
     )
     stalled_s: float = Field(description="Seconds in which every rollout waited for the environment.")
     probe_max_difference: float = Field(

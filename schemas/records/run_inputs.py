@@ -27,7 +27,7 @@ class PromptFrame(Record):
 class RunInputs(Record):
     """What a run was begun with; absent for runs of programs that did not keep it."""
 
-    frame: PromptFrame = Field(description="What stands around a question in every prompt.")
+    frame: PromptFrame = Field(description="The text around a question in every prompt.")
     max_prompt_tokens: int = Field(description="Longest prompt that a question may make: the setting, or the context.")
     questions: dict[str, str] = Field(description="Hash of the questions of each data set's split, 'name:split'.")
     model_files: dict[str, str] = Field(

@@ -24,7 +24,7 @@ class ForkKind(Record):
     """A run that trains on, from the policy where another run stood."""
 
     kind: Literal["fork"] = "fork"
-    source: str = Field(description="The run whose weights and optimiser it goes on with.")
+    source: str = Field(description="The run whose weights and optimiser it continues with.")
     first_iteration: int = Field(ge=2, description="Its first iteration; the source had done all before it.")
 
     @property

@@ -75,7 +75,8 @@ class DataSettings(Section):
         "`dataset`, split evaluation.split.",
     )
     question_mark: bool = Field(
-        default=True, description="Blanks around a question go, and it gets a '?' where it ends without one (relative)."
+        default=True,
+        description="Strip blanks around a question, and add a '?' at its end where there is none (relative).",
     )
     max_dropped_share: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,

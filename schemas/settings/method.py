@@ -61,7 +61,7 @@ class GrpoSettings(Section):
         default="token_mean", description="How token losses of an optimiser step become one number (ours)."
     )
     constant_tokens: Positive = Field(
-        default=1024, description="Tokens a rollout that aggregation 'constant' divides by (Dr. GRPO)."
+        default=1024, description="Tokens per rollout that aggregation 'constant' divides by (Dr. GRPO)."
     )
 
 

@@ -54,7 +54,7 @@ class HnswIndexSettings(Section):
     """A graph of neighbours over the vectors as they are: fast, and larger than the vectors."""
 
     kind: Literal["hnsw"] = Field(default="hnsw", description="This index.")
-    num_neighbours: Annotated[int, Field(ge=4, le=1024)] = Field(default=32, description="Links a vector, M.")
+    num_neighbours: Annotated[int, Field(ge=4, le=1024)] = Field(default=32, description="Links per vector, M.")
     ef_construction: Positive = Field(default=200, description="Candidates while the graph is built.")
     ef_search: Positive = Field(default=128, description="Candidates of a search.")
 
@@ -85,7 +85,7 @@ class IvfPqIndexSettings(ListsSettings):
 
     kind: Literal["ivf_pq"] = Field(default="ivf_pq", description="This index.")
     num_bytes: int = Field(
-        default=0, ge=0, description="Bytes a vector, a divisor of its width; 0: one for 8 dimensions, or fewer."
+        default=0, ge=0, description="Bytes per vector, a divisor of its width; 0: one for 8 dimensions, or fewer."
     )
     rotate: bool = Field(default=False, description="Rotate the vectors first, so that bytes lose less (OPQ).")
     refine: Literal["none", "sq4", "sq6", "sq8", "disk"] = Field(
@@ -102,7 +102,7 @@ IndexSettings = Annotated[
 class _Searched(Section):
     """What every kind of retriever has."""
 
-    num_passages: Positive = Field(default=3, description="Passages a query (paper).")
+    num_passages: Positive = Field(default=3, description="Passages per query (paper).")
     cache: bool = Field(default=False, description="Keep what searches find in the workspace, for this index.")
     cache_max_entries: int = Field(
         default=200_000, ge=1, le=10**12, description="Queries kept, about 2 kB each; the oldest go."

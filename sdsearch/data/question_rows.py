@@ -75,7 +75,7 @@ def _asked(row: Row, where: str) -> str:
     asked = _TURN_END.split(content.partition(_ASKED)[2])[0].strip() if isinstance(content, str) else ""
     if len(asked.splitlines()) > 1:
         raise BadRowError(
-            f"{where}: 'prompt' goes on after the line with '{_ASKED}' ({short(asked)}), and nothing tells whether "
+            f"{where}: 'prompt' continues after the line with '{_ASKED}' ({short(asked)}), and nothing tells whether "
             "that is part of the question; give the question alone in a column 'question' or in extra_info.question",
             "text after the question",
         )

@@ -119,7 +119,7 @@ def glance(rows: DatasetRows, location: str, name: SetName) -> None:
     """Raise DataError when the first row is not of a form that can be read: a look at a file, not a check of it."""
     first = next(iter(rows), None)
     if first is None:
-        raise DataError(f"{location}: there are no questions of {name}; expected one a row")
+        raise DataError(f"{location}: there are no questions of {name}; expected one per row")
     collect([first], location, SetName(_source_of(first[1]) or name.dataset, name.split), ReadingRules())
 
 
@@ -150,7 +150,7 @@ def _check_kept(
             f"{', '.join(sorted(elsewhere))}: {hint}"
         )
     if not questions:
-        raise DataError(f"{location}: there are no questions of {name}; expected one a row")
+        raise DataError(f"{location}: there are no questions of {name}; expected one per row")
 
 
 def _check_share(

@@ -121,7 +121,7 @@ def bounded_lines(stream: Any) -> Iterator[bytes | None]:
 
 def too_long(where: str) -> BadRowError:
     """Return the error of a line that is longer than any row is."""
-    return BadRowError(f"{where}: more than {_MAX_LINE_BYTES} bytes; expected one row a line", "too long")
+    return BadRowError(f"{where}: more than {_MAX_LINE_BYTES} bytes; expected one row per line", "too long")
 
 
 def refuse_utf16(first_line: bytes, path: Traversable) -> None:

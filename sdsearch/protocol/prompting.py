@@ -18,7 +18,7 @@ from sdsearch.protocol.tokens import encode, encode_foreign, foreign_lengths
 
 TemplateName = Literal["compact", "instruct"]
 _WHERE = "the chat template of model.path's tokenizer"
-_REMEDY = "mend chat_template in that folder, or choose another model.path"
+_REMEDY = "correct chat_template in that folder, or choose another model.path"
 # Nothing that stands in a message may be changed, and neither its length nor its words may matter.
 _PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
 NOTHING_FOUND = "No documents found."
@@ -98,7 +98,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         head, _, tail = rendered.partition(probe)
         frames.append((head, tail))
     if len(set(frames)) > 1:
-        raise UserError(f"{_WHERE}: what stands around the user's message depends on the message; {_REMEDY}")
+        raise UserError(f"{_WHERE}: the text around the user's message depends on the message; {_REMEDY}")
     return frames[0]
 
 

@@ -92,8 +92,8 @@ def search_all(retriever: Retriever, queries: Sequence[str], top_k: int) -> list
 
 def _down(queries: Sequence[str], place: int, reason: str) -> RetrieverDownError:
     error = RetrieverDownError(
-        f"the retriever failed on query {queries[place][:200]!r} ({place + 1} of {len(queries)}): {reason}; mend it, "
-        "then go on with: sdsearch resume RUN (no rollout was made of this)"
+        f"the retriever failed on query {queries[place][:200]!r} ({place + 1} of {len(queries)}): {reason}; repair it, "
+        "then continue with: sdsearch resume RUN (no rollout was made from this)"
     )
     error.names_query = True
     return error

@@ -167,7 +167,7 @@ class _Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.queries = Counter("sdsearch_queries", "Queries that were asked.", registry=self.registry)
+        self.queries = Counter("sdsearch_queries", "Queries that were received.", registry=self.registry)
         self.refused = Counter("sdsearch_refused_requests", "Requests that were refused.", registry=self.registry)
         self.failures = Counter("sdsearch_failed_searches", "Searches that failed.", registry=self.registry)
         self.seconds = Histogram("sdsearch_search_seconds", "Seconds of a search.", registry=self.registry)

@@ -22,7 +22,7 @@ class SamplingStatistics:
     num_cached_tokens: int = 0
     num_resent_turns: int = 0
     seconds: float = 0.0  # From the first turn sent to the last one ended.
-    retrieval_s: float = 0.0  # In which the environment was replying; other turns may go on meanwhile.
+    retrieval_s: float = 0.0  # In which the environment was replying; other turns may continue meanwhile.
     stalled_s: float = 0.0  # In which no turn was being generated: all waited for the environment.
     turn_seconds: float = 0.0  # Seconds times turns that were being generated.
     _running: int = field(default=0, repr=False)

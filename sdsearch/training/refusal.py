@@ -23,7 +23,7 @@ class NonFiniteUpdateError(UserError):
         self.refused = refused
         broken = [rollout.rollout_id for rollout in refused.rollouts if not _is_finite(rollout)]
         names = ", ".join(broken[:3]) + (", …" if len(broken) > 3 else "")
-        guilty = f"rollouts that are not finite by themselves: {names} " if broken else "no rollout is so by itself "
+        guilty = f"rollouts that are not finite: {names} " if broken else "no single rollout is not finite "
         damaged = f"weights that are not finite already: {', '.join(refused.weights_not_finite[:3])}; "
         super().__init__(
             f"iteration {refused.iteration}, optimiser step {refused.step}: loss {refused.loss}, gradient norm "

@@ -51,7 +51,7 @@ class QuestionSets:
                 yield PreparedSet.model_validate_json(path.read_bytes())
             except (OSError, ValidationError) as error:
                 reason = str(error).splitlines()[0]
-                yield DamagedArtifactError(f"{path} is damaged ({reason}); sdsearch data prepare writes it anew")
+                yield DamagedArtifactError(f"{path} is damaged ({reason}); sdsearch data prepare writes it again")
 
     def read(self, prepared: PreparedSet) -> list[Question]:
         """Return the questions of a split; DamagedArtifactError when its file is missing or altered."""
@@ -60,7 +60,9 @@ class QuestionSets:
             return self._artifacts.read_records(prepared.file, Question)
         except (DamagedArtifactError, RecordMismatchError) as error:
             name = f"{prepared.report.dataset}:{prepared.report.split}"
-            raise DamagedArtifactError(f"questions of {name}: {error}; sdsearch data prepare writes it anew") from error
+            raise DamagedArtifactError(
+                f"questions of {name}: {error}; sdsearch data prepare writes it again"
+            ) from error
 
     def index(self, database: Database, prepared: PreparedSet, questions: Sequence[Question]) -> None:
         """Put a split into the database in place of its former rows; DatabaseBusyError when another has it."""

@@ -127,7 +127,7 @@ class DatabaseSync:
         except borne as error:
             self._stages = dict.fromkeys(self._stages)  # Their rows would pile up in memory.
             if not self._is_behind:
-                logger.warning("the run goes on, its rows enter the database later: %s", error)
+                logger.warning("the run continues, its rows enter the database later: %s", error)
             self._is_behind = True
             return False
         finally:

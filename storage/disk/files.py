@@ -56,7 +56,7 @@ def describe_failure(error: BaseException, path: Path) -> str:
         return f"{reason}); raise the limit of file sizes (ulimit -f), then try again (resume continues)"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{reason}); make it writable, then try again (resume continues)"
-    return f"{reason}); mend that, then try again (resume continues)"
+    return f"{reason}); correct that, then try again (resume continues)"
 
 
 @signals_deferred()

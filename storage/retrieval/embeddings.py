@@ -145,7 +145,7 @@ class Embeddings:
             path = self.folder / f"{self._name(number)}.npy"
             if shard is None or sha256_file(path) != shard.file.sha256:
                 raise EmbeddingsUnusableError(
-                    f"{path}: the shard is missing or is not what was written; delete it and go on with: sdsearch "
+                    f"{path}: the shard is missing or is not what was written; delete it and continue with: sdsearch "
                     "corpus embed CONFIG"
                 )
 
@@ -193,7 +193,7 @@ class Embeddings:
                 file.write(self._stored(block_ND, dtype).data)
                 num_written += len(block_ND)
         if num_written != num_rows:
-            raise ValueError(f"{num_written} vectors for a shard of {num_rows} rows; give one a row")
+            raise ValueError(f"{num_written} vectors for a shard of {num_rows} rows; give one per row")
 
     def _stored(self, block_ND: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # It is found below.

@@ -103,7 +103,7 @@ class HitCache:
                     logger.warning("the cache %s is busy; this search goes without it", self._path)
                 else:
                     self._is_off = True
-                    logger.warning("the cache %s cannot be used (%s); the run goes on without it", self._path, error)
+                    logger.warning("the cache %s cannot be used (%s); the run continues without it", self._path, error)
                 return otherwise
 
     def _connect(self) -> sqlite3.Connection:

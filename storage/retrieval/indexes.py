@@ -194,7 +194,7 @@ def _write_flat(path: Path, vectors: VectorBlocks) -> None:
             file.write(np.ascontiguousarray(block_ND, dtype=np.float32).data)
             num_written += len(block_ND)
     if num_written != vectors.num_vectors:
-        raise ValueError(f"{vectors.num_vectors} passages for an index of {num_written} vectors; give one a vector")
+        raise ValueError(f"{vectors.num_vectors} passages for an index of {num_written} vectors; give one per vector")
 
 
 def _flat_header(num_vectors: int, num_dimensions: int) -> bytes:

@@ -188,7 +188,7 @@ def _refuse_living(holder: LockHolder | None, path: Path) -> None:
     raise RunLockedError(
         f"run '{holder.run}' was left by process {holder.pid} on {holder.host}, silent since "
         f"{holder.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC, and from here nobody can tell whether it is dead; when it is, "
-        f"go on with: sdsearch resume {holder.run} --take-over (or remove {path})"
+        f"continue with: sdsearch resume {holder.run} --take-over (or remove {path})"
     )
 
 

@@ -58,6 +58,6 @@ class PartialResults:
     def _verified(self, path: Path) -> ArtifactRef:
         found, expected = sha256_file(path), path.name.split(".")[-2]
         if found != expected:
-            raise DamagedArtifactError(f"{path} is damaged (its sha256 is {found}); this piece is made again")
+            raise DamagedArtifactError(f"{path} is damaged (its sha256 is {found}); this part is computed again")
         workspace = self._artifacts.workspace
         return ArtifactRef(path=workspace.relative(path), sha256=found, size_bytes=path.stat().st_size)

@@ -24,7 +24,8 @@ def read_run_inputs(workspace: Workspace, run: str) -> RunInputs | None:
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise DamagedArtifactError(
-            f"{path} is damaged ({reason}); remove it, and the run goes on with its prompts and inputs as they are now"
+            f"{path} is damaged ({reason}); remove it, and the run continues with its "
+            "prompts and inputs as they are now"
         ) from error
 
 

@@ -171,7 +171,7 @@ def _has_struck(strike: Strike, ended: Ended) -> bool:
     """
     if strike.signal == signal.SIGKILL:
         return ended.code == -strike.signal
-    return ended.code == 128 + strike.signal and "go on with: sdsearch resume" in ended.output
+    return ended.code == 128 + strike.signal and "continue with: sdsearch resume" in ended.output
 
 
 def _ignored(strike: Strike, ended: Ended) -> list[str]:

@@ -255,7 +255,7 @@ def test_an_interrupted_run_goes_on_through_death_and_without_a_server(
     assert not processes_of(home)
     said = log.read_text(encoding="utf-8")
     assert "(started for this run)" in said
-    assert said.rstrip().endswith(f"interrupted; go on with: sdsearch resume r1 --workspace {workspace}")
+    assert said.rstrip().endswith(f"interrupted; continue with: sdsearch resume r1 --workspace {workspace}")
     assert "Traceback" not in said
     assert status(workspace, "r1") == "interrupted"
     _die_and_finish_alone(served[2], [*SDSEARCH, "resume", "r1", *where], workspace, tmp_path)

@@ -1,4 +1,4 @@
-"""Settings that changed between run and resume are refused, unless a fork goes on with them as a run of its own."""
+"""Settings that changed between run and resume are refused, unless a fork continues with them as a run of its own."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def test_the_command_refuses_changed_settings_and_forks(stopped: Path, capsys: p
     assert run_command([*train_again, "--fork", FORK, *where]) == 0, capsys.readouterr().err
     assert run_command(["show", FORK, *where]) == 0
     assert f"fork of run {RUN} after 1 updates" in capsys.readouterr().out
-    assert run_command([*train_again, "--fork", FORK, *where]) == 0, "a fork goes on by the same command"
+    assert run_command([*train_again, "--fork", FORK, *where]) == 0, "a fork continues by the same command"
     assert run_command(["train", "tiny", "--fork", FORK, *where]) == 2
-    assert "--fork fork needs the run that it goes on from: --run NAME" in capsys.readouterr().err
+    assert "--fork fork needs the run that it continues: --run NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_names_and_runs_that_cannot_be_forked(stopped: Path) -> None:
     with pytest.raises(UserError, match=rf"is a fork of run '{RUN}' after 1 updates; choose another"):
         fork_run(storage, "second", FORK, quick())
     storage.update_run(storage.ledger.get_run(RUN).model_copy(update={"policy_version": 0}))
-    with pytest.raises(UserError, match="has no update to go on from"):
+    with pytest.raises(UserError, match="has no update to continue from"):
         fork_run(storage, RUN, "third", quick())
     with RunLock(storage.workspace, "second"), pytest.raises(RunLockedError, match="held by process"):
         fork_run(storage, "second", "third", quick("seed=1"))

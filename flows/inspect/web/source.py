@@ -79,7 +79,7 @@ class Source:
             with self._database.read(_WAIT_S) as connection:
                 yield Rows(connection)
         except DatabaseBusyError as error:
-            raise DatabaseBusyError(f"{error}; this page tries again by itself") from error
+            raise DatabaseBusyError(f"{error}; this page tries again automatically") from error
 
     def close(self) -> None:
         """Let go of the database."""

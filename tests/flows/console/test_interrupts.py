@@ -105,7 +105,7 @@ def test_the_program_ends_with_the_signals_code_and_says_how_to_go_on(number: si
     with pytest.raises(SystemExit) as end, resumable(Console(file=said), "sdsearch resume first"):
         os.kill(os.getpid(), number)
     assert end.value.code == code
-    assert said.getvalue() == "interrupted; go on with: sdsearch resume first\n"
+    assert said.getvalue() == "interrupted; continue with: sdsearch resume first\n"
 
 
 def test_sigterm_is_an_interrupt() -> None:
@@ -165,7 +165,7 @@ def test_what_the_help_says_of_signals(start: str, sent: list[str], code: int, s
             process.send_signal(getattr(signal, name))
         said = process.stdout.read()
     assert process.returncode == code
-    assert ("go on with: sdsearch resume first" in said) == (status == "interrupted")
+    assert ("continue with: sdsearch resume first" in said) == (status == "interrupted")
     workspace = Workspace.open(tmp_path)
     record = Ledger(ArtifactStore(workspace)).get_run("first")
     assert record.status == status

@@ -84,7 +84,7 @@ def test_seven_sets_are_answered_kept_and_gone_on_with(
 
     monkeypatch.setattr(flows.evaluation.stage, "answer_questions", Interrupted(5))
     assert evaluate(config, tmp_path, "--datasets", "all", "--name", "cut") == 130
-    assert "go on with: sdsearch resume cut --workspace" in capsys.readouterr().out
+    assert "continue with: sdsearch resume cut --workspace" in capsys.readouterr().out
     rest = Interrupted(99)
     monkeypatch.setattr(flows.evaluation.stage, "answer_questions", rest)
     assert run_command(["resume", "cut", "--workspace", str(tmp_path)]) == 0

@@ -149,7 +149,7 @@ def test_a_fork_goes_on_with_what_changed_and_the_run_with_what_was_put_back(sto
     fork_run(storage, RUN, "fork", own_settings(stopped))
     train_plain(None, "fork", workspace, SilentReporter(), resume=True)
     assert storage.ledger.get_run("fork").status == "done"
-    with pytest.raises(UserError, match=r"was begun with other inputs|has searched index"):
+    with pytest.raises(UserError, match=r"started with other inputs|has searched index"):
         train(workspace)
     shutil.rmtree(folder)
     shutil.move(tmp_path / "former", folder)
@@ -164,7 +164,7 @@ def test_adapters_go_with_the_weights_that_they_were_trained_on(own: Settings, t
     other_weights(tmp_path / "own")
     with pytest.raises(UserError, match="put them back, or start another run with: --run NEW"):
         train(workspace)
-    with pytest.raises(UserError, match=r"model\.safetensors is another\), and a fork goes on with its policy"):
+    with pytest.raises(UserError, match=r"model\.safetensors is another\), and a fork continues with its policy"):
         fork_run(storage, RUN, "fork", lora)
     assert run_command(["evaluate", "--run", RUN, "--workspace", str(workspace)]) == 2
     assert run_command(["replay", RUN, "--iterations", "1", "--workspace", str(workspace)]) == 2
@@ -205,7 +205,7 @@ def test_runs_that_kept_nothing_go_on_and_damage_is_named(own: Settings, tmp_pat
     path = workspace / "artifacts" / f"run={RUN}" / "inputs.json"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(Exception, match=r"inputs\.json is damaged .* remove it, and the run goes on"):
+    with pytest.raises(Exception, match=r"inputs\.json is damaged .* remove it, and the run continues"):
         train(workspace)
     path.unlink()
     rewrite(tmp_path / "own" / "train.jsonl", "?", "??")

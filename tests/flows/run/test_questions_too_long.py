@@ -145,7 +145,7 @@ def test_a_question_of_megabytes_is_not_tokenised(asked: Asked) -> None:
     assert time.process_time() - started < 10
     assert code == 0
     assert "the prompt of question 'long' has more than 187500 tokens, at most 256 may be" in out
-    assert "line 2: more than 16777216 bytes; expected one row a line" in out
+    assert "line 2: more than 16777216 bytes; expected one row per line" in out
 
 
 def test_a_prompt_leaves_room_to_answer() -> None:

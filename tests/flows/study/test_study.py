@@ -215,7 +215,7 @@ def test_ctrl_c_says_how_to_go_on(
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "study run 1/4: GRPO, seed 0",
-        f"interrupted; go on with: sdsearch study {path} --workspace {tmp_path}",
+        f"interrupted; continue with: sdsearch study {path} --workspace {tmp_path}",
     ]
 
 

@@ -113,7 +113,7 @@ def test_what_follows_a_question_in_its_prompt_is_no_part_of_it(tail: str, tmp_p
     row = {**SEARCH_R1_ROW, "prompt": [{"role": "user", "content": f"Question: who?\n{tail}"}]}
     location = str(write_rows(tmp_path / "x.jsonl", [row, search_r1_rows(QUESTIONS[1:2], "nq")[0]]))
     with pytest.raises(
-        DataError, match=r"line 1: 'prompt' goes on after the line with 'Question:' .* give the question"
+        DataError, match=r"line 1: 'prompt' continues after the line with 'Question:' .* give the question"
     ):
         collect(rows_at(location, NQ), location, NQ, ReadingRules(True))
     loaded = collect(rows_at(location, NQ), location, NQ, ReadingRules(True, 0.5))

@@ -73,7 +73,7 @@ def test_templates_that_cannot_be_cut_are_refused_in_one_line(reason: str, templ
     (line,) = str(caught.value).splitlines()
     assert line.startswith("the chat template of model.path's tokenizer: ")
     assert reason in line
-    assert line.endswith("mend chat_template in that folder, or choose another model.path")
+    assert line.endswith("correct chat_template in that folder, or choose another model.path")
 
 
 def test_several_named_templates_need_a_default() -> None:

@@ -1,4 +1,4 @@
-"""The settings tree; every field says what it does and, where it is part of the method, whose choice its default is.
+"""The settings tree; every field says what it does and, where it is part of the method, who chose its default.
 
 "paper" marks what arXiv 2605.18299 states, "relative" what its closest public relative (AutoRefine, on Search-R1) uses
 where the paper is silent, "ours" what is chosen here.
@@ -72,15 +72,15 @@ class ModelSettings(Section):
 class RolloutSettings(Section):
     """Caps and sampling of a rollout (paper, section 4)."""
 
-    group_size: Annotated[int, Field(ge=2)] = Field(default=5, description="Rollouts a question, G (paper).")
+    group_size: Annotated[int, Field(ge=2)] = Field(default=5, description="Rollouts per question, G (paper).")
     template: Literal["compact", "instruct"] = Field(default="instruct", description="Prompt wording (ours).")
     protocol: Annotated[str, Names("protocol")] = Field(
         default="tags",
         description="How the policy searches and answers: 'tags' as Search-R1's (relative), or a plugin.",
     )
     protocol_options: Options = Field(default={}, description="The settings of a plugin's protocol.")
-    max_searches: Positive = Field(default=4, description="Searches a rollout; one more turn may answer (relative).")
-    max_new_tokens: Positive = Field(default=512, description="Sampled tokens a turn (relative).")
+    max_searches: Positive = Field(default=4, description="Searches per rollout; one more turn may answer (relative).")
+    max_new_tokens: Positive = Field(default=512, description="Sampled tokens per turn (relative).")
     max_prompt_tokens: Positive = Field(default=2048, description="Longest prompt (relative).")
     max_observation_tokens: Annotated[int, Field(ge=16)] = Field(
         default=512, description="Longest reply of the environment; its closing tag is always kept (relative)."
@@ -114,7 +114,7 @@ class NothingLearntSettings(Section):
     """What a run does from which nothing can be learnt: its policy writes no turn of the protocol, for example."""
 
     action: Literal["warn", "stop"] = Field(
-        default="warn", description="Say once in a line what is wrong and what to do, and go on; or end the run (ours)."
+        default="warn", description="Warn once, with what to do, and continue; or end the run (ours)."
     )
     after_iterations: Positive = Field(
         default=5,

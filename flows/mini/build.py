@@ -22,7 +22,8 @@ from sdsearch.model.policy import load_model, load_tokenizer
 from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
 from sdsearch.world.probe import Estimate
 from storage.disk.files import write_bytes_atomic
-from storage.disk.manifest import MANIFEST, write_folder_atomic
+from storage.disk.folders import MANIFEST
+from storage.disk.manifest import write_folder_atomic
 
 _STEPS_PER_LINE = 500
 

@@ -9,7 +9,7 @@ from schemas.records.ledger import StageHistory, StageKey
 from storage.database.connection import Database
 from storage.database.rows import STAGE_TABLES
 from storage.database.sync import DatabaseSync
-from storage.disk.manifest import MANIFEST
+from storage.disk.folders import MANIFEST
 from storage.errors import DamagedArtifactError
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from schemas.base import Record
 from schemas.records.ledger import ArtifactRef
 from storage.disk.files import failures_named, make_folder, remove, sha256_file, sync, temporary_name, write_json_atomic
+from storage.disk.signals import signals_deferred
 from storage.errors import StorageError
 
 M = TypeVar("M", bound=Record)
@@ -23,10 +24,14 @@ _HASHED_BYTES: Final = 256 * 1024 * 1024
 
 @dataclass
 class Building:
-    """A folder that is being filled; `folder` is the place that it will take, which may be decided late."""
+    """A folder that is being filled; `folder` is the place that it will take, which may be decided late.
+
+    With `is_needed` off it takes no place and goes: what is there already will do.
+    """
 
     path: Path
     folder: Path
+    is_needed: bool = True
 
     def references(self) -> tuple[ArtifactRef, ...]:
         """Make every file durable and return a reference to each, its path relative to the folder."""
@@ -50,7 +55,8 @@ def build_folder(folder: Path) -> Iterator[Building]:
         building.path.mkdir()
         try:
             yield building
-            _put_in_place(building.path, building.folder)
+            if building.is_needed:
+                _put_in_place(building.path, building.folder)
         finally:
             if building.path.exists():
                 remove(building.path)
@@ -102,6 +108,7 @@ def _reference(path: Path) -> ArtifactRef:
     return ArtifactRef(path=path.name, sha256=sha256_file(path), size_bytes=path.stat().st_size)
 
 
+@signals_deferred()
 def _put_in_place(building: Path, folder: Path) -> None:
     former = folder.with_name(temporary_name(folder.name))
     sync(building)

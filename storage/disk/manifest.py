@@ -11,19 +11,9 @@ from pydantic import Field, ValidationError
 
 from schemas.base import Record
 from schemas.records.ledger import ArtifactRef
-from storage.disk.files import (
-    failures_named,
-    is_temporary,
-    make_folder,
-    sha256_file,
-    sync,
-    temporary_name,
-    write_json_atomic,
-)
-from storage.disk.signals import signals_deferred
+from storage.disk.files import is_temporary, sha256_file, sync
+from storage.disk.folders import MANIFEST, build_folder
 from storage.errors import DamagedArtifactError
-
-MANIFEST = "manifest.json"
 
 
 class ManifestEntry(Record):
@@ -48,20 +38,14 @@ def write_folder_atomic(folder: Path, fill: Callable[[Path], None], root: Path) 
     in between leaves it absent, never mixed. Returns a reference to the manifest, which holds every hash. Raises
     WriteFailedError when the system refuses.
     """
-    with failures_named(folder):
-        make_folder(folder.parent)
-        _remove_leftovers(folder)
-        temporary = folder.with_name(temporary_name(folder.name))
-        temporary.mkdir()
-        try:
-            fill(temporary)
-            manifest = _describe(temporary)
-            write_json_atomic(temporary / MANIFEST, manifest.model_dump(mode="json"), root)
-            for path in [*_files(temporary), *_folders(temporary)]:
-                sync(path)
-            _put_in_place(temporary, folder, manifest)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    _remove_leftovers(folder)
+    with build_folder(folder) as building:
+        fill(building.path)
+        manifest = _describe(building.path)
+        building.write_manifest(manifest)
+        for path in [*_files(building.path), *_folders(building.path)]:
+            sync(path)
+        building.is_needed = not _holds(folder, manifest)
     path = folder / MANIFEST
     return ArtifactRef(path=path.relative_to(root).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size)
 
@@ -114,21 +98,6 @@ def _describe(folder: Path) -> Manifest:
         for path in _files(folder)
     ]
     return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)))
-
-
-@signals_deferred()
-def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
-    if folder.exists():
-        if _holds(folder, manifest):
-            return
-        former = folder.with_name(temporary_name(folder.name))
-        folder.rename(former)
-        temporary.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(former)
-    else:
-        temporary.rename(folder)
-        sync(folder.parent)
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

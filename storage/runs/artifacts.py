@@ -14,7 +14,8 @@ from schemas.base import Record
 from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from storage.disk.codecs import records_to_table, table_to_records
 from storage.disk.files import write_atomic
-from storage.disk.manifest import MANIFEST, verify_file, verify_folder
+from storage.disk.folders import MANIFEST
+from storage.disk.manifest import verify_file, verify_folder
 from storage.disk.tensors import load_tensors, save_tensors
 from storage.errors import DamagedArtifactError, RecordMismatchError, WorkspaceError
 from storage.workspace import Workspace

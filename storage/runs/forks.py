@@ -8,7 +8,8 @@ from pathlib import Path
 
 from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from storage.disk.files import write_atomic
-from storage.disk.manifest import MANIFEST, verify_folder, write_folder_atomic
+from storage.disk.folders import MANIFEST
+from storage.disk.manifest import verify_folder, write_folder_atomic
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger, finish
 from storage.workspace import Workspace

@@ -88,7 +88,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/sdsearch/retrieval/test_retrieval.py",
     ),
     "storage/database/query_results.py": ("tests/flows/inspect/test_sql_rows.py",),
-    "storage/database/ddl/06_views.sql": ("tests/flows/inspect/test_two_runs.py",),
+    "storage/database/ddl/06_views.sql": (
+        "tests/flows/inspect/test_two_runs.py",
+        "tests/storage/database/test_tables.py",
+    ),
     "storage/database/queries/rollout_text.sql": ("tests/flows/inspect/test_two_runs.py",),
     "schemas/records/hindsight.py": _TEXT_TESTS,
     "schemas/settings/void.py": ("tests/schemas/test_void_settings.py",),

@@ -30,8 +30,9 @@ SORTS: Final = {
 }
 _GROUPS = """
     WITH c AS (
-        SELECT group_id, max(abs(mean_log_ratio)) AS credit FROM (
-            SELECT group_id, rollout_id, turn, avg(teacher_logprob - student_logprob) AS mean_log_ratio
+        SELECT group_id, max(abs(log_ratio)) AS credit FROM (
+            SELECT group_id, rollout_id, turn,
+                avg(exp(student_logprob) * (teacher_logprob - student_logprob)) AS log_ratio
             FROM query_credit WHERE run = $run AND iteration = $iteration GROUP BY ALL
         ) GROUP BY group_id
     ), r AS (

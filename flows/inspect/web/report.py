@@ -35,7 +35,8 @@ STYLES: Final = ("uPlot.min.css", "pages.css")
 SCRIPTS: Final = ("uPlot.iife.min.js", "pages.js")
 _LARGEST_CREDIT = """
     SELECT iteration, group_id FROM (
-        SELECT c.iteration, c.group_id, abs(avg(c.teacher_logprob - c.student_logprob)) AS credit
+        SELECT c.iteration, c.group_id,
+            abs(avg(exp(c.student_logprob) * (c.teacher_logprob - c.student_logprob))) AS credit
         FROM query_credit AS c WHERE c.run = $run GROUP BY c.iteration, c.group_id, c.rollout_id, c.turn
     ) JOIN v_groups AS g USING (iteration, group_id)
     WHERE g.run = $run AND g.num_correct > 0 AND g.num_incorrect > 0

@@ -123,6 +123,7 @@ SELECT
     turn,
     count(*) AS num_tokens,
     avg(teacher_logprob - student_logprob) AS mean_log_ratio,
+    avg(exp(student_logprob) * (teacher_logprob - student_logprob)) AS weighted_log_ratio,
     avg(jsd) AS mean_jsd
 FROM v_token_credit
 WHERE in_query
@@ -131,6 +132,8 @@ COMMENT ON VIEW v_query_credit IS 'What the teacher says of each query, averaged
 COMMENT ON COLUMN v_query_credit.num_tokens IS 'Query tokens that the teacher saw.';
 COMMENT ON COLUMN v_query_credit.mean_log_ratio IS
     'Mean of teacher minus student log-probability over the query''s tokens, nats; above 0: the teacher favours it.';
+COMMENT ON COLUMN v_query_credit.weighted_log_ratio IS
+    'Mean over the query''s tokens of the student''s probability times the log-ratio, nats; small for what the student would hardly write.';
 COMMENT ON COLUMN v_query_credit.mean_jsd IS 'Mean Jensen-Shannon divergence over the query''s tokens, nats.';
 
 CREATE VIEW v_queries AS
@@ -144,6 +147,7 @@ SELECT
     l.label,
     s.hit,
     c.mean_log_ratio,
+    c.weighted_log_ratio,
     c.mean_jsd,
     c.num_tokens,
     s.num_hits,

@@ -309,6 +309,22 @@ def test_where_the_source_has_no_teacher_its_column_is_empty(replayed: Database)
     assert rows[0]["replay"] == pytest.approx(0.125)
 
 
+def test_queries_that_the_student_would_not_write_come_after_those_that_it_would(filled: Database) -> None:
+    queries = filled.query("SELECT DISTINCT query, rollout_id FROM v_queries WHERE mean_jsd IS NOT NULL").to_pylist()
+    garbled, plausible = (row["rollout_id"] for row in queries[:2])
+    with filled.transaction() as connection:
+        for sign in (1, -1):
+            for rollout, student, teacher in ((garbled, -8.0, -8.0 + 5 * sign), (plausible, -1.0, -1.0 + 0.5 * sign)):
+                connection.execute(
+                    "UPDATE query_credit SET student_logprob = ?, teacher_logprob = ? WHERE rollout_id = ?",
+                    [student, teacher, rollout],
+                )
+            name = "best_queries" if sign > 0 else "worst_queries"
+            rows = connection.sql(load_canned(name).sql, params={"run": "first"}).to_arrow_table().to_pylist()
+            found = [row["rollout_id"] for row in rows if row["rollout_id"] in (garbled, plausible)]
+            assert found == [plausible, garbled]
+
+
 def test_every_canned_query_runs_and_finds_the_rows(filled: Database) -> None:
     results = {}
     for query in list_canned():
@@ -323,9 +339,13 @@ def test_every_canned_query_runs_and_finds_the_rows(filled: Database) -> None:
     assert [row["group_id"] for row in results["mixed_groups"]] == ["3/andorra"]
     assert [(row["author"], row["text"]) for row in results["rollout_text"]] == [
         ("question", "What is the capital of Andorra?"),
+        ("golden answers", "Andorra la Vella"),
         ("policy", "<search>"),
         ("environment", "reply"),
         ("policy", "<answer>"),
+        ("score", "CORRECT: reward 1.000, advantage +0.700, EM 1, F1 1.00"),
     ]
+    credit = [row["mean_log_ratio"] for row in results["rollout_text"]]
+    assert [value is None for value in credit] == [True, True, False, True, True, True]
     with pytest.raises(QueryError, match="did you mean 'learning_curve'"):
         load_canned("learning_curves")

@@ -12,7 +12,7 @@ from schemas.base import Record
 class TrainingKind(Record):
     """A run that trains from the starting weights."""
 
-    kind: Literal["training"] = "training"
+    kind: Literal["training"] = Field(default="training", description="This kind.")
 
     @property
     def title(self) -> str:
@@ -23,7 +23,7 @@ class TrainingKind(Record):
 class ForkKind(Record):
     """A run that trains on, from the policy where another run stood."""
 
-    kind: Literal["fork"] = "fork"
+    kind: Literal["fork"] = Field(default="fork", description="This kind.")
     source: str = Field(description="The run whose weights and optimiser it continues with.")
     first_iteration: int = Field(ge=2, description="Its first iteration; the source had done all before it.")
 
@@ -36,7 +36,7 @@ class ForkKind(Record):
 class ReplayKind(Record):
     """A run that adopts another's rollouts and trains nothing: it shows them to another teacher."""
 
-    kind: Literal["replay"] = "replay"
+    kind: Literal["replay"] = Field(default="replay", description="This kind.")
     source: str = Field(description="The run that its rollouts are from.")
     first: int = Field(ge=1, description="First iteration that is replayed.")
     last: int = Field(ge=1, description="Last iteration that is replayed.")
@@ -50,7 +50,7 @@ class ReplayKind(Record):
 class EvaluationKind(Record):
     """A run that trains nothing: it answers the questions of data sets with one version of a policy."""
 
-    kind: Literal["evaluation"] = "evaluation"
+    kind: Literal["evaluation"] = Field(default="evaluation", description="This kind.")
     source: str | None = Field(description="The run whose policy is evaluated; None: the model of the settings.")
     version: int = Field(ge=0, description="Updates behind the policy that is evaluated.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,16 @@ from schemas.errors import UserError
 from schemas.names import NAME_RULE, is_name
 from schemas.paths import local_path
 from schemas.records.ledger import STAGES, StageKey
-from storage.disk.files import describe_failure, make_folder
+from storage.disk.files import describe_failure, make_folder, write_json_atomic
 from storage.errors import WorkspaceError
 
 RUN_FILE = "run.json"
 STAGE_FILE = "stage.json"
+SET_FILE = "set.json"
+LAYOUT = 2
+"""The form of the files below the root; layout 1 had no file that says so."""
+
+_LAYOUT_FILE = "layout.json"
 
 
 def validate_run_name(run: str) -> str:
@@ -49,7 +55,40 @@ class Workspace:
                 f"workspace {path} cannot be written ({describe_failure(error, path)}; or name another folder with "
                 "--workspace or SDSEARCH_HOME"
             ) from error
-        return cls(path)
+        workspace = cls(path)
+        workspace.check_layout()
+        return workspace
+
+    def check_layout(self) -> None:
+        """Raise WorkspaceError for files of another layout than this program's: it says how they are brought to it."""
+        layout = self.layout
+        if layout is None or layout == LAYOUT:
+            return
+        way_out = f"bring it up to date with: {command('db', 'migrate', workspace=self.root)}"
+        if layout > LAYOUT:
+            way_out = "use the program that made it, or name another folder with --workspace or SDSEARCH_HOME"
+        raise WorkspaceError(
+            f"workspace {self.root} has files of layout {layout}, this program writes layout {LAYOUT}; {way_out}"
+        )
+
+    @property
+    def layout(self) -> int | None:
+        """The layout of the files here, None where there are none; WorkspaceError for a file that does not say it."""
+        path = self.root / _LAYOUT_FILE
+        if not path.exists():
+            return 1 if self.run_files() or any(self.set_files()) else None
+        try:
+            return int(json.loads(path.read_bytes())["layout"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise WorkspaceError(
+                f"{path} does not say of which layout the workspace is ({error}); bring it up to date with: "
+                f"{command('db', 'migrate', workspace=self.root)}"
+            ) from error
+
+    def claim(self) -> None:
+        """Say that the files here are of this program's layout; called before the first of them is written."""
+        if not (self.root / _LAYOUT_FILE).exists():
+            write_json_atomic(self.root / _LAYOUT_FILE, {"layout": LAYOUT}, self.root)
 
     @property
     def database(self) -> Path:
@@ -92,6 +131,10 @@ class Workspace:
     def run_files(self) -> list[Path]:
         """The files that stand for the runs of this workspace, by name."""
         return sorted((self.root / "artifacts").glob(f"run=*/{RUN_FILE}"))
+
+    def set_files(self) -> list[Path]:
+        """The files that stand for the data sets that were prepared here, by name."""
+        return sorted(self.questions.glob(f"dataset=*/split=*/{SET_FILE}"))
 
     def stage_keys(self, run: str) -> Iterator[StageKey]:
         """Yield the stages of a run that were ever begun: by iteration, then in the order of the stages."""
@@ -177,6 +220,7 @@ def link_shared_folders(source: Workspace, trial: Workspace) -> None:
 def open_existing(folder: Path, *, needs_database: bool = True) -> Workspace:
     """Return a workspace that holds runs or questions; UserError when there is none. Nothing is written."""
     workspace = Workspace(local_path(folder).resolve())
+    workspace.check_layout()
     if workspace.database.is_file():
         return workspace
     if not workspace.run_files() and not workspace.questions.is_dir():

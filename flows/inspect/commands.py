@@ -28,6 +28,14 @@ def db_rebuild(workspace: WorkspaceOption = HOME) -> None:
     rebuild(workspace, make_console())
 
 
+@db_app.command("migrate")
+def db_migrate(workspace: WorkspaceOption = HOME) -> None:
+    """Bring the files of a workspace that an earlier version made to the layout of this one."""
+    from flows.inspect.migrate import migrate
+
+    migrate(workspace, make_console())
+
+
 @db_app.command("check")
 def db_check(workspace: WorkspaceOption = HOME) -> None:
     """Hash every file and compare files, ledger and database; exit code 1 when they do not agree."""

@@ -16,7 +16,11 @@ from storage.workspace import open_existing
 
 def rebuild(folder: Path, console: Console) -> None:
     """Make the database again from the files of all runs; RunLockedError while a process works on one."""
-    storage = Storage(open_existing(folder, needs_database=False))
+    rebuild_of(Storage(open_existing(folder, needs_database=False)), console)
+
+
+def rebuild_of(storage: Storage, console: Console) -> None:
+    """As `rebuild`, of a workspace that is open."""
     started = time.monotonic()
     with console.status("reading the files"):
         rebuilt = rebuild_database(storage.workspace, storage.ledger, storage.question_sets.index_all, storage.rows_of)

@@ -22,8 +22,8 @@ from storage.database.tables import insert, table_schemas
 from storage.disk.files import locked, write_atomic, write_json_atomic
 from storage.errors import DamagedArtifactError, RecordMismatchError, StorageError, WorkspaceError
 from storage.runs.artifacts import ArtifactStore, write_parquet
+from storage.workspace import SET_FILE
 
-_SET = "set.json"
 _QUESTIONS = "questions.parquet"
 
 
@@ -39,14 +39,15 @@ class QuestionSets:
         folder = self._folder(report.dataset, report.split)
         root = self._workspace.root
         with locked(self._workspace.questions_lock):
+            self._workspace.claim()
             file = write_atomic(folder / _QUESTIONS, lambda path: write_parquet(path, Question, questions), root)
             prepared = PreparedSet(report=report, file=file, prepared_at=datetime.now(UTC))
-            write_json_atomic(folder / _SET, prepared.model_dump(mode="json"), root)
+            write_json_atomic(folder / SET_FILE, prepared.model_dump(mode="json"), root)
         return prepared
 
     def prepared(self) -> Iterator[PreparedSet | DamagedArtifactError]:
         """Yield what was prepared, by name; an error in place of one whose `set.json` is damaged."""
-        for path in sorted(self._workspace.questions.glob(f"dataset=*/split=*/{_SET}")):
+        for path in self._workspace.set_files():
             try:
                 yield PreparedSet.model_validate_json(path.read_bytes())
             except (OSError, ValidationError) as error:

@@ -43,6 +43,7 @@ class Ledger:
                 f"run '{record.run}' is in this workspace already; continue it with resume, or choose another "
                 "name with --run"
             )
+        self._workspace.claim()
         self._write_run(record)
 
     def get_run(self, run: str) -> RunRecord:

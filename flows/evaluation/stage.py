@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from flows.run.live import Runtime
+from flows.run.live import LIVE_CODE, Runtime
 from flows.run.perform import Attempt, StageRunner
 from flows.run.stage_inputs import StageKind
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
@@ -15,8 +15,15 @@ from sdsearch.evaluation.answering import Asking, answer_questions, batches, fix
 from storage.database.stage_rows import answers_file
 
 EVALUATE: Final = StageKind(
-    "evaluate", ("seed", "model", "data", "rollout", "sampling", "evaluation", "retrieval.num_passages")
+    "evaluate",
+    reads=("seed", "model", "data", "rollout", "sampling", "evaluation", "retrieval.num_passages"),
+    code=(__name__, *LIVE_CODE),
 )
+
+
+def evaluate_policy(live: Runtime, runner: StageRunner, iteration: int, last_update: StageRecord | None) -> StageRecord:
+    """Evaluate the plain policy after `iteration` updates on the fixed sample of questions."""
+    return evaluate_sets(live, runner, iteration, last_update, [live.evaluated_set])
 
 
 def evaluate_sets(

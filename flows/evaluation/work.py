@@ -60,7 +60,8 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list
                 check_inputs(runtime, known, plan.sets)
             keep_inputs(runtime, plan.sets)
             with tracked_status(storage, plan.run):
-                return _evaluate(runtime, StageRunner(runtime, lock.check), plan)
+                num_done = plan.version if known is not None and known.iterations_done else -1
+                return _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan)
 
 
 def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:

@@ -18,7 +18,8 @@ from flows.run.progress import Reporter
 from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
 from flows.training.iteration import Training
-from flows.training.stages import build_hindsight, compute_teacher
+from flows.training.stages.hindsight import build_hindsight
+from flows.training.stages.teacher import compute_teacher
 from storage.runs.lock import RunLock
 from storage.storage import Storage
 
@@ -49,7 +50,8 @@ def replay(plan: ReplayPlan, storage: Storage, reporter: Reporter) -> None:
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             # The comparison needs the source's rows, which a database that was made again may lack.
             storage.sync.catch_up(plan.source)
-            training = Training.over(live, lock)
+            num_done = known.iterations_done if known else 0
+            training = Training.over(live, lock, plan.first - 1 + num_done)
             with tracked_status(storage, plan.run):
                 reporter.run_started(plan.run, plan.settings, plan.first)
                 for iteration in plan.iterations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
+from typing import Final
 
 from flows.data.questions import Questions
 from flows.retrieval.live import LiveRetriever
@@ -21,6 +22,9 @@ from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from storage.runs.hashes import hash_of
 from storage.runs.run_inputs import read_run_inputs
 from storage.storage import Storage
+
+LIVE_CODE: Final = (__name__, "flows.run.policy", "flows.run.prompts", "flows.run.sampler", "flows.retrieval.open")
+"""The modules that make the live objects of a stage which rolls out."""
 
 
 class Runtime:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TypeVar
 
 from flows.run.live import Runtime
+from flows.run.sources import describe_changes
 from flows.run.stage_files import StageFiles
-from flows.run.stage_inputs import StageKind, input_hash
+from flows.run.stage_inputs import StageKind, code_hash, input_hash, stage_sources
 from flows.settings.load import stored_settings
 from schemas.base import Record
 from schemas.records.ledger import StageKey, StageName, StageRecord
@@ -23,6 +24,7 @@ from storage.database.sync import count_rows
 from storage.disk.signals import signals_deferred
 from storage.runs.ledger import finish
 from storage.runs.partial import PartialResults
+from storage.runs.sources import keep_sources, kept_sources
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
@@ -54,9 +56,13 @@ class Attempt:
 
 
 class StageRunner:
-    """Performs the stages of one open run; `may_write` raises once the run was taken from this process."""
+    """Performs the stages of one open run.
 
-    def __init__(self, live: Runtime, may_write: Callable[[], None] = lambda: None) -> None:
+    may_write: raises once the run was taken from this process. num_done: iterations up to here were done before; what
+    is done of them is taken as it is, also where the code that did it has changed.
+    """
+
+    def __init__(self, live: Runtime, may_write: Callable[[], None] = lambda: None, num_done: int = -1) -> None:
         self.settings = live.settings
         self.run = live.run
         self.reporter = live.reporter
@@ -65,6 +71,8 @@ class StageRunner:
         self.note_once = live.note_once
         self._live = live
         self._may_write = may_write
+        self._num_done = num_done
+        self._has_changed = False  # A stage gave another result than it did before.
 
     @contextmanager
     def attempt(self, stage: StageKind, iteration: int, upstream: Sequence[StageRecord | str]) -> Iterator[Attempt]:
@@ -73,7 +81,21 @@ class StageRunner:
         Work that was done with the same inputs, here or in the run that this one takes its stages from, is not needed
         again. `upstream` is what the stage reads: records of stages, or hashes.
         """
-        with self._attempt(self._key(stage.name, iteration), input_hash(self.settings, stage, upstream)) as attempt:
+        key, sources = self._key(stage.name, iteration), stage_sources(self.settings, stage)
+        code = code_hash(sources)
+        inputs = input_hash(self.settings, stage, upstream, code)
+        accepted = inputs
+        former = self.storage.ledger.done(key)
+        if former is not None and former.input_hash != inputs and iteration <= self._num_done:
+            by_former_code = input_hash(self.settings, stage, upstream, former.code_hash)
+            # Attempts of programs that kept no hash of their code are taken as they are, while nothing before changed.
+            is_taken = not former.code_hash and not self._has_changed
+            accepted = former.input_hash if is_taken else by_former_code
+        done = self.storage.ledger.find_done(key, accepted)
+        if done is None:
+            self._tell_why(key, inputs, code, sources)
+            keep_sources(self.storage.workspace, self.run, code, sources)
+        with self._attempt(key, inputs, code, done) as attempt:
             yield attempt
 
     def adopt(self, stage: StageName, iteration: int) -> StageRecord:
@@ -85,7 +107,8 @@ class StageRunner:
         donor = self._donor(key)
         assert donor is not None, f"{self._live.source} has not done {stage} of iteration {iteration}"
         self.storage.artifacts.verify_outputs(donor)
-        with self._attempt(key, donor.input_hash) as attempt:
+        done = self.storage.ledger.find_done(key, donor.input_hash)
+        with self._attempt(key, donor.input_hash, donor.code_hash, done) as attempt:
             pass
         return attempt.record
 
@@ -105,8 +128,7 @@ class StageRunner:
         self.storage.update_run(run.model_copy(update=changes))
 
     @contextmanager
-    def _attempt(self, key: StageKey, input_hash: str) -> Iterator[Attempt]:
-        done = self.storage.ledger.find_done(key, input_hash)
+    def _attempt(self, key: StageKey, input_hash: str, code: str, done: StageRecord | None) -> Iterator[Attempt]:
         self.reporter.stage_started(key)
         if done is not None:
             PartialResults(self.storage.artifacts, done).remove()
@@ -116,7 +138,7 @@ class StageRunner:
         donor = self._intact_donor(key, input_hash)
         self._may_write()
         seed = derive_seed(self.settings.seed, key.stage, key.iteration)
-        record = self.storage.ledger.begin(key, input_hash, seed, donor.run if donor else None)
+        record = self.storage.ledger.begin(key, input_hash, seed, donor.run if donor else None, code)
         attempt = self._opened(record, needed=donor is None)
         try:
             yield attempt
@@ -132,11 +154,28 @@ class StageRunner:
             reports["retrieval"] = donor.retrieval
         record = record.model_copy(update={"num_rows": count_rows(record, rows), **reports})
         self._may_write()
+        known = [earlier.output_hash for earlier in self.storage.ledger.history(key).attempts if earlier.output_hash]
+        self._has_changed |= bool(known) and known[-1] != record.output_hash
         self.storage.ledger.commit(record)
         PartialResults(self.storage.artifacts, record).remove()
         self.storage.sync.put_stage(key, rows)
         self.reporter.stage_done(record, skipped=False)
         attempt.record = record
+
+    def _tell_why(self, key: StageKey, inputs: str, code: str, sources: Mapping[str, str]) -> None:
+        """Say, once for each kind of stage, why work that was begun or done before is done anew."""
+        attempts = self.storage.ledger.history(key).attempts
+        former, verb = (attempts[-1], "runs again from") if attempts else (self._donor(key), "is computed from")
+        if former is None or former.input_hash == inputs:
+            return
+        if former.code_hash != code:
+            known = kept_sources(self.storage.workspace, former.run, former.code_hash)
+            reason = describe_changes(known, sources)
+        elif former.run == self.run:
+            reason = "what it reads of the stages before it changed since"
+        else:
+            return  # A replay with other settings.
+        self.note_once(f"again {key.stage}", f"{key.stage} {verb} iteration {key.iteration}: {reason}")
 
     def _key(self, stage: StageName, iteration: int) -> StageKey:
         return StageKey(run=self.run, iteration=iteration, stage=stage)

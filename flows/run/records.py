@@ -56,8 +56,8 @@ def check_settings(record: RunRecord, settings: Settings, flag: str) -> None:
     if record.settings_hash != settings.content_hash():
         changes = describe_differences(record.settings_json, settings)
         raise UserError(
-            f"run '{record.run}' is {record.kind.title}, with other settings ({changes}); choose another name with "
-            f"{flag}"
+            f"run '{record.run}', {record.kind.title}, exists with other settings ({changes}); choose another name "
+            f"with {flag}"
         )
 
 

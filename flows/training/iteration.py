@@ -6,9 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from flows.evaluation.stage import evaluate_policy
 from flows.run.live import Runtime
 from flows.run.perform import StageRunner
-from flows.training import stages
+from flows.training.stages.hindsight import build_hindsight
+from flows.training.stages.sample import sample_groups
+from flows.training.stages.score import score_rollouts
+from flows.training.stages.teacher import compute_teacher
+from flows.training.stages.update import update_weights
 from flows.training.trainer import InProcessTrainer, Trainer
 from schemas.records.ledger import StageRecord
 from storage.runs.lock import RunLock
@@ -19,12 +24,12 @@ Stage = Callable[..., StageRecord]
 class Stages(NamedTuple):
     """The six verbs; plain functions, or Prefect tasks over them."""
 
-    sample_groups: Stage = stages.sample_groups
-    score_rollouts: Stage = stages.score_rollouts
-    build_hindsight: Stage = stages.build_hindsight
-    compute_teacher: Stage = stages.compute_teacher
-    update_weights: Stage = stages.update_weights
-    evaluate_policy: Stage = stages.evaluate_policy
+    sample_groups: Stage = sample_groups
+    score_rollouts: Stage = score_rollouts
+    build_hindsight: Stage = build_hindsight
+    compute_teacher: Stage = compute_teacher
+    update_weights: Stage = update_weights
+    evaluate_policy: Stage = evaluate_policy
 
 
 PLAIN = Stages()
@@ -40,9 +45,12 @@ class Training:
     do: Stages = PLAIN
 
     @classmethod
-    def over(cls, live: Runtime, lock: RunLock) -> Training:
-        """Return the stages of a run whose lock this process holds; nothing is committed once it was taken away."""
-        runner = StageRunner(live, lock.check)
+    def over(cls, live: Runtime, lock: RunLock, num_done: int) -> Training:
+        """Return the stages of a run whose lock this process holds; nothing is committed once it was taken away.
+
+        num_done: the last iteration that was done before.
+        """
+        runner = StageRunner(live, lock.check, num_done)
         return cls(live, runner, InProcessTrainer(live, runner.files))
 
     def iterate(self, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:

@@ -76,7 +76,7 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
         assert settings is not None, "a new run has settings"
         with open_runtime(settings, run, storage, reporter) as live:
             record = _checked(live, record)
-            training = Training.over(live, lock)
+            training = Training.over(live, lock, record.iterations_done)
             evaluate_start, iterate = hooks.parts(training)
             # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
             first = first_iteration(storage, record)

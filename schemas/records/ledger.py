@@ -45,6 +45,9 @@ class StageRecord(Record):
         "longer verify. The database has the attempts that have ended."
     )
     input_hash: str = Field(description="Hash of the upstream outputs, the settings it reads and the code version.")
+    code_hash: str = Field(
+        default="", description="Hash of the sources that did the work; empty for those of earlier versions."
+    )
     output_hash: str = Field(description="Hash of the output files' hashes; empty unless done.")
     outputs: tuple[ArtifactRef, ...] = Field(
         description="The stage's files: path below the workspace, sha256, size in bytes."
@@ -121,7 +124,10 @@ class RunRecord(Record):
     code_version: str = Field(description="Version of the program that made the run.")
     seed: int = Field(description="Seed that every random choice is derived from.")
     num_iterations: int = Field(description="Iterations that the run is to have.")
-    kind: RunKind = Field(description="training, fork, replay or evaluation, and what each is of.")
+    kind: RunKind = Field(
+        description="training, fork, replay (another teacher is asked about stored rollouts) or evaluation (one version "
+        "of a policy answers the questions of data sets)."
+    )
     iterations_done: int = Field(description="Iterations whose stages are all done.")
     policy_version: int = Field(description="Updates behind the current policy.")
     policy_sha256: str = Field(description="Hash of the current policy's trained tensors.")

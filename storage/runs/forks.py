@@ -23,7 +23,7 @@ def share_stage(ledger: Ledger, artifacts: ArtifactStore, record: StageRecord, r
     """
     artifacts.verify_outputs(record)
     key = StageKey(run=run, iteration=record.iteration, stage=record.stage)
-    begun = ledger.begin(key, record.input_hash, record.seed, adopted_from=record.run)
+    begun = ledger.begin(key, record.input_hash, record.seed, adopted_from=record.run, code_hash=record.code_hash)
     outputs = [_share(artifacts.workspace, output, record.run, run) for output in record.outputs]
     done = finish(begun, outputs).model_copy(update={"num_rows": record.num_rows})
     assert done.output_hash == record.output_hash, "the same names and bytes give the same hash"

@@ -97,7 +97,9 @@ class Ledger:
         """Return the attempt that did a stage, whatever its inputs and without a look at its files."""
         return self.history(key).done
 
-    def begin(self, key: StageKey, input_hash: str, seed: int, adopted_from: str | None = None) -> StageRecord:
+    def begin(
+        self, key: StageKey, input_hash: str, seed: int, adopted_from: str | None = None, code_hash: str = ""
+    ) -> StageRecord:
         """Record that a new attempt at a stage runs in this process, and return it.
 
         The caller holds the run's lock, so an earlier attempt that still counts as running has died: it becomes
@@ -108,7 +110,7 @@ class Ledger:
             attempt.model_copy(update=died) if attempt.status == "running" else attempt
             for attempt in self.history(key).attempts
         ]
-        record = _running(key, len(earlier) + 1, input_hash, seed, adopted_from)
+        record = _running(key, len(earlier) + 1, input_hash, seed, adopted_from, code_hash)
         self._write_history(key, [*earlier, record])
         return record
 
@@ -202,12 +204,15 @@ def _read_run(path: Path) -> RunRecord:
         ) from error
 
 
-def _running(key: StageKey, attempt: int, input_hash: str, seed: int, adopted_from: str | None) -> StageRecord:
+def _running(
+    key: StageKey, attempt: int, input_hash: str, seed: int, adopted_from: str | None, code_hash: str
+) -> StageRecord:
     return StageRecord(
         **key.model_dump(),
         attempt=attempt,
         status="running",
         input_hash=input_hash,
+        code_hash=code_hash,
         output_hash="",
         outputs=(),
         num_rows=0,

@@ -99,14 +99,14 @@ class Probe:
             os.kill(os.getpid(), strike.signal)
 
     def _wrap_stages(self) -> None:
-        import flows.training.trainer
+        import flows.training.stages.update
         from flows.run.perform import Attempt, StageRunner
         from sdsearch.sampling.rollouts import RolloutLoop
 
         attempt, roll_out, update_policy = (
             StageRunner.attempt,
             RolloutLoop.roll_out,
-            flows.training.trainer.update_policy,
+            flows.training.stages.update.update_policy,
         )
 
         @contextmanager
@@ -135,7 +135,7 @@ class Probe:
 
         StageRunner.attempt = attempted
         RolloutLoop.roll_out = rolled_out
-        flows.training.trainer.update_policy = updated
+        flows.training.stages.update.update_policy = updated
 
     def _wrap_files(self) -> None:
         fsync, unlink = os.fsync, os.unlink

@@ -56,7 +56,7 @@ def test_a_clock_that_goes_backwards(
         monkeypatch.setattr(module, "datetime", BackwardsClock)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.training.trainer.compute_targets", stop_in_the_second_iteration)
+        patch.setattr("flows.training.stages.teacher.compute_targets", stop_in_the_second_iteration)
         with pytest.raises(StoppedError):
             train(tmp_path, quick())
     train(tmp_path)

@@ -117,7 +117,7 @@ def test_the_command_refuses_changed_settings_and_forks(stopped: Path, capsys: p
     assert "--fork NEW" in refusal
     assert run_command([*train_again, "--fork", FORK, *where]) == 0, capsys.readouterr().err
     assert run_command(["show", FORK, *where]) == 0
-    assert f"fork of run {RUN} after 1 updates" in capsys.readouterr().out
+    assert f"fork of run '{RUN}' after 1 updates" in capsys.readouterr().out
     assert run_command([*train_again, "--fork", FORK, *where]) == 0, "a fork continues by the same command"
     assert run_command(["train", "tiny", "--fork", FORK, *where]) == 2
     assert "--fork fork needs the run that it continues: --run NAME" in capsys.readouterr().err

@@ -26,7 +26,6 @@ CREATE TABLE runs (
     PRIMARY KEY (run)
 );
 COMMENT ON TABLE runs IS 'One row a run: its settings and where it stands.';
-COMMENT ON COLUMN runs.kind IS 'training, fork, replay (another teacher is asked about stored rollouts) or evaluation (one version of a policy answers the questions of data sets).';
 COMMENT ON COLUMN runs.source IS 'The run that a fork continues from, a replay takes its rollouts from, or an evaluation takes its policy from; empty for a run that trains from the start and for the evaluation of a model.';
 COMMENT ON COLUMN runs.first_iteration IS '1, or where a replay or a fork begins.';
 
@@ -37,6 +36,7 @@ CREATE TABLE stages (
     attempt INTEGER NOT NULL,
     status VARCHAR NOT NULL,
     input_hash VARCHAR NOT NULL,
+    code_hash VARCHAR NOT NULL,
     output_hash VARCHAR NOT NULL,
     outputs STRUCT(path VARCHAR, sha256 VARCHAR, size_bytes BIGINT)[] NOT NULL,
     num_rows BIGINT NOT NULL,

@@ -114,4 +114,4 @@ def test_seven_sets_are_answered_kept_and_gone_on_with(
     refusals = capsys.readouterr().err.splitlines()
     assert "run 'cut' exists with other settings" in refusals[0]
     assert "run 'cut' is an evaluation itself" in refusals[1]
-    assert "evaluation 'cut' exists with other settings (data.test" in refusals[2]
+    assert "exists with other settings (data.test" in refusals[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import flows.training.trainer
+import flows.training.stages.update
 from flows.console.errors import UserError
 from flows.inspect.browse import print_run
 from flows.run.progress import SilentReporter
@@ -73,7 +73,7 @@ def test_the_shipped_reward_has_its_parts_too(mine: Path) -> None:
 def test_a_run_does_not_go_on_with_a_changed_reward(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_example("my_reward.py", mine)
     with monkeypatch.context() as patch:
-        patch.setattr(flows.training.trainer, "update_policy", _fails)
+        patch.setattr(flows.training.stages.update, "update_policy", _fails)
         with pytest.raises(RuntimeError, match="drawn for the test"):
             train(mine, "first", settings_of(config))
     source = (mine / "my_reward.py").read_text(encoding="utf-8")

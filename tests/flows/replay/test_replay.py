@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import flows.replay.work
-import flows.training.stages
-import flows.training.trainer
+import flows.training.stages.score
+import flows.training.stages.update
 from flows.app import run_command
 from flows.console.errors import UserError
 from flows.replay.launch import start_replay
@@ -56,13 +56,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Every other rollout counts as right, so that every group has both outcomes.
     """
     folder = tmp_path_factory.mktemp("workspace")
-    real = flows.training.stages.score_groups
+    real = flows.training.stages.score.score_groups
 
     def mixed(*arguments: Any) -> list[Score]:
         return [score.model_copy(update={"f1": float(place % 2)}) for place, score in enumerate(real(*arguments))]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.training.stages, "score_groups", mixed)
+        patch.setattr(flows.training.stages.score, "score_groups", mixed)
         train_plain(load_settings("tiny", SOURCE), "first", folder, SilentReporter())
         plain = ["distillation.enabled=false", "iterations=1"]
         train_plain(load_settings("tiny", [*SOURCE, *plain]), "grpo", folder, SilentReporter())
@@ -78,7 +78,7 @@ def storage(workspace: Path) -> Storage:
 def nothing_is_sampled_or_trained(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("workspace")
     monkeypatch.setattr("flows.run.live.RolloutLoop", None)
-    monkeypatch.setattr("flows.training.trainer.update_policy", None)
+    monkeypatch.setattr("flows.training.stages.update.update_policy", None)
 
 
 def replay(workspace: Path, iterations: str, *overrides: str, run: str, source: str = "first") -> str:
@@ -133,8 +133,8 @@ def test_the_same_request_again_does_nothing_and_prints_the_table(
 ) -> None:
     first = replay(workspace, "2", "hindsight.labels=none", run="again")
     before = attempts_of(storage.ledger, "again")
-    monkeypatch.setattr("flows.training.trainer.compute_targets", None)
-    monkeypatch.setattr("flows.training.stages.build_blocks", None)
+    monkeypatch.setattr("flows.training.stages.teacher.compute_targets", None)
+    monkeypatch.setattr("flows.training.stages.hindsight.build_blocks", None)
     second = replay(workspace, "2", "hindsight.labels=none", run="again")
     assert attempts_of(storage.ledger, "again") == before
     assert "hindsight done before, teacher done before" in second

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import flows.training.trainer
+import flows.training.stages.update
 from flows.app import run_command
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
@@ -292,14 +292,14 @@ def test_dropout_is_drawn_alike_whatever_was_drawn_before(tmp_path: Path, monkey
     (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.2}))
     settings = micro(f"model.path={model}", "iterations=1", 'evaluation.modes=["greedy"]')
     train(tmp_path / "whole", settings)
-    real = flows.training.trainer.update_policy
+    real = flows.training.stages.update.update_policy
 
     def fails(*arguments: Any, **options: Any) -> Any:
         yield from real(*arguments, **options)
         raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.training.trainer, "update_policy", fails)
+        patch.setattr(flows.training.stages.update, "update_policy", fails)
         with pytest.raises(CutError):
             train(tmp_path / "cut", settings)
     train(tmp_path / "cut")

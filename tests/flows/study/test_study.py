@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import flows.training.trainer
+import flows.training.stages.update
 from flows.app import run_command
 from flows.console.errors import UserError
 from flows.inspect.web.report import report as write_report
@@ -130,7 +130,7 @@ def results(study: Study, workspace: Workspace) -> StudyResults:
 
 
 def test_a_stopped_study_goes_on_in_the_middle_of_a_run(study: Study, tmp_path: Path) -> None:
-    workspace, real = Workspace.open(tmp_path), flows.training.trainer.update_policy
+    workspace, real = Workspace.open(tmp_path), flows.training.stages.update.update_policy
     calls: Counter[str] = Counter()
 
     def stops_in_the_second_run(*args: object, **kwargs: object) -> object:
@@ -142,7 +142,7 @@ def test_a_stopped_study_goes_on_in_the_middle_of_a_run(study: Study, tmp_path: 
     one_seed = study.model_copy(update={"seeds": (0,)})
     first, second = Trainer(workspace), Trainer(workspace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.training.trainer, "update_policy", stops_in_the_second_run)
+        patch.setattr(flows.training.stages.update, "update_policy", stops_in_the_second_run)
         with pytest.raises(KeyboardInterrupt):
             first.carry_out(one_seed)
     assert first.trained == ["micro-grpo-s0", "micro-sd-s0"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers.utils.logging import disable_progress_bar
 
-import flows.training.trainer
+import flows.training.stages.update
 from flows.app import run_command
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
@@ -40,7 +40,7 @@ def test_a_poisoned_batch_is_refused_kept_and_repeated_cleanly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sampled log-probability of the second iteration is minus infinity, once: its ratio overflows."""
-    real, poisoned = flows.training.trainer.training_rollouts, []
+    real, poisoned = flows.training.stages.update.training_rollouts, []
 
     def with_one_infinite_logprob(*records: object) -> list:
         rollouts = real(*records)
@@ -51,7 +51,7 @@ def test_a_poisoned_batch_is_refused_kept_and_repeated_cleanly(
             poisoned.append(rollouts[victim].rollout_id)
         return rollouts
 
-    monkeypatch.setattr(flows.training.trainer, "training_rollouts", with_one_infinite_logprob)
+    monkeypatch.setattr(flows.training.stages.update, "training_rollouts", with_one_infinite_logprob)
     options = [text for override in OVERRIDES for text in ("--set", override)]
     where = ["--workspace", str(tmp_path), "--no-prefect"]
     assert run_command(["train", "tiny", "--run", "r", *options, *where]) == 2

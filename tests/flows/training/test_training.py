@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import flows.training.trainer
+import flows.training.stages.update
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(workspace: Path) -> None:
 
 
 def test_a_failed_run_resumes_at_the_failed_stage(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = flows.training.trainer.update_policy, Counter()
+    real, calls = flows.training.stages.update.update_policy, Counter()
 
     def fails_in_the_second_iteration(*args: object, iteration: int, **kwargs: object) -> object:
         calls["update"] += 1
@@ -110,7 +110,7 @@ def test_a_failed_run_resumes_at_the_failed_stage(workspace: Path, monkeypatch: 
             raise UserError("drawn for the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.training.trainer, "update_policy", fails_in_the_second_iteration)
+        patch.setattr(flows.training.stages.update, "update_policy", fails_in_the_second_iteration)
         with pytest.raises(UserError, match="drawn for the test"):
             train(workspace, "broken", quick())
     (run,) = rows(workspace, "runs", "broken")

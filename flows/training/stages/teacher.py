@@ -1,0 +1,73 @@
+"""Stage teacher: the distributions of the policy that sampled, shown the hindsight blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from flows.run.live import Runtime
+from flows.run.perform import StageRunner
+from flows.run.stage_files import StageFiles
+from flows.run.stage_inputs import StageKind
+from schemas.records.hindsight import HindsightBlock
+from schemas.records.ledger import ArtifactRef, StageRecord
+from schemas.records.rollout import Group
+from schemas.records.teacher import QueryCredit, TeacherTargets
+from sdsearch.credit.teacher import compute_targets
+
+if TYPE_CHECKING:
+    from flows.training.trainer import Trainer
+
+TEACHER: Final = StageKind(
+    "teacher",
+    reads=(
+        "hindsight.homogeneous",
+        "hindsight.unsent_queries",
+        "distillation.positions",
+        "distillation.divergence",
+        "distillation.divergence_options",
+        "distillation.support",
+        "distillation.tail",
+        "distillation.top_k",
+        "rollout.temperature",
+        "update.max_tokens_per_microbatch",
+        "update.head_chunk",
+    ),
+    code=(__name__,),
+)
+
+
+def compute_teacher(
+    trainer: Trainer, runner: StageRunner, iteration: int, sampled: StageRecord, blocks: StageRecord
+) -> StageRecord:
+    """Compute the teacher's distributions with the weights that sampled; while alpha is zero no pass is made."""
+    active = runner.settings.alpha_at(iteration) > 0
+    with runner.attempt(TEACHER, iteration, [sampled, blocks, "teacher" if active else "no teacher"]) as attempt:
+        if attempt.needed:
+            attempt.outputs += trainer.compute_teacher(attempt.record, sampled, blocks)
+    return attempt.record
+
+
+def teach(
+    live: Runtime, files: StageFiles, attempt: StageRecord, sampled: StageRecord, blocks: StageRecord
+) -> list[ArtifactRef]:
+    """Do the stage's work in this process, as `Trainer.compute_teacher` says."""
+    settings, policy = live.settings, live.policy
+    active = settings.alpha_at(attempt.iteration) > 0
+    policy.move_to(attempt.iteration - 1)
+    tensors, pointers, credit = compute_targets(
+        policy.model,
+        policy.tokenizer,
+        files.read(sampled, "groups", Group) if active else [],
+        files.read(blocks, "blocks", HindsightBlock) if active else [],
+        hindsight=settings.hindsight,
+        distillation=settings.distillation,
+        temperature=settings.rollout.temperature,
+        max_tokens=settings.update.max_tokens_per_microbatch,
+        head_chunk=settings.update.head_chunk,
+    )
+    stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
+    return [
+        live.storage.artifacts.write_tensors(attempt.key, "distributions", stored),
+        files.write(attempt.key, "targets", TeacherTargets, pointers),
+        files.write(attempt.key, "credit", QueryCredit, credit),
+    ]

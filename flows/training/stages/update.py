@@ -1,0 +1,101 @@
+"""Stage update: the iteration's optimiser steps, and the new version of the policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from flows.run.live import Runtime
+from flows.run.perform import StageRunner
+from flows.run.stage_files import StageFiles
+from flows.run.stage_inputs import StageKind
+from flows.training.noise import told_of_noise
+from flows.training.refused_steps import refused_steps_kept
+from schemas.records.ledger import ArtifactRef, StageRecord
+from schemas.records.rollout import Group
+from schemas.records.score import Score
+from schemas.records.teacher import TeacherTargets
+from schemas.records.update import StepReport, UpdateReport
+from sdsearch.credit.teacher import TargetTensors
+from sdsearch.training.loss import TrainingRollout
+from sdsearch.training.training_set import training_rollouts
+from sdsearch.training.update import update_policy
+from storage.database.stage_rows import file_of
+
+if TYPE_CHECKING:
+    from flows.training.trainer import Trainer
+
+UPDATE: Final = StageKind(
+    "update",
+    reads=("seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"),
+    code=(__name__, "flows.run.policy"),
+)
+
+
+def update_weights(
+    trainer: Trainer,
+    runner: StageRunner,
+    iteration: int,
+    sampled: StageRecord,
+    scored: StageRecord,
+    targets: StageRecord,
+) -> StageRecord:
+    """Take the iteration's optimiser steps and write the new version of the policy."""
+    with runner.attempt(UPDATE, iteration, [sampled, scored, targets]) as attempt:
+        if attempt.needed:
+            attempt.outputs += trainer.update_weights(attempt.record, sampled, scored, targets)
+    (report,) = runner.files.read(attempt.record, "update", UpdateReport)
+    if attempt.needed and (lost := told_of_noise(iteration, report.steps)) is not None:
+        runner.note_once("noise", lost)
+    runner.advance(report)
+    return attempt.record
+
+
+def train(
+    live: Runtime,
+    files: StageFiles,
+    attempt: StageRecord,
+    sampled: StageRecord,
+    scored: StageRecord,
+    targets: StageRecord,
+) -> list[ArtifactRef]:
+    """Do the stage's work in this process, as `Trainer.update_weights` says."""
+    policy, iteration = live.policy, attempt.iteration
+    policy.move_to(iteration - 1)
+    torch.manual_seed(attempt.seed)  # A model with dropout draws from torch's own generator.
+    stored = live.storage.artifacts.read_tensors(file_of(targets, "distributions"))
+    rollouts = training_rollouts(
+        files.read(sampled, "groups", Group),
+        files.read(scored, "scores", Score),
+        files.read(targets, "targets", TeacherTargets),
+        TargetTensors(stored["ids"], stored["logprobs"]),
+    )
+    steps = _take_steps(live, attempt, rollouts)
+    checkpoint = policy.save_as(iteration)
+    report = UpdateReport(
+        iteration=iteration,
+        policy_version=iteration,
+        policy_sha256=policy.sha256(),
+        steps=tuple(steps),
+        num_tokens=sum(rollout.sequence.num_tokens for rollout in rollouts) * live.settings.update.epochs,
+    )
+    return [checkpoint, files.write(attempt.key, "update", UpdateReport, [report])]
+
+
+def _take_steps(live: Runtime, attempt: StageRecord, rollouts: list[TrainingRollout]) -> list[StepReport]:
+    policy, num_steps = live.policy, live.settings.num_steps_per_iteration
+    steps: list[StepReport] = []
+    with refused_steps_kept(live.storage.workspace, attempt.key):
+        for step in update_policy(
+            policy.model,
+            policy.frozen_reference,
+            policy.optimiser,
+            rollouts,
+            live.settings,
+            iteration=attempt.iteration,
+            steps_done=(attempt.iteration - 1) * num_steps,
+        ):
+            steps.append(step)
+            live.reporter.stage_progress(len(steps), num_steps)
+    return steps

@@ -15,7 +15,11 @@ from schemas.records.score import Score
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import scores_by_group
 
-HINDSIGHT: Final = StageKind("hindsight", reads=("seed", "hindsight", "distillation.enabled", "rollout.protocol", "rollout.protocol_options"), code=(__name__,))
+HINDSIGHT: Final = StageKind(
+    "hindsight",
+    reads=("seed", "hindsight", "distillation.enabled", "rollout.protocol", "rollout.protocol_options"),
+    code=(__name__,),
+)
 
 
 def build_hindsight(

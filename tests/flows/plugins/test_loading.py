@@ -9,9 +9,12 @@ import pytest
 from flows.console.errors import UserError
 from flows.evaluation.stage import EVALUATE
 from flows.plugins.check import plugin_sources
-from flows.run.stage_inputs import input_hash
+from flows.run.stage_inputs import code_hash, input_hash, stage_sources
 from flows.settings.load import load_settings
-from flows.training.stages import HINDSIGHT, SCORE, TEACHER, UPDATE
+from flows.training.stages.hindsight import HINDSIGHT
+from flows.training.stages.score import SCORE
+from flows.training.stages.teacher import TEACHER
+from flows.training.stages.update import UPDATE
 from schemas.plugins import KINDS, import_path_of
 from schemas.settings.root import Settings
 from sdsearch.plugins import load_plugin
@@ -173,7 +176,10 @@ def test_options_and_sources_are_inputs_of_the_stages_that_use_them(mine: Path) 
 
     def hashes(*overrides: str) -> dict[str, str]:
         settings = load_settings("tiny", [*CHOSEN, *overrides])
-        return {stage.name: input_hash(settings, stage, []) for stage in (SCORE, HINDSIGHT, TEACHER, UPDATE, EVALUATE)}
+        return {
+            stage.name: input_hash(settings, stage, [], code_hash(stage_sources(settings, stage)))
+            for stage in (SCORE, HINDSIGHT, TEACHER, UPDATE, EVALUATE)
+        }
 
     def changed(*overrides: str) -> set[str]:
         return {name for name, value in hashes(*overrides).items() if value != before[name]}

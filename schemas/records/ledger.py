@@ -125,8 +125,8 @@ class RunRecord(Record):
     seed: int = Field(description="Seed that every random choice is derived from.")
     num_iterations: int = Field(description="Iterations that the run is to have.")
     kind: RunKind = Field(
-        description="training, fork, replay (another teacher is asked about stored rollouts) or evaluation (one version "
-        "of a policy answers the questions of data sets)."
+        description="training, fork, replay (another teacher is asked about stored rollouts) or evaluation (one "
+        "version of a policy answers the questions of data sets)."
     )
     iterations_done: int = Field(description="Iterations whose stages are all done.")
     policy_version: int = Field(description="Updates behind the current policy.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import assert_never
 
 from rich.console import Console
 
@@ -36,3 +37,5 @@ def continue_run(run: str, folder: Path, console: Console, *, use_prefect: bool,
             continue_replay(replay_plan_of(record), storage, console)
         case TrainingKind() | ForkKind():
             carry_out(open_job(run, folder), console, use_prefect=use_prefect)
+        case unknown:
+            assert_never(unknown)

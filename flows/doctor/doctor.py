@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ from schemas.records.question_set import PreparedSet
 from schemas.settings.data import HUB, WORLD, SetName
 from schemas.settings.root import Settings
 from schemas.settings.rules import notes
-from schemas.settings.sampling import VllmSamplerSettings, VllmServerSamplerSettings
+from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.data.questions import file_at, glance
 from storage.data.question_sets import QuestionSets
 from storage.runs.artifacts import ArtifactStore
@@ -152,8 +152,10 @@ def _sampler_checks(settings: Settings, hardware: Hardware) -> Iterator[Check]:
             if key:
                 remedy = f"export {key}=…"
                 yield Check(f"${key}", "set" if os.environ.get(key) else "not set", "set", key in os.environ, remedy)
-        case _:
+        case TransformersSamplerSettings():
             yield Check("sampler", "transformers", "transformers", True)
+        case unknown:
+            assert_never(unknown)
 
 
 def _memory(settings: Settings, model: ModelFiles, hardware: Hardware, workspace: Workspace) -> list[Check]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 from pydantic import ValidationError
 
@@ -83,6 +83,8 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
             )
         case TrainingKind() | ForkKind():
             pass
+        case unknown:
+            assert_never(unknown)
     settings = stored_settings(source)
     if overrides:
         settings = apply_overrides(json.loads(source.settings_json), overrides, f"run '{source.run}'")

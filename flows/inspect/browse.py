@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from rich.console import Console
 
@@ -92,6 +92,8 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
             parts = database.answer(_REWARD, {"run": run})
             if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"]):  # One metric alone is the reward.
                 console.print(as_table(parts, "reward: mean of each part"))
+        case unknown:
+            assert_never(unknown)
 
 
 def _ledger(workspace: Workspace) -> Ledger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import assert_never
 
 from flows.console.errors import UserError
 from flows.settings.load import describe_differences
@@ -72,3 +73,5 @@ def _extent(kind: RunKind, settings: Settings) -> tuple[int, int, int]:
             return last - first + 1, 0, 0
         case EvaluationKind(version=version):
             return 1, version, 0
+        case unknown:
+            assert_never(unknown)

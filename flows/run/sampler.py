@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from flows.console.errors import UserError
 from flows.run.policy import LivePolicy
@@ -58,8 +58,13 @@ def open_sampler(settings: Settings, run: str, workspace: Path) -> PolicySampler
             return TransformersPolicySampler(settings.rollout)
         case VllmSamplerSettings():
             check_installed()
-        case VllmServerSamplerSettings(api_key_env=name) if name and not os.environ.get(name):
-            raise UserError(f"sampling.api_key_env names the environment variable {name}, which is not set; export it")
+        case VllmServerSamplerSettings(api_key_env=name):
+            if name and not os.environ.get(name):
+                raise UserError(
+                    f"sampling.api_key_env names the environment variable {name}, which is not set; export it"
+                )
+        case unknown:
+            assert_never(unknown)
     return VllmPolicySampler(settings, run, workspace)
 
 

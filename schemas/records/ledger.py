@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, assert_never
 
 from pydantic import Field
 
@@ -153,3 +153,5 @@ class RunRecord(Record):
                 return first
             case TrainingKind() | EvaluationKind():
                 return 1
+            case unknown:
+                assert_never(unknown)

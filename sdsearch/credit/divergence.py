@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -31,10 +31,14 @@ def truncate(logprobs_QV: Tensor, ids_QK: Tensor, tail: Tail) -> Tensor:
     support_QK = logprobs_QV.gather(1, ids_QK)
     if ids_QK.shape[1] == logprobs_QV.shape[1]:
         return support_QK
-    if tail == "renormalise":
-        return support_QK - support_QK.logsumexp(dim=1, keepdim=True)
-    outside_QV = logprobs_QV.scatter(1, ids_QK, -torch.inf)
-    return torch.cat([support_QK, outside_QV.logsumexp(dim=1, keepdim=True)], dim=1)
+    match tail:
+        case "renormalise":
+            return support_QK - support_QK.logsumexp(dim=1, keepdim=True)
+        case "bucket":
+            outside_QV = logprobs_QV.scatter(1, ids_QK, -torch.inf)
+            return torch.cat([support_QK, outside_QV.logsumexp(dim=1, keepdim=True)], dim=1)
+        case unknown:
+            assert_never(unknown)
 
 
 class Divergence(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from transformers import PreTrainedTokenizerBase
 
@@ -172,6 +172,8 @@ def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, 
             return [None] * len(outcomes)
         case "shuffled":
             return random.Random(derive_seed(seed, "labels", group.id)).sample(outcomes, len(outcomes))
+        case unknown:
+            assert_never(unknown)
 
 
 def _views(
@@ -196,6 +198,8 @@ def _views(
             return [(focal.index, None, tuple(r for r in rollouts if r is not focal)) for focal in rollouts]
         case "focal_only":
             return [(focal.index, None, (focal,)) for focal in rollouts]
+        case unknown:
+            assert_never(unknown)
 
 
 def _attempt(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +70,15 @@ class _Readings:
 
 def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
     """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
-    if positions == "completion":
-        return rollout.completion_positions
-    return rollout.query_positions if unsent_queries == "drop" else rollout.written_query_positions
+    match positions, unsent_queries:
+        case "completion", _:
+            return rollout.completion_positions
+        case "query", "drop":
+            return rollout.query_positions
+        case "query", "keep":
+            return rollout.written_query_positions
+        case unknown:
+            raise AssertionError(f"no such positions: {unknown}")
 
 
 def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
@@ -204,9 +211,15 @@ def _compare(
 def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationSettings) -> Tensor:
     """Return the ids (Q, K) of the compared tokens; 'student' is the sampling policy's top-k."""
     vocabulary = teacher_QV.shape[1]
-    if distillation.support == "full":
-        return torch.arange(vocabulary, device=teacher_QV.device).expand(len(teacher_QV), -1)
-    chosen_QV = teacher_QV if distillation.support == "teacher" else student_QV
+    match distillation.support:
+        case "full":
+            return torch.arange(vocabulary, device=teacher_QV.device).expand(len(teacher_QV), -1)
+        case "teacher":
+            chosen_QV = teacher_QV
+        case "student":
+            chosen_QV = student_QV
+        case unknown:
+            assert_never(unknown)
     return chosen_QV.topk(distillation.top_k, dim=1).indices
 
 

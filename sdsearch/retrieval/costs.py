@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 import faiss
 import numpy as np
@@ -104,6 +104,8 @@ def bytes_a_vector(settings: IndexSettings, num_dimensions: int) -> float:
         case IvfPqIndexSettings():
             finer = num_dimensions * int(settings.refine[2:]) / 8 if settings.refine.startswith("sq") else 0.0
             return bytes_of_codes(settings, num_dimensions) + _ID_BYTES + finer
+        case unknown:
+            assert_never(unknown)
 
 
 def _cost(name: str, settings: IndexSettings, num_vectors: int, num_dimensions: int, speeds: Speeds) -> Cost:
@@ -120,6 +122,8 @@ def _cost(name: str, settings: IndexSettings, num_vectors: int, num_dimensions: 
             lists = num_lists(settings, num_vectors)
             once = 4.0 * num_dimensions * lists
             build_s, query_s = _lists_times(settings, num_vectors, num_dimensions, speeds)
+        case unknown:
+            assert_never(unknown)
     memory = num_vectors * each + once
     shards = 2.0 * num_vectors * num_dimensions if compares_shards(settings) else 0.0
     return Cost(name, settings, each, memory / 1e9, (memory + shards) / 1e9, build_s, query_s)

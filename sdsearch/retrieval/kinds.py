@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, assert_never
 
 import faiss
 import numpy as np
@@ -131,6 +131,8 @@ def factory_name(settings: IndexSettings, num_vectors: int, num_dimensions: int)
             rotation = f"OPQ{num_bytes}," if settings.rotate else ""
             refine = f",Refine(SQ{settings.refine.removeprefix('sq')})" if settings.refine.startswith("sq") else ""
             return f"{rotation}IVF{num_lists(settings, num_vectors)},PQ{num_bytes}{refine}"
+        case unknown:
+            assert_never(unknown)
 
 
 def build_vector_index(settings: IndexSettings, vectors: VectorSource, seed: int = 0) -> faiss.Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from transformers import PreTrainedTokenizerBase
 
@@ -197,6 +197,8 @@ class RolloutLoop:
                     replies.append(render_notice(self.tokenizer, reason, self.protocol))
                 case Search() | Malformed() | Answer():
                     replies.append(None)
+                case unknown:
+                    assert_never(unknown)
         return replies
 
 

@@ -6,7 +6,7 @@ A loss is a sum of token losses times these weights, so micro-batches add up to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
@@ -25,6 +25,8 @@ def policy_token_weights(num_tokens: Sequence[int], aggregation: Aggregation, co
             return [1 / (num_rollouts * count) for count in num_tokens]
         case "constant":
             return [1 / (num_rollouts * constant_tokens)] * num_rollouts
+        case unknown:
+            assert_never(unknown)
 
 
 def distillation_token_weights(num_tokens: Sequence[int]) -> list[float]:

@@ -47,7 +47,7 @@ def _kind_of(row: Mapping[str, Any]) -> RunKind:
             return ReplayKind(source=source, first=first, last=first + row["num_iterations"] - 1)
         case "evaluation":
             return EvaluationKind(source=source, version=row["policy_version"])
-        case _:
+        case _:  # 'training'; of any other word the record says that it is none.
             return TrainingKind(kind=row["kind"])
 
 

@@ -6,7 +6,7 @@ Only a stage's committed files and the run's settings are read, so the rows can 
 from __future__ import annotations
 
 import json
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
 from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
@@ -62,6 +62,8 @@ def rows_of(
             files = [answers_file(report.mode, indexes[report.dataset, report.split]) for report in reports]
             answers = [read(record, name, EvaluationAnswer) for name in files]
             return evaluation_rows(run, iteration, list(zip(reports, answers, strict=True)))
+        case unknown:
+            assert_never(unknown)
 
 
 class StageRowsReader:

@@ -120,3 +120,25 @@ def test_schemas_import_fast_and_without_heavy_libraries() -> None:
     seconds, *heavy = result.stdout.split()
     assert not heavy
     assert float(seconds) < 1.0  # Of the processor, so that a busy machine does not count.
+
+
+def open_matches(source: str) -> list[int]:
+    """Return the lines of the matches whose last case does not take whatever is left: `assert_never`, or the rest."""
+    last_cases = {node.lineno: node.cases[-1] for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Match)}
+    return [
+        line
+        for line, case in last_cases.items()
+        if case.guard or not (isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None)
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=where)
+def test_a_match_lets_nothing_fall_through(path: Path) -> None:
+    assert not open_matches(path.read_text(encoding="utf-8")), f"{where(path)}: end it with assert_never"
+
+
+def test_an_open_match_is_seen() -> None:
+    source = "match a:\n    case 'x':\n        pass\n"
+    assert open_matches(source) == [1]
+    assert open_matches(f"{source}    case unknown if b:\n        pass\n") == [1]
+    assert open_matches(f"{source}    case unknown:\n        assert_never(unknown)\n") == []

@@ -46,6 +46,12 @@ def test_turns_are_read(mine: Path, text: str, action: object) -> None:
     assert protocol(mine).parse(text) == action
 
 
+def test_a_query_with_escapes_is_found(mine: Path) -> None:
+    own, text = protocol(mine), r'<tool_call>{"query": "say \"\u00e9\"", "n": 1}</tool_call>'
+    assert own.parse(text) == Search(query='say "é"')
+    assert text[slice(*own.query_span(text))] == r"say \"\u00e9\""
+
+
 class Saying:
     """A sampler that says given turns and remembers what it was told."""
 

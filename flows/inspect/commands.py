@@ -56,14 +56,25 @@ def runs(workspace: WorkspaceOption = HOME) -> None:
 
 def show(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
+    iteration: Annotated[int | None, typer.Argument(min=0, help="An iteration: its groups.")] = None,
+    group: Annotated[str | None, typer.Argument(help="A group of the iteration: its siblings, turn by turn.")] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Show a run: its settings, the seconds of its stages, its learning curve."""
+    """Show a run: its settings, the seconds of its stages, its learning curve; or an iteration; or one group."""
     from flows.inspect.browse import print_run
     from storage.workspace import open_existing
 
     stop_when_unread()
-    print_run(open_existing(workspace), run, make_console())
+    opened, console = open_existing(workspace), make_console()
+    if iteration is None:
+        print_run(opened, run, console)
+        return
+    from flows.inspect.show_groups import print_group, print_groups
+
+    if group is None:
+        print_groups(opened, run, iteration, console)
+    else:
+        print_group(opened, run, iteration, group, console)
 
 
 def inspect(

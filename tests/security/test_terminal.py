@@ -92,7 +92,8 @@ def assert_tame(text: str) -> None:
 
 
 def test_runs_and_a_run(show: Show) -> None:
-    for arguments in (["runs"], ["show", "first"]):
+    group = make_groups()[0].id
+    for arguments in (["runs"], ["show", "first"], ["show", "first", "3"], ["show", "first", "3", group]):
         code, text = show(*arguments)
         assert code == 0, text
         assert "red" in text, "the text itself is shown"

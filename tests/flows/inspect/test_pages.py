@@ -8,12 +8,14 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from rich.console import Console
 from starlette.testclient import TestClient
 
+from flows.app import run_command
+from flows.inspect.show_groups import print_group
 from flows.inspect.web.groups import FILTERS, SORTS
 from flows.inspect.web.report import report
 from flows.inspect.web.server import build_app, inspect
@@ -291,3 +293,31 @@ def test_a_report_of_nothing_is_one_line(
     with pytest.raises((UserError, StorageError), match=says):
         report(run, study, tmp_path / "report.html", workspace, Console())
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_group_in_the_terminal_has_every_query_and_colours_by_credit(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = group_path(workspace, "abs(teacher_logprob - student_logprob) > 0.3").split("/")
+    iteration, group = int(path[4]), unquote(path[6])
+    console = Console(force_terminal=True, color_system="truecolor", width=200)
+    print_group(Workspace(workspace), "first", iteration, group, console)
+    said = capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    for row in rows(workspace, f"SELECT query FROM searches WHERE iteration = {iteration} AND group_id = '{group}'"):
+        assert row["query"] in shown
+    assert "what the teacher read" in shown
+    assert len(set(re.findall(r"48;2;\d+;\d+;\d+", said))) > 2, "tokens have the colours of their credit"
+
+
+def test_an_iteration_in_the_terminal_lists_its_groups_and_names_one(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["show", "first", "1", "--workspace", str(workspace)]) == 0
+    said = capsys.readouterr().out
+    groups = [row["group_id"] for row in rows(workspace, "SELECT group_id FROM groups WHERE iteration = 1")]
+    assert all(group in said for group in groups)
+    command = said[said.index("one of them: sdsearch ") + len("one of them: sdsearch ") :].split()
+    assert run_command(command) == 0
+    assert run_command(["show", "first", "7", "--workspace", str(workspace)]) == 2
+    assert "has no groups of iteration 7" in capsys.readouterr().err

@@ -72,12 +72,12 @@ def _legend() -> Text:
 
 def _print_sibling(sibling: Row, console: Console) -> None:
     colour = "green" if sibling["outcome"] == "CORRECT" else "red"
-    head = Text(f"\n{sibling['rollout_index']} {sibling['outcome']}", f"bold {colour}")
+    head = Text(f"\n{sibling['rollout_index']} {printable(sibling['outcome'])}", f"bold {colour}")
     head.append(f"  reward {number(sibling['reward'])}, advantage {signed(sibling['advantage'])}", "default")
     console.print(head)
     for turn in sibling["turns"]:
         credit = "" if turn["log_ratio"] is None else f", credit {signed(turn['log_ratio'])}"
-        console.print(Text(f"  turn {turn['turn']}: {turn['action']}{credit}", "dim"))
+        console.print(Text(f"  turn {turn['turn']}: {printable(turn['action'])}{credit}", "dim"))
         console.print(_indented(_turn_text(turn["pieces"], colour)))
         if turn["observation"]:
             console.print(_indented(_observation(turn)))

@@ -230,6 +230,20 @@ def listening_addresses(port: int) -> set[str]:
     return {address for address, hexadecimal in local if int(hexadecimal, 16) == port}
 
 
+def test_few_functions_lie_between_the_command_and_a_rollout_under_prefect_too(
+    served: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    home, _, url = served
+    options = [part for setting in QUICK for part in ("--set", setting)]
+    command = [sys.executable, "-m", "tests.support.frames", "train", "tiny", "--workspace", str(tmp_path), *options]
+    said = run(command, home, PREFECT_API_URL=url)
+    lines = said.stdout.splitlines()
+    assert "frames:" in lines, said.stdout + said.stderr
+    frames = lines[lines.index("frames:") + 1 :]
+    assert "flows/orchestration/train_flow.py: train" in frames
+    assert len(frames) <= 10, frames
+
+
 def test_the_server_listens_to_this_machine_alone(served: tuple[Path, Path, str]) -> None:
     port = httpx.URL(served[2]).port
     assert port is not None

@@ -32,6 +32,10 @@ class ReplayReporter(SilentReporter):
         iterations = format_iterations(self._plan.iterations)
         print_line(self._console, f"replay {run}: iterations {iterations} of run {self._source.run}; {changes}")
 
+    def noted(self, sentence: str) -> None:
+        """Print what a person should know."""
+        print_line(self._console, f"note: {sentence}")
+
     def stage_started(self, key: StageKey) -> None:
         """Time the iteration from its first stage on."""
         if not self._stages:

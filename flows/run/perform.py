@@ -93,7 +93,7 @@ class StageRunner:
             accepted = former.input_hash if is_taken else by_former_code
         done = self.storage.ledger.find_done(key, accepted)
         if done is None:
-            self._tell_why(key, inputs, code, sources)
+            self._tell_why(key, inputs, sources, lambda code: input_hash(self.settings, stage, upstream, code))
             keep_sources(self.storage.workspace, self.run, code, sources)
         with self._attempt(key, inputs, code, done) as attempt:
             yield attempt
@@ -162,19 +162,24 @@ class StageRunner:
         self.reporter.stage_done(record, skipped=False)
         attempt.record = record
 
-    def _tell_why(self, key: StageKey, inputs: str, code: str, sources: Mapping[str, str]) -> None:
-        """Say, once for each kind of stage, why work that was begun or done before is done anew."""
+    def _tell_why(
+        self, key: StageKey, inputs: str, sources: Mapping[str, str], hash_with: Callable[[str], str]
+    ) -> None:
+        """Say, once for each kind of stage, why work that was begun or done before is done anew.
+
+        hash_with: the hash of the stage's inputs, had code of a hash done it.
+        """
         attempts = self.storage.ledger.history(key).attempts
         former, verb = (attempts[-1], "runs again from") if attempts else (self._donor(key), "is computed from")
         if former is None or former.input_hash == inputs:
             return
-        if former.code_hash != code:
+        if former.run != self.run and hash_with(former.code_hash) != former.input_hash:
+            return  # A replay with other settings.
+        if former.code_hash != code_hash(sources):
             known = kept_sources(self.storage.workspace, former.run, former.code_hash)
             reason = describe_changes(known, sources)
-        elif former.run == self.run:
-            reason = "what it reads of the stages before it changed since"
         else:
-            return  # A replay with other settings.
+            reason = "what it reads of the stages before it changed since"
         self.note_once(f"again {key.stage}", f"{key.stage} {verb} iteration {key.iteration}: {reason}")
 
     def _key(self, stage: StageName, iteration: int) -> StageKey:

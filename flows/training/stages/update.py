@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
 UPDATE: Final = StageKind(
     "update",
-    reads=("seed", "iterations", "model", "data", "rollout", "grpo", "distillation", "update"),
+    # The checkpoint brings along what a run that starts from it shall take over: a longest block too.
+    reads=(
+        "seed",
+        "iterations",
+        "model",
+        "data",
+        "rollout",
+        "grpo",
+        "hindsight.max_block_tokens",
+        "distillation",
+        "update",
+    ),
     code=(__name__, "flows.run.policy"),
 )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
@@ -46,9 +47,9 @@ class EngineOptions:
     enable_sleep_mode: bool
     lora_rank: int  # 0: no adapters.
     trust_remote_code: bool
-    stops: tuple[str, ...]  # Strings that end a turn.
     end_ids: tuple[int, ...]
     num_threads: int
+    stops: tuple[str, ...] = tuple(TAG_PROTOCOL.stops)  # Strings that end a turn.
 
 
 def check_installed() -> None:

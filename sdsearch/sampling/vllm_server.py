@@ -19,6 +19,7 @@ import httpx
 from tenacity import retry, retry_if_exception_type, retry_if_not_exception_type, stop_after_attempt
 
 from sdsearch.connections import client_options
+from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
@@ -40,11 +41,11 @@ class ServerOptions:
     timeout_s: float
     max_num_seqs: int
     max_model_len: int
-    stops: tuple[str, ...]  # Strings that end a turn.
     end_ids: tuple[int, ...]
     adapters: bool  # The policy is tuned by LoRA.
     workspace_here: str
     workspace_there: str
+    stops: tuple[str, ...] = tuple(TAG_PROTOCOL.stops)  # Strings that end a turn.
 
 
 @dataclass

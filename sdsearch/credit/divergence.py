@@ -57,9 +57,11 @@ DivergenceFunction = Callable[[Tensor, Tensor], Tensor]
 
 def jsd(teacher_QC: Tensor, student_QC: Tensor) -> Tensor:
     """Jensen-Shannon: half KL(P||M) plus half KL(Q||M), M = (P + Q) / 2, in nats (paper)."""
+    # Probabilities first: gradients are summed in the order of these lines, and so keep their last bits.
+    teacher_p_QC, student_p_QC = teacher_QC.exp(), student_QC.exp()
     mixture_QC = torch.logaddexp(teacher_QC, student_QC) - math.log(2)
-    from_teacher_QC = teacher_QC.exp() * (teacher_QC - mixture_QC)
-    from_student_QC = student_QC.exp() * (student_QC - mixture_QC)
+    from_teacher_QC = teacher_p_QC * (teacher_QC - mixture_QC)
+    from_student_QC = student_p_QC * (student_QC - mixture_QC)
     return 0.5 * (from_teacher_QC + from_student_QC).sum(dim=1)
 
 

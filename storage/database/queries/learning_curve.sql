@@ -1,4 +1,4 @@
--- Evaluations as training went on, one row a number of updates done.
+-- Evaluations as training went on, one row per evaluation.
 SELECT
     run,
     updates_done,

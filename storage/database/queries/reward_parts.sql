@@ -1,4 +1,4 @@
--- The parts of the reward as training went on, one row an iteration and part.
+-- The parts of the reward as training went on, one row per iteration and part.
 SELECT
     iteration,
     part,

@@ -1,4 +1,4 @@
--- Seconds of each stage, one row an iteration.
+-- Seconds of each stage, one row per iteration.
 SELECT
     run,
     iteration,

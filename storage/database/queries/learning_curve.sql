@@ -1,4 +1,4 @@
--- Evaluations as training went on, one row per evaluation.
+-- Evaluations in the order of training, one row each.
 SELECT
     run,
     updates_done,

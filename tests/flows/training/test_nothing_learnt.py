@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from flows.app import app
 from flows.console.errors import UserError
 from flows.run.progress import SilentReporter
+from flows.run.stage_files import StageFiles
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
@@ -125,7 +126,7 @@ def test_a_policy_that_knows_the_protocol_is_not_warned_and_its_figures_are_thos
     assert "no_protocol" not in [kind for kind, _, _ in kept(tmp_path)]
     storage = open_storage(tmp_path)
     runtime = SimpleNamespace(run="r", storage=storage, settings=settings)
-    (found,) = Watch(runtime)._figures(1, 1)  # type: ignore[arg-type]
+    (found,) = Watch(runtime, StageFiles(storage.artifacts))._figures(1, 1)  # type: ignore[arg-type]
     read = {}
     for stage, name, kind in (
         ("sample", "groups", Group),

@@ -58,7 +58,7 @@ def test_a_poisoned_batch_is_refused_kept_and_repeated_cleanly(
     message = capsys.readouterr().err
     assert message.startswith("error: iteration 2, optimiser step ")
     assert message.count("\n") == 1
-    assert f"not finite by themselves: {poisoned[0]} (1 of 3)" in message
+    assert f"rollouts that are not finite: {poisoned[0]} (1 of 3)" in message
 
     (path,) = (tmp_path / "refused" / "run=r").iterdir()
     assert message.rstrip().endswith(f": {path}")

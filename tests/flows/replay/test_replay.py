@@ -193,7 +193,7 @@ def test_another_divergence_needs_no_other_blocks_and_changes_the_loss_alone(wor
 
 def test_the_views_work_for_a_replay(workspace: Path, storage: Storage) -> None:
     replay(workspace, "2", "hindsight.members=focal_only", run="focal")
-    own = "run, mean_log_ratio, mean_jsd, label"
+    own = "run, mean_log_ratio, weighted_log_ratio, mean_jsd, label"
     of_run = f"SELECT * EXCLUDE ({own}) FROM v_queries WHERE run = $run AND iteration = 2 ORDER BY ALL"
     ours, source = (storage.database.query(of_run, {"run": run}).to_pylist() for run in ("focal", "first"))
     assert ours == source != []

@@ -48,7 +48,7 @@ title = "SD-Search"
 """
 VARIANTS = ("grpo", "sd")
 RUNS = ["micro-grpo-s0", "micro-grpo-s1", "micro-sd-s0", "micro-sd-s1"]
-FILES = {"study.json", "results.json", "table.md", "curves.csv", "curves.svg", "curves.png", "rewards.svg"}
+FILES = {"study.json", "results.json", "table.md", "curves.csv", "curves.svg", "curves.png"}
 QUESTIONS = 12
 MODES: tuple[EvaluationMode, ...] = ("greedy", "sampled")
 

@@ -57,7 +57,7 @@ def output(capsys: pytest.CaptureFixture[str], workspace: Path, *arguments: str)
 def test_runs(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, workspace, "runs")
     (row,) = (line.split() for line in text.splitlines() if "first" in line)
-    assert row[:6] == ["first", "dead;", "resume", "0/10", "0", "3"], "nobody holds its lock"
+    assert row[:8] == ["first", "training", "-", "dead;", "resume", "0/10", "0", "3"], "nobody holds its lock"
 
 
 def test_show_has_settings_stages_and_the_curve(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

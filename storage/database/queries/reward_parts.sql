@@ -1,5 +1,6 @@
 -- The parts of the reward as training went on, one row per iteration and part.
 SELECT
+    run,
     iteration,
     part,
     num_rollouts,

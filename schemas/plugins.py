@@ -141,7 +141,7 @@ def import_path_of(kind: PluginKind, name: str) -> str:
     names = [*kind.shipped, *known]
     near = nearest_name(name, names)
     hint = f"did you mean '{near}'?" if near else f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
-    raise ValueError(f"no {kind.title} '{name[:100]}'; {hint} A plugin of your own is named my_package.my_module:Name")
+    raise ValueError(f"no {kind.title} {name[:100]!r}; {hint} A plugin of your own is named my_package.my_module:Name")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas
 
 _COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'sdsearch' AND NOT internal"
+_OF_RUN = "WHERE run = $run"
+_OF_ITERATION = "WHERE run = $run AND iteration = $iteration"
 
 
 def run_sql(storage: Storage, query: str, parameters: Mapping[str, Any]) -> pandas.DataFrame:
@@ -34,9 +36,10 @@ def read_frame(storage: Storage, table: str, run: str, iteration: int | None) ->
     names = ["run"] if iteration is None else ["run", "iteration"]
     _check_table(columns, table, names)
     values = dict(zip(names, (run, iteration), strict=False))
-    where = " AND ".join(f"{name} = ${name}" for name in names)
-    rows = storage.database.query(f'SELECT * FROM "{table}" WHERE {where} ORDER BY ALL', values)
-    if not rows.num_rows and not storage.database.query(f"SELECT 1 FROM stages WHERE {where} LIMIT 1", values).num_rows:
+    where = _OF_RUN if iteration is None else _OF_ITERATION
+    table_name = table  # It is a table or a view of the database by now.
+    rows = storage.database.query(f'SELECT * FROM "{table_name}" {where} ORDER BY ALL', values)
+    if not rows.num_rows and not storage.database.query(f"SELECT 1 FROM stages {where} LIMIT 1", values).num_rows:
         which = f"run '{run}'" if iteration is None else f"iteration {iteration} of run '{run}'"
         raise UserError(
             f"the database has no rows of {which} yet; a run at work writes them every few seconds, so ask again, or "

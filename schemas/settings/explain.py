@@ -33,8 +33,12 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, section
     `section` is the name of the section that the model stands for, where it is not the whole settings.
     """
     problems: dict[str, str] = {}
-    for item in error.errors(include_url=False):
-        found = _locate(model, item["loc"], section)
+    located = [(item, _locate(model, item["loc"], section)) for item in error.errors(include_url=False)]
+    # Where the kind itself is wrong, nothing is known of which settings its section may have.
+    unknown_kinds = {found.where.removesuffix("kind") for _, found in located if found.where.endswith(".kind")}
+    for item, found in located:
+        if item["type"] == "extra_forbidden" and f"{found.where.rpartition('.')[0]}." in unknown_kinds:
+            continue
         problem = _unknown(model, found) if item["type"] == "extra_forbidden" else _problem(item, found)
         # A value that fits none of a union's types, or several places of an array, are one problem.
         problems.setdefault(found.where, problem)

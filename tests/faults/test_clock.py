@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 import flows.run.perform
+import flows.run.records
 import flows.run.status
-import flows.training.loop
 import storage.runs.ledger
 from flows.app import run_command
 from schemas.records.ledger import StageKey
@@ -52,7 +52,7 @@ def stop_in_the_second_iteration(
 def test_a_clock_that_goes_backwards(
     tmp_path: Path, expected: Snapshot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (storage.runs.ledger, flows.run.perform, flows.run.status, flows.training.loop):
+    for module in (storage.runs.ledger, flows.run.perform, flows.run.status, flows.run.records):
         monkeypatch.setattr(module, "datetime", BackwardsClock)
 
     with monkeypatch.context() as patch:

@@ -27,6 +27,7 @@ NAMES_FROM_CODE = {
     "quoted": "the database's path, quotes doubled: ATTACH takes no parameter",
     "', '.join(row)": "the field names of a record type",
     "values": "the placeholders of those fields",
+    "where": "one of two constants",
 }
 
 

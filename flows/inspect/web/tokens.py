@@ -18,18 +18,19 @@ from storage.errors import StorageError
 TOP: Final = 5
 Decode = Callable[[int], str]
 
+_WHERE = "WHERE run = $run AND iteration = $i AND rollout_id = $rollout"
+
 
 def tokens_page(source: Source, run: str, iteration: int, rollout_id: str) -> dict[str, Any]:
     """Return every token of a rollout: who wrote it, the masks it is in, and what was computed of it."""
     record = source.run(run)
     by = {"run": run, "i": iteration, "rollout": rollout_id}
-    where = "WHERE run = $run AND iteration = $i AND rollout_id = $rollout"
     with source.rows() as rows:
         missing = f"run '{run}' has no rollout '{rollout_id}' in iteration {iteration}"
-        rollout = rows.one(missing, f"SELECT * FROM rollouts {where}", **by)
-        turns = rows.all(f"SELECT * FROM turns {where} ORDER BY turn", **by)
-        credit = {row["position"]: row for row in rows.all(f"SELECT * FROM query_credit {where}", **by)}
-        targets = rows.all(f"SELECT * FROM teacher_targets {where}", **by)
+        rollout = rows.one(missing, f"SELECT * FROM rollouts {_WHERE}", **by)
+        turns = rows.all(f"SELECT * FROM turns {_WHERE} ORDER BY turn", **by)
+        credit = {row["position"]: row for row in rows.all(f"SELECT * FROM query_credit {_WHERE}", **by)}
+        targets = rows.all(f"SELECT * FROM teacher_targets {_WHERE}", **by)
     decode, notices = _decoder(source, run), list[str]()
     top = _top_tokens(source, targets, decode, notices)
     return {

@@ -178,7 +178,7 @@ def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple
     assert {f"{name}-{kind}" for kind in ("metrics", "summary", "progress")} <= by_key.keys()
     assert "](data:image/svg+xml;base64," in by_key[f"{name}-summary"]
     assert re.findall(r"^\| (\d+) \|", by_key[f"{name}-summary"], re.MULTILINE) == ["2", "1"]
-    said = logged(url, flow_run)
+    said = logged(url, flow_run, f"run {name} done in ")
     assert [line[: len("iteration 1/2  reward")] for line in said if line.startswith("iteration ")] == [
         "iteration 1/2  reward",
         "iteration 2/2  reward",
@@ -187,10 +187,19 @@ def test_a_deployment_run_is_killed_retried_and_fills_the_database(served: tuple
     assert any(line.startswith(f"run {name} done in ") for line in said)
 
 
-def logged(url: str, flow_run: str) -> list[str]:
-    """Return the lines of a flow run's own log, oldest first."""
+def logged(url: str, flow_run: str, last: str) -> list[str]:
+    """Return the lines of a flow run's own log, oldest first, once the one that begins as `last` is among them.
+
+    Prefect sends them in batches, the last ones after the run's end.
+    """
     asked = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
-    return [line["message"] for line in HTTP.post(f"{url}/logs/filter", json=asked).raise_for_status().json()]
+    for _ in range(60):
+        found = HTTP.post(f"{url}/logs/filter", json=asked).raise_for_status().json()
+        lines = [line["message"] for line in found]
+        if any(line.startswith(last) for line in lines):
+            return lines
+        time.sleep(0.5)
+    raise AssertionError(f"no line {last!r} within 30 s: {lines}")
 
 
 def test_the_server_takes_the_other_deployment_and_the_automation(served: tuple[Path, Path, str]) -> None:

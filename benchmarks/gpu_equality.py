@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sdsearch.model.policy import set_gradient_checkpointing
 from sdsearch.training.loss import accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from tests.golden.cases import Case, gradients_of, make_case, make_settings
 from tests.support.builders import ModelKind, make_groups, make_model, make_tokenizer
 
@@ -78,7 +79,8 @@ def measure(
             return math.inf
         policy = copy.deepcopy(case.policy).to(bench.device, dtype)
         with laid_out(policy, row["layout"], row["layers computed again"]):
-            terms = accumulate_gradient(policy, weigh(case.scored, case.settings.grpo), case.settings, case.naive.alpha)
+            members = weigh(case.scored, case.settings.grpo)
+            terms = accumulate_gradient(policy, members, LossSettings.of(case.settings), case.naive.alpha)
         found = (terms.policy_loss, terms.kl, terms.sd_loss)
         row["loss error"] = max(relative(float(own), other) for own, other in zip(found, oracle.losses, strict=True))
         row["gradient error"] = gradient_error(gradients_of(policy), oracle.gradients)

@@ -13,9 +13,10 @@ from torch import nn
 from schemas.records.rollout import Group
 from schemas.records.score import RewardPart, Score
 from schemas.settings.root import Settings
-from sdsearch.credit.teacher import TargetTensors, compute_targets
+from sdsearch.credit.teacher import TargetTensors, TeacherSettings, compute_targets
 from sdsearch.training.logprobs import sampled_tensor, sequence_logprobs
 from sdsearch.training.loss import ScoredRollout, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.training_set import training_rollouts
 
 CHUNKS = (512, 2048, 8192)
@@ -72,17 +73,7 @@ def teaching(model: nn.Module, groups: Sequence[Group], shape: Shape, settings: 
     blocks = draw_blocks(groups, shape.vocabulary, block)
 
     def work() -> Any:
-        return compute_targets(
-            model,
-            NoWords(),
-            groups,
-            blocks,
-            hindsight=settings.hindsight,
-            distillation=settings.distillation,
-            temperature=settings.rollout.temperature,
-            max_tokens=settings.update.max_tokens_per_microbatch,
-            head_chunk=settings.update.head_chunk,
-        )
+        return compute_targets(model, NoWords(), groups, blocks, TeacherSettings.of(settings))
 
     return work
 
@@ -110,6 +101,6 @@ def scored_rollouts(
     ]
     tensors, pointers, _ = taught
     rollouts = training_rollouts(groups, scores, pointers, tensors)
-    own = sequence_logprobs(model, [rollout.sequence for rollout in rollouts], settings)
+    own = sequence_logprobs(model, [rollout.sequence for rollout in rollouts], LossSettings.of(settings))
     pairs = zip(rollouts, own, strict=True)
     return [ScoredRollout(rollout, sampled_tensor(row.tolist()), None, row) for rollout, row in pairs]

@@ -17,6 +17,7 @@ from flows.doctor.footprint import CUDA_CONTEXT, ModelShape, training_needs
 from schemas.settings.root import Settings
 from sdsearch.model.policy import set_gradient_checkpointing
 from sdsearch.training.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.optimiser import make_optimiser
 
 WAYS = ("split", "flex", "padded")
@@ -80,7 +81,7 @@ def gradient_of(model: nn.Module, members: Sequence[StepMember], settings: Setti
 
     def work() -> None:
         model.zero_grad(set_to_none=True)
-        accumulate_gradient(model, members, settings, alpha)
+        accumulate_gradient(model, members, LossSettings.of(settings), alpha)
 
     return work
 

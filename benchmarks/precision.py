@@ -36,6 +36,7 @@ from sdsearch.credit.teacher import TargetTensors
 from sdsearch.model.batching import microbatches
 from sdsearch.model.policy import load_model, trainable_parameters
 from sdsearch.training.loss import ScoredRollout, StepMember, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.training_set import training_rollouts
 from storage.database.stage_rows import file_of
 from storage.storage import Storage
@@ -103,7 +104,7 @@ def flat(gradients: Sequence[Tensor]) -> Tensor:
 def gradient_of(model: nn.Module, members: Sequence[StepMember], settings: Settings, alpha: float) -> Tensor:
     """Return the step's gradient as one vector, summed as the program sums."""
     model.zero_grad()
-    accumulate_gradient(model, members, settings, alpha)
+    accumulate_gradient(model, members, LossSettings.of(settings), alpha)
     return flat([parameter.grad for parameter in trainable_parameters(model).values() if parameter.grad is not None])
 
 

@@ -18,6 +18,7 @@ from sdsearch.model.batching import TokenBatch, TokenSequence
 from sdsearch.model.policy import load_model, set_gradient_checkpointing, trainable_parameters, with_lora
 from sdsearch.training.logprobs import sequence_logprobs
 from sdsearch.training.loss import ScoredRollout, TrainingRollout
+from sdsearch.training.loss_settings import LossSettings
 
 NO_TARGETS = (torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
 KL, CLIP = 1e-3, 0.2
@@ -105,7 +106,7 @@ def draw_rollouts(
     sequences = [sequence for group in groups for sequence in group]
     if not file.exists():
         generator = torch.Generator().manual_seed(1)
-        own = torch.cat(sequence_logprobs(model, sequences, settings))
+        own = torch.cat(sequence_logprobs(model, sequences, LossSettings.of(settings)))
         noise = 0.1 * torch.randn(3, len(own), generator=generator)
         advantages = torch.randn(len(sequences), generator=generator)
         save_file({"sampled": own + noise[0], "reference": own + noise[1], "advantages": advantages}, file)

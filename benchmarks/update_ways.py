@@ -25,6 +25,7 @@ from update_measures import ATTENTION_FLOPS, forget_peak_memory, give_back_memor
 from schemas.settings.root import Settings
 from sdsearch.model.policy import causal_lm, trainable_parameters
 from sdsearch.training.loss import ScoredRollout, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 
 
 def our_way(model: nn.Module, scored: Sequence[ScoredRollout], settings: Settings) -> Callable[[], float]:
@@ -32,7 +33,7 @@ def our_way(model: nn.Module, scored: Sequence[ScoredRollout], settings: Setting
     members = weigh(scored, settings.grpo)
 
     def step() -> float:
-        terms = accumulate_gradient(model, members, settings, 0.0)
+        terms = accumulate_gradient(model, members, LossSettings.of(settings), 0.0)
         return float(terms.policy_loss + KL * terms.kl)
 
     return step

@@ -17,7 +17,7 @@ from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import Settings
 from sdsearch.credit import hindsight, scoring
-from sdsearch.credit.teacher import TargetTensors, compute_targets, no_targets
+from sdsearch.credit.teacher import TargetTensors, TeacherSettings, compute_targets, no_targets
 from sdsearch.model.dropout import without_randomness
 from sdsearch.protocol.ports import open_protocol
 from sdsearch.retrieval.ports import Retriever
@@ -33,6 +33,7 @@ from sdsearch.training.loss import (
     total_loss,
     weigh,
 )
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.training_set import training_rollouts
 from sdsearch.training.update import optimiser_steps
 
@@ -185,11 +186,7 @@ def compute_teacher(
         policy.tokenizer,
         groups,
         blocks,
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=settings.rollout.temperature,
-        max_tokens=settings.update.max_tokens_per_microbatch,
-        head_chunk=settings.update.head_chunk,
+        TeacherSettings.of(settings),
     )
     return Teacher(targets, credit, tensors)
 
@@ -218,40 +215,43 @@ def compute_loss(
         (4, True)
     """
     alpha = policy.settings.distillation.alpha if alpha is None else alpha
-    members = weigh(_scored(policy, groups, scores, teacher), policy.settings.grpo)
+    settings = LossSettings.of(policy.settings)
+    members = weigh(_scored(policy, groups, scores, teacher, settings), settings.grpo)
     with without_randomness(policy.model):
         if backward:
-            terms = accumulate_gradient(policy.model, members, policy.settings, alpha)
+            terms = accumulate_gradient(policy.model, members, settings, alpha)
         else:
-            terms = measure_step(policy.model, members, policy.settings, alpha)
-    return _loss(members, terms, policy.settings, alpha)
+            terms = measure_step(policy.model, members, settings, alpha)
+    return _loss(members, terms, settings.grpo.kl_coefficient, alpha)
 
 
 def loss_of_first_step(
     policy: Policy, groups: Sequence[Group], scores: Sequence[Score], teacher: Teacher, *, iteration: int
 ) -> Loss:
     """Compute the loss of an iteration's first optimiser step, rollouts in the order in which the update read them."""
-    settings = policy.settings
-    members = next(optimiser_steps(_scored(policy, groups, scores, teacher), settings, iteration))
+    settings, loss_settings = policy.settings, LossSettings.of(policy.settings)
+    scored = _scored(policy, groups, scores, teacher, loss_settings)
+    members = next(optimiser_steps(scored, settings.update, loss_settings.grpo, settings.seed, iteration))
     alpha = settings.alpha_at(iteration)
     with without_randomness(policy.model):
-        return _loss(members, measure_step(policy.model, members, settings, alpha), settings, alpha)
+        terms = measure_step(policy.model, members, loss_settings, alpha)
+    return _loss(members, terms, loss_settings.grpo.kl_coefficient, alpha)
 
 
 def _scored(
-    policy: Policy, groups: Sequence[Group], scores: Sequence[Score], teacher: Teacher | None
+    policy: Policy, groups: Sequence[Group], scores: Sequence[Score], teacher: Teacher | None, settings: LossSettings
 ) -> list[ScoredRollout]:
     """Return what the loss reads of each rollout, sampling order."""
     targets, tensors = (teacher.targets, teacher.distributions) if teacher else ([], no_targets())
     rollouts = training_rollouts(groups, scores, targets, tensors)
     with without_randomness(policy.model):
         # The weights are those before a step, so that the policy's own pass gives the trainer's log-probabilities.
-        return score_once(policy.model, policy.reference, rollouts, policy.settings, one_step=True)
+        return score_once(policy.model, policy.reference, rollouts, settings, one_step=True)
 
 
-def _loss(members: Sequence[StepMember], terms: StepTerms, settings: Settings, alpha: float) -> Loss:
+def _loss(members: Sequence[StepMember], terms: StepTerms, kl_coefficient: float, alpha: float) -> Loss:
     return Loss(
-        loss=total_loss(terms, settings.grpo.kl_coefficient, alpha),
+        loss=total_loss(terms, kl_coefficient, alpha),
         policy_loss=float(terms.policy_loss),
         kl=float(terms.kl),
         sd_loss=float(terms.sd_loss),

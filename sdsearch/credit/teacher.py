@@ -18,7 +18,7 @@ from schemas.errors import UserError
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.rollout import Group, Rollout
 from schemas.records.teacher import QueryCredit, TeacherTargets
-from schemas.settings.root import DistillationSettings, HindsightSettings
+from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
 from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
@@ -32,6 +32,28 @@ class TargetTensors:
 
     ids_QK: Tensor  # int64
     teacher_QC: Tensor  # fp32 log-probabilities over the support, then of its tail when there is one
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What the passes of the teacher and the student read of the settings."""
+
+    hindsight: HindsightSettings
+    distillation: DistillationSettings
+    temperature: float  # of the rollouts: the logits are divided by it
+    max_tokens_per_microbatch: int
+    head_chunk: int  # distilled tokens whose logits exist at a time
+
+    @classmethod
+    def of(cls, settings: Settings) -> TeacherSettings:
+        """Take them from a run's settings."""
+        return cls(
+            hindsight=settings.hindsight,
+            distillation=settings.distillation,
+            temperature=settings.rollout.temperature,
+            max_tokens_per_microbatch=settings.update.max_tokens_per_microbatch,
+            head_chunk=settings.update.head_chunk,
+        )
 
 
 def no_targets() -> TargetTensors:
@@ -97,12 +119,7 @@ def compute_targets(
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
     blocks: Sequence[HindsightBlock],
-    *,
-    hindsight: HindsightSettings,
-    distillation: DistillationSettings,
-    temperature: float,
-    max_tokens: int,
-    head_chunk: int,
+    settings: TeacherSettings,
 ) -> tuple[TargetTensors, list[TeacherTargets], list[QueryCredit]]:
     """Run the teacher and the student over the distilled tokens of all rollouts.
 
@@ -110,13 +127,13 @@ def compute_targets(
     Groups whose labels are all equal are left out when `hindsight.homogeneous` says so, as are empty blocks.
     Raises UserError when the support is larger than the vocabulary.
     """
-    check_support(model, distillation)
-    views = list(_views(groups, blocks, hindsight, distillation))
+    check_support(model, settings.distillation)
+    views = list(_views(groups, blocks, settings.hindsight, settings.distillation))
     with without_randomness(model):
-        students = _by_view(model, [view.student for view in views], max_tokens)
-        teachers = _by_view(model, [view.teacher for view in views], max_tokens)
+        students = _by_view(model, [view.student for view in views], settings.max_tokens_per_microbatch)
+        teachers = _by_view(model, [view.teacher for view in views], settings.max_tokens_per_microbatch)
     readings = [
-        _compare(model, student, teacher, view.student.targets, distillation, temperature, head_chunk)
+        _compare(model, student, teacher, view.student.targets, settings)
         for view, student, teacher in zip(views, students, teachers, strict=True)
     ]
     pointers: list[TeacherTargets] = []
@@ -182,18 +199,17 @@ def _compare(
     student_QD: Tensor,
     teacher_QD: Tensor,
     targets: Sequence[int],
-    distillation: DistillationSettings,
-    temperature: float,
-    head_chunk: int,
+    settings: TeacherSettings,
 ) -> _Readings:
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
+    distillation, head_chunk = settings.distillation, settings.head_chunk
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
     logits_fn, measure = head(model), open_divergence(distillation)
     parts = []
     for start in range(0, len(targets), head_chunk):
         part = slice(start, start + head_chunk)
-        student_QV = read_logprobs(logits_fn, student_QD[part], temperature)
-        teacher_QV = read_logprobs(logits_fn, teacher_QD[part], temperature)
+        student_QV = read_logprobs(logits_fn, student_QD[part], settings.temperature)
+        teacher_QV = read_logprobs(logits_fn, teacher_QD[part], settings.temperature)
         ids_QK = _support(teacher_QV, student_QV, distillation)
         teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
         numbers = [

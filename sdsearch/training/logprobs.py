@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from schemas.settings.root import Settings
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.policy import head, read_logprobs, reference_weights
 from sdsearch.training.loss import ScoredRollout, TrainingRollout
+from sdsearch.training.loss_settings import LossSettings
 
 
 def score_once(
     model: nn.Module,
     frozen: nn.Module | None,
     rollouts: Sequence[TrainingRollout],
-    settings: Settings,
+    settings: LossSettings,
     *,
     one_step: bool = False,
 ) -> list[ScoredRollout]:
@@ -49,18 +49,18 @@ def sampled_tensor(logprobs: Sequence[float | None]) -> Tensor:
 
 
 @torch.no_grad()
-def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], settings: Settings) -> list[Tensor]:
+def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], settings: LossSettings) -> list[Tensor]:
     """Return the log-probabilities (N,) of each sequence's read tokens at the rollout temperature, on the CPU."""
     results: list[Tensor] = [torch.empty(0)] * len(sequences)
     device = next(model.parameters()).device
     logits_fn = head(model)
-    for members in microbatches(sequences, settings.update.max_tokens_per_microbatch):
+    for members in microbatches(sequences, settings.max_tokens_per_microbatch):
         batch = TokenBatch.of([sequences[i] for i in members], device)
         hidden_ND = batch.hidden_at_reads(model)
         parts = []
-        for start in range(0, len(hidden_ND), settings.update.head_chunk):
-            part = slice(start, start + settings.update.head_chunk)
-            logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.rollout.temperature)
+        for start in range(0, len(hidden_ND), settings.head_chunk):
+            part = slice(start, start + settings.head_chunk)
+            logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.temperature)
             parts.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
         for index, part in zip(
             members, torch.cat(parts).split([len(sequences[i].reads) for i in members]), strict=True

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from schemas.settings.root import GrpoSettings, Settings
+from schemas.settings.root import GrpoSettings
 from sdsearch.credit.divergence import open_divergence
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.training.gradient import added_apart, sum_precisely, zero_gradient
 from sdsearch.training.lm_head import DistillationTargets, TokenReadings, read_tokens
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.policy_gradient import (
     clipped_surrogate,
     filled,
@@ -90,7 +91,7 @@ def weigh(scored: Sequence[ScoredRollout], grpo: GrpoSettings) -> list[StepMembe
 def accumulate_gradient(
     model: nn.Module,
     members: Sequence[StepMember],
-    settings: Settings,
+    settings: LossSettings,
     alpha: float,
     sd_gradient: list[Tensor] | None = None,
 ) -> StepTerms:
@@ -103,7 +104,7 @@ def accumulate_gradient(
     sequences = [member.scored.rollout.sequence for member in members]
     parameters = sum_precisely(model)
     totals: list[StepTerms] = []
-    for indices in microbatches(sequences, settings.update.max_tokens_per_microbatch):
+    for indices in microbatches(sequences, settings.max_tokens_per_microbatch):
         terms = _terms(model, [members[i] for i in indices], settings, alpha)
         grpo_loss = terms.policy_loss + settings.grpo.kl_coefficient * terms.kl
         distils = alpha > 0 and terms.sd_loss.requires_grad
@@ -121,11 +122,11 @@ def accumulate_gradient(
 
 
 @torch.no_grad()
-def measure_step(model: nn.Module, members: Sequence[StepMember], settings: Settings, alpha: float) -> StepTerms:
+def measure_step(model: nn.Module, members: Sequence[StepMember], settings: LossSettings, alpha: float) -> StepTerms:
     """Return a step's sums as `accumulate_gradient` does, from the same micro-batches, without a gradient."""
     members = [member for member in members if _has_gradient(member, settings, alpha)]
     sequences = [member.scored.rollout.sequence for member in members]
-    batches = microbatches(sequences, settings.update.max_tokens_per_microbatch)
+    batches = microbatches(sequences, settings.max_tokens_per_microbatch)
     return _sum_terms([_terms(model, [members[i] for i in indices], settings, alpha) for indices in batches])
 
 
@@ -134,19 +135,18 @@ def total_loss(terms: StepTerms, kl_coefficient: float, alpha: float) -> float:
     return float(terms.policy_loss) + kl_coefficient * float(terms.kl) + alpha * float(terms.sd_loss)
 
 
-def _has_gradient(member: StepMember, settings: Settings, alpha: float) -> bool:
+def _has_gradient(member: StepMember, settings: LossSettings, alpha: float) -> bool:
     """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
     rollout = member.scored.rollout
     return bool(rollout.advantage or settings.grpo.kl_coefficient or (alpha and rollout.distilled))
 
 
-def _terms(model: nn.Module, members: Sequence[StepMember], settings: Settings, alpha: float) -> StepTerms:
+def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettings, alpha: float) -> StepTerms:
     device = next(model.parameters()).device
     batch = TokenBatch.of([member.scored.rollout.sequence for member in members], device)
     targets, sd_weight_Q = _distillation(members, settings, alpha, device)
     hidden_ND = batch.hidden_at_reads(model)
-    temperature, chunk = settings.rollout.temperature, settings.update.head_chunk
-    readings = read_tokens(model, hidden_ND, batch.targets_N, targets, temperature, chunk)
+    readings = read_tokens(model, hidden_ND, batch.targets_N, targets, settings.temperature, settings.head_chunk)
     return step_terms(readings, members, settings.grpo, sd_weight_Q, device)
 
 
@@ -199,7 +199,7 @@ def _spread(values: Sequence[float], counts: Sequence[int], device: torch.device
 
 
 def _distillation(
-    members: Sequence[StepMember], settings: Settings, alpha: float, device: torch.device
+    members: Sequence[StepMember], settings: LossSettings, alpha: float, device: torch.device
 ) -> tuple[DistillationTargets | None, Tensor]:
     """Return the micro-batch's teacher targets and their weights (Q,); None when nothing is distilled."""
     positions: list[int] = []

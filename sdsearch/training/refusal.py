@@ -14,6 +14,7 @@ from schemas.settings.root import Settings
 from sdsearch.model.policy import trainable_parameters
 from sdsearch.training.logprobs import sequence_logprobs
 from sdsearch.training.loss import StepMember, accumulate_gradient
+from sdsearch.training.loss_settings import LossSettings
 
 
 class NonFiniteUpdateError(UserError):
@@ -36,7 +37,11 @@ class NonFiniteUpdateError(UserError):
 def describe_refused(
     model: nn.Module, members: Sequence[StepMember], settings: Settings, iteration: int, report: StepReport
 ) -> RefusedStep:
-    """Return the step with every rollout's own share; the gradient in `model` is replaced by the last rollout's."""
+    """Return the step with every rollout's own share; the gradient in `model` is replaced by the last rollout's.
+
+    It takes all settings, because the record keeps them: the step can be computed again from the record alone.
+    """
+    loss_settings = LossSettings.of(settings)
     parameters = trainable_parameters(model)
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     weights_not_finite, gradients_not_finite = _not_finite(parameters), _not_finite(gradients)
@@ -50,11 +55,11 @@ def describe_refused(
         weights_not_finite=weights_not_finite,
         gradients_not_finite=gradients_not_finite,
         settings=settings,
-        rollouts=tuple(_describe_rollout(model, member, settings, report.alpha) for member in members),
+        rollouts=tuple(_describe_rollout(model, member, loss_settings, report.alpha) for member in members),
     )
 
 
-def _describe_rollout(model: nn.Module, member: StepMember, settings: Settings, alpha: float) -> RefusedRollout:
+def _describe_rollout(model: nn.Module, member: StepMember, settings: LossSettings, alpha: float) -> RefusedRollout:
     scored, rollout = member.scored, member.scored.rollout
     model.zero_grad(set_to_none=True)
     terms = accumulate_gradient(model, [member], settings, alpha)

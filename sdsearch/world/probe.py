@@ -19,7 +19,7 @@ from schemas.settings.method import BLOCK_TOKENS
 from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
 from sdsearch.credit.hindsight import build_blocks, encode_block
 from sdsearch.credit.scoring import score_groups
-from sdsearch.credit.teacher import compute_targets
+from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.evaluation.answering import Asking, evaluate
 from sdsearch.retrieval.ports import Retriever
 from sdsearch.sampling.rollouts import RolloutLoop
@@ -222,11 +222,7 @@ def _log_ratios(
         loop.tokenizer,
         groups,
         [_build(loop, group, scores[group.id], settings, seed)[0] for group in groups],
-        hindsight=settings,
-        distillation=DistillationSettings(),
-        temperature=1.0,
-        max_tokens=16384,
-        head_chunk=2048,
+        TeacherSettings(settings, DistillationSettings(), 1.0, max_tokens_per_microbatch=16384, head_chunk=2048),
     )
     ratios: dict[str, list[float]] = {}
     for credit in credits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import Settings
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
-from sdsearch.credit.teacher import TargetTensors, compute_targets
+from sdsearch.credit.teacher import TargetTensors, TeacherSettings, compute_targets
 from sdsearch.model.policy import trainable_parameters, with_lora
 from sdsearch.training.logprobs import score_once
 from sdsearch.training.loss import ScoredRollout, StepTerms, TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.training_set import training_rollouts
 from tests.golden.naive import Naive, NaiveLoss, at_sampled, logprobs_of
 from tests.support.builders import ModelKind, make_groups, make_model, make_tokenizer, with_logprobs
@@ -74,11 +75,7 @@ def teach(
         tokenizer or make_tokenizer(),
         groups,
         blocks,
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=settings.rollout.temperature,
-        max_tokens=300,
-        head_chunk=settings.update.head_chunk,
+        replace(TeacherSettings.of(settings), max_tokens_per_microbatch=300),
     )
 
 
@@ -97,7 +94,8 @@ class Case:
         """The real objective's terms and parameter gradients, all rollouts in one step."""
         chosen = settings or self.settings
         self.policy.zero_grad()
-        terms = accumulate_gradient(self.policy, weigh(self.scored, chosen.grpo), chosen, self.naive.alpha)
+        members = weigh(self.scored, chosen.grpo)
+        terms = accumulate_gradient(self.policy, members, LossSettings.of(chosen), self.naive.alpha)
         return terms, gradients_of(self.policy)
 
     def theirs(self) -> tuple[NaiveLoss, dict[str, Tensor]]:
@@ -139,7 +137,7 @@ def make_case(
     rollouts = training_rollouts(groups, scores, pointers, tensors)
     frozen = None if lora else reference
     # The ratio's denominator is the weights before the update, so it is scored before the policy moves.
-    scored = score_once(policy, frozen, rollouts, settings)
+    scored = score_once(policy, frozen, rollouts, LossSettings.of(settings))
     move(policy, moved, seed=2)
     naive = Naive(teacher, reference, groups, scores, blocks, settings, alpha)
     return Case(policy, frozen, rollouts, scored, naive, settings)

@@ -13,6 +13,7 @@ from schemas.records.rollout import Group
 from sdsearch.model.batching import microbatches
 from sdsearch.model.policy import set_gradient_checkpointing, trainable_parameters
 from sdsearch.training.loss import accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from tests.golden.cases import ALPHA, assert_close_gradients, assert_same_loss, make_case, make_settings
 from tests.support.builders import make_groups, make_tokenizer
 
@@ -152,7 +153,8 @@ def test_both_parts_of_the_gradient_add_up(positions: str) -> None:
     parameters = trainable_parameters(case.policy)
     sd_gradient = [torch.zeros_like(parameter) for parameter in parameters.values()]
     case.policy.zero_grad()
-    accumulate_gradient(case.policy, weigh(case.scored, case.settings.grpo), case.settings, ALPHA, sd_gradient)
+    members = weigh(case.scored, case.settings.grpo)
+    accumulate_gradient(case.policy, members, LossSettings.of(case.settings), ALPHA, sd_gradient)
     grpo = {name: parameter.grad.clone() for name, parameter in parameters.items()}
     case.policy.zero_grad()
     (ALPHA * case.naive.loss(case.policy).sd_loss).backward()

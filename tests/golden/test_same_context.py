@@ -8,6 +8,7 @@ import torch
 from schemas.records.rollout import Group
 from sdsearch.training.logprobs import score_once
 from sdsearch.training.loss import accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.training_set import training_rollouts
 from tests.golden.cases import ALPHA, Case, gradients_of, make_case, make_settings, teach
 
@@ -41,6 +42,7 @@ def test_equal_contexts_give_no_loss_and_no_gradient(divergence: str, support: s
 def sd_part(case: Case, rollouts: list) -> tuple[float, float]:
     """L_SD and the largest entry of its gradient."""
     sd_gradient = [torch.zeros_like(value) for value in gradients_of(case.policy).values()]
-    members = weigh(score_once(case.policy, case.frozen, rollouts, case.settings), case.settings.grpo)
-    terms = accumulate_gradient(case.policy, members, case.settings, ALPHA, sd_gradient)
+    settings = LossSettings.of(case.settings)
+    members = weigh(score_once(case.policy, case.frozen, rollouts, settings), settings.grpo)
+    terms = accumulate_gradient(case.policy, members, settings, ALPHA, sd_gradient)
     return float(terms.sd_loss), max(float(gradient.abs().max()) for gradient in sd_gradient)

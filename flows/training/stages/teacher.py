@@ -12,7 +12,7 @@ from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
-from sdsearch.credit.teacher import compute_targets
+from sdsearch.credit.teacher import TeacherSettings, compute_targets
 
 if TYPE_CHECKING:
     from flows.training.trainer import Trainer
@@ -59,11 +59,7 @@ def teach(
         policy.tokenizer,
         files.read(sampled, "groups", Group) if active else [],
         files.read(blocks, "blocks", HindsightBlock) if active else [],
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=settings.rollout.temperature,
-        max_tokens=settings.update.max_tokens_per_microbatch,
-        head_chunk=settings.update.head_chunk,
+        TeacherSettings.of(settings),
     )
     stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
     return [

@@ -27,7 +27,7 @@ from schemas.records.ledger import StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit
-from sdsearch.credit.teacher import compute_targets
+from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.model.policy import load_model, load_tokenizer
 from storage.database.stage_rows import StageRowsReader, file_of
 from storage.storage import Storage
@@ -157,11 +157,7 @@ def test_shuffled_labels_are_what_the_method_makes_of_the_stored_rollouts(worksp
         tokenizer,
         groups,
         blocks,
-        hindsight=settings.hindsight,
-        distillation=settings.distillation,
-        temperature=1.0,
-        max_tokens=settings.update.max_tokens_per_microbatch,
-        head_chunk=settings.update.head_chunk,
+        TeacherSettings.of(settings),
     )
     assert stored(storage, "shuffled", "teacher", "credit", QueryCredit) == expected
     assert credit(storage, "shuffled", 2) != credit(storage, "first", 2)

@@ -10,7 +10,7 @@ from schemas.records.rollout import Group
 from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
-from sdsearch.credit.teacher import compute_targets, distilled_positions, turn_of_position
+from sdsearch.credit.teacher import TeacherSettings, compute_targets, distilled_positions, turn_of_position
 from tests.golden.naive import divergence_from_formula, most_likely
 from tests.support.builders import make_groups, make_model, make_tokenizer
 
@@ -29,17 +29,9 @@ def blocks_for(groups: list[Group], settings: HindsightSettings) -> list[Hindsig
 
 def targets_for(groups: list[Group], blocks: list[HindsightBlock], **changes: object) -> tuple:
     hindsight, model = changes.pop("hindsight", HindsightSettings()), changes.pop("model", MODEL)
-    return compute_targets(
-        model,
-        TOKENIZER,
-        groups,
-        blocks,
-        hindsight=hindsight,
-        distillation=DistillationSettings(**{"top_k": 6, **changes}),
-        temperature=1.0,
-        max_tokens=400,
-        head_chunk=8,
-    )
+    distillation = DistillationSettings(**{"top_k": 6, **changes})
+    settings = TeacherSettings(hindsight, distillation, 1.0, max_tokens_per_microbatch=400, head_chunk=8)
+    return compute_targets(model, TOKENIZER, groups, blocks, settings)
 
 
 @pytest.mark.parametrize("masking", ["queries", "current_documents"])

@@ -15,6 +15,7 @@ from sdsearch.model.policy import trainable_parameters
 from sdsearch.training.gradient import sum_precisely, zero_gradient
 from sdsearch.training.lm_head import read_tokens
 from sdsearch.training.loss import ScoredRollout, TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.optimiser import make_optimiser, scale_gradient
 from sdsearch.training.update import update_policy
 from tests.support.builders import make_model
@@ -59,7 +60,7 @@ def parts_of(model: nn.Module, members: list, settings: Settings) -> tuple[Gradi
     """The GRPO and the SD part of these rollouts' gradient."""
     model.zero_grad()
     sd_gradient = zero_gradient(model)
-    accumulate_gradient(model, members, settings, ALPHA, sd_gradient)
+    accumulate_gradient(model, members, LossSettings.of(settings), ALPHA, sd_gradient)
     return gradient_of(model), dict(zip(trainable_parameters(model), sd_gradient, strict=True))
 
 
@@ -88,12 +89,12 @@ def test_many_micro_batches_are_the_exact_sum_of_their_gradients(model: nn.Modul
     alone = []
     for member in members:
         model.zero_grad()
-        accumulate_gradient(model, [member], settings, ALPHA)
+        accumulate_gradient(model, [member], LossSettings.of(settings), ALPHA)
         alone.append(gradient_of(model))
     rounded = alone[0]["model.layers.0.mlp.up_proj.weight"]
     assert torch.equal(rounded, rounded.bfloat16().float()), "a backward pass gives bfloat16"
     model.zero_grad()
-    accumulate_gradient(model, members, settings, ALPHA)
+    accumulate_gradient(model, members, LossSettings.of(settings), ALPHA)
     assert_is_the_sum(gradient_of(model), alone)
 
 
@@ -121,7 +122,7 @@ def test_chunks_of_the_head_are_summed_precisely_too(model: nn.Module) -> None:
 
 def test_a_step_without_gradient_is_zeros_in_fp32(model: nn.Module, members: list) -> None:
     model.zero_grad()
-    accumulate_gradient(model, [], settings_of(), ALPHA)
+    accumulate_gradient(model, [], LossSettings.of(settings_of()), ALPHA)
     for gradient in gradient_of(model).values():
         assert gradient.dtype == torch.float32
         assert not gradient.any()
@@ -129,7 +130,7 @@ def test_a_step_without_gradient_is_zeros_in_fp32(model: nn.Module, members: lis
 
 def test_the_norm_is_not_rounded_to_bfloat16(model: nn.Module, members: list) -> None:
     model.zero_grad()
-    accumulate_gradient(model, members, settings_of(), ALPHA)
+    accumulate_gradient(model, members, LossSettings.of(settings_of()), ALPHA)
     exact = torch.stack([g.double().square().sum() for g in gradient_of(model).values()]).sum().sqrt()
     assert scale_gradient(model, 0.0) == pytest.approx(float(exact), rel=1e-6)
     scale_gradient(model, float(exact) / 2)
@@ -141,7 +142,7 @@ def test_the_masters_take_the_fp32_sum(model: nn.Module, members: list) -> None:
     settings = settings_of(learning_rate=1e-3)
     optimiser = make_optimiser(model, settings.update)
     model.zero_grad()
-    accumulate_gradient(model, members, settings, ALPHA)
+    accumulate_gradient(model, members, LossSettings.of(settings), ALPHA)
     plain = {name: p.detach().float().requires_grad_() for name, p in trainable_parameters(model).items()}
     for name, gradient in gradient_of(model).items():
         plain[name].grad = gradient.clone()

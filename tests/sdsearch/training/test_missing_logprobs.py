@@ -12,14 +12,19 @@ from sdsearch.model.batching import TokenSequence
 from sdsearch.model.policy import trainable_parameters
 from sdsearch.training.logprobs import score_once, sequence_logprobs
 from sdsearch.training.loss import StepTerms, TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from storage.disk.codecs import records_to_table, table_to_records
 from tests.support.builders import make_model
 
 SEQUENCE = TokenSequence((5, 6), (10, 11, 12, 13), (0, 1, 3))
 
 
+def loss_settings(**sections: object) -> LossSettings:
+    return LossSettings.of(Settings(model={"path": "none"}, **sections))
+
+
 def gradient(old: str, logprobs: tuple[float | None, ...]) -> tuple[StepTerms, dict[str, torch.Tensor]]:
-    settings = Settings(model={"path": "none"}, grpo={"old_logprobs": old, "kl_coefficient": 0.0})
+    settings = loss_settings(grpo={"old_logprobs": old, "kl_coefficient": 0.0})
     model = make_model()
     rollout = TrainingRollout("r", SEQUENCE, logprobs, 1.0, (), torch.zeros(0, 1), torch.zeros(0, 2))
     scored = score_once(model, None, [rollout], settings)
@@ -29,8 +34,7 @@ def gradient(old: str, logprobs: tuple[float | None, ...]) -> tuple[StepTerms, d
 
 @pytest.mark.parametrize("old", ["sampler", "trainer"])
 def test_a_missing_logprob_counts_as_a_ratio_of_one(old: str) -> None:
-    settings = Settings(model={"path": "none"})
-    own = float(sequence_logprobs(make_model(), [SEQUENCE], settings)[0][1])
+    own = float(sequence_logprobs(make_model(), [SEQUENCE], loss_settings())[0][1])
     missing_terms, missing = gradient(old, (-2.0, None, -3.0))
     told_terms, told = gradient(old, (-2.0, own, -3.0))
     assert (int(missing_terms.num_missing_logprobs), int(told_terms.num_missing_logprobs)) == (1, 0)
@@ -42,8 +46,7 @@ def test_a_missing_logprob_counts_as_a_ratio_of_one(old: str) -> None:
 
 
 def test_the_largest_difference_is_the_largest() -> None:
-    settings = Settings(model={"path": "none"})
-    own = sequence_logprobs(make_model(), [SEQUENCE], settings)[0]
+    own = sequence_logprobs(make_model(), [SEQUENCE], loss_settings())[0]
     terms, _ = gradient("sampler", tuple((own + torch.tensor([0.0, -0.25, 0.125])).tolist()))
     assert float(terms.sampler_max_difference) == pytest.approx(0.25, abs=1e-5)
 

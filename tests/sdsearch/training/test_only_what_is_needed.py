@@ -18,6 +18,7 @@ from sdsearch.model.batching import TokenSequence
 from sdsearch.model.policy import backbone, causal_lm, head, output_layer, read_logprobs
 from sdsearch.training.logprobs import score_once
 from sdsearch.training.loss import TrainingRollout
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.optimiser import make_optimiser
 from sdsearch.training.training_set import training_rollouts
 from sdsearch.training.update import update_policy
@@ -216,6 +217,6 @@ def test_log_softmax_is_fp32_under_a_bfloat16_model() -> None:
     assert stored.teacher_QC.dtype == torch.float32
     torch.testing.assert_close(stored.teacher_QC.exp().sum(1), torch.ones(len(stored.ids_QK)), rtol=0, atol=1e-5)
     rollouts = training_rollouts(groups, scores, [], stored)
-    (scored, *_) = score_once(model, model.requires_grad_(False), rollouts, settings)
+    (scored, *_) = score_once(model, model.requires_grad_(False), rollouts, LossSettings.of(settings))
     assert scored.reference_N is not None
     assert scored.reference_N.dtype == torch.float32

@@ -14,6 +14,7 @@ from sdsearch.model.batching import TokenSequence
 from sdsearch.model.policy import trainable_parameters, with_lora
 from sdsearch.training.logprobs import score_once
 from sdsearch.training.loss import TrainingRollout, accumulate_gradient, weigh
+from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.optimiser import (
     learning_rate_at,
     load_optimiser_state,
@@ -119,9 +120,11 @@ def test_weights_that_are_not_finite_are_named() -> None:
 def test_siblings_stay_together_over_the_steps(per_step: int) -> None:
     """Every rollout is in one step of each epoch, next to its siblings; two epochs differ in the groups' order."""
     settings = settings_of(rollouts_per_step=per_step, epochs=2).model_copy(update={"seed": 2})
-    scored = score_once(make_model(), make_model(seed=9), make_rollouts(), settings)
-    steps = [[member.scored.rollout for member in members] for members in optimiser_steps(scored, settings, 1)]
-    again = [[member.scored.rollout for member in members] for members in optimiser_steps(scored, settings, 1)]
+    scored = score_once(make_model(), make_model(seed=9), make_rollouts(), LossSettings.of(settings))
+    arguments = (scored, settings.update, settings.grpo, settings.seed, 1)
+    steps, again = (
+        [[member.scored.rollout for member in members] for members in optimiser_steps(*arguments)] for _ in range(2)
+    )
     assert steps == again
     assert [len(step) for step in steps] == ([2, 2, 2] if per_step == 2 else [4, 2] if per_step == 4 else [3, 3]) * 2
     order = [rollout.rollout_id for step in steps for rollout in step]
@@ -136,7 +139,7 @@ def test_gradient_clipping_and_none() -> None:
     norms = {}
     for max_norm in (0.0, 1e-3, 1e6):
         model = make_model()
-        settings = settings_of(max_grad_norm=max_norm)
+        settings = LossSettings.of(settings_of(max_grad_norm=max_norm))
         members = weigh(score_once(model, make_model(seed=9), make_rollouts(), settings), settings.grpo)
         accumulate_gradient(model, members, settings, 0.0)
         before = scale_gradient(model, max_norm)
@@ -192,7 +195,7 @@ def test_a_positive_advantage_makes_tokens_likelier() -> None:
     optimiser = make_optimiser(model, settings.update)
     on_policy = [
         TrainingRollout("good", good.sequence, tuple(values.tolist()), 1.0, (), *NO_TARGETS)
-        for values in [score_once(model, make_model(), alone, settings)[0].reference_N]
+        for values in [score_once(model, make_model(), alone, LossSettings.of(settings))[0].reference_N]
     ]
     list(update_policy(model, make_model(), optimiser, on_policy, settings, iteration=1, steps_done=0))
     assert logprob() > before
@@ -200,7 +203,7 @@ def test_a_positive_advantage_makes_tokens_likelier() -> None:
 
 def test_tokens_that_are_not_read_get_no_gradient() -> None:
     """Changing what the environment wrote after the last read, or its own prediction, changes nothing."""
-    settings = settings_of()
+    settings = LossSettings.of(settings_of())
     model = make_model()
     sequence = TokenSequence((5, 6), (10, 11, 12, 13, 14), (0, 1))
     longer = TokenSequence((5, 6), (10, 11, 200, 201, 202), (0, 1))

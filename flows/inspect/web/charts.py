@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from schemas.records.ledger import STAGES
+
 Row = Mapping[str, Any]
 
 
@@ -55,7 +57,6 @@ _SINGLE = (
         (("sample", "sample_tokens_per_s"), ("teacher", "teacher_tokens_per_s"), ("update", "update_tokens_per_s")),
     ),
 )
-STAGES = ("sample", "score", "hindsight", "teacher", "update", "evaluate")
 
 
 def evaluation_charts(rows: Sequence[Row]) -> list[Chart]:

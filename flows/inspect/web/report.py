@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flows.console.terminal import print_line
 from flows.inspect.web.rendering import templates
-from flows.inspect.web.runs import flipped_between, run_page
+from flows.inspect.web.runs import flipped, run_page
 from flows.inspect.web.siblings import group_page
 from flows.inspect.web.source import Row, Source
 from flows.settings.show import toml_lines
@@ -33,14 +33,11 @@ from storage.workspace import open_existing
 
 STYLES: Final = ("uPlot.min.css", "pages.css")
 SCRIPTS: Final = ("uPlot.iife.min.js", "pages.js")
+_SHOWN_FLIPS: Final = 12
 _LARGEST_CREDIT = """
-    SELECT iteration, group_id FROM (
-        SELECT c.iteration, c.group_id,
-            abs(avg(exp(c.student_logprob) * (c.teacher_logprob - c.student_logprob))) AS credit
-        FROM query_credit AS c WHERE c.run = $run GROUP BY c.iteration, c.group_id, c.rollout_id, c.turn
-    ) JOIN v_groups AS g USING (iteration, group_id)
-    WHERE g.run = $run AND g.num_correct > 0 AND g.num_incorrect > 0
-    GROUP BY ALL ORDER BY max(credit) DESC, group_id LIMIT 2
+    SELECT q.iteration, q.group_id FROM v_queries AS q JOIN v_groups AS g USING (run, iteration, group_id)
+    WHERE q.run = $run AND g.num_correct > 0 AND g.num_incorrect > 0 AND q.weighted_log_ratio IS NOT NULL
+    GROUP BY ALL ORDER BY max(abs(q.weighted_log_ratio)) DESC, q.group_id LIMIT 2
 """
 _WORST = """
     SELECT iteration, group_id FROM rollouts WHERE run = $run
@@ -81,7 +78,7 @@ def _run(source: Source, run: str) -> dict[str, Any]:
         chosen = [("Largest credit", row) for row in rows.all(_LARGEST_CREDIT, run=run)]
         chosen += [("From all INCORRECT to all CORRECT", row) for row in rows.all(_LEARNT, run=run)]
         chosen += [("All INCORRECT, most searches", row) for row in rows.all(_WORST, run=run)]
-        flipped = flipped_between(rows, run)
+        flips = flipped(rows, run, run)[:_SHOWN_FLIPS]
     groups = [{"why": why, **group_page(source, run, row["iteration"], row["group_id"])} for why, row in chosen]
     settings = json.loads(record.settings_json)
     return {
@@ -91,7 +88,7 @@ def _run(source: Source, run: str) -> dict[str, Any]:
         ),
         "newest": [row for row in evaluations if row["updates_done"] == last],
         "groups": groups,
-        "flipped": flipped,
+        "flipped": flips,
         "settings_toml": "\n".join(toml_lines(settings)),
         "reproduce": ["# settings.toml is below", command("train", "settings.toml", "--run", f"{run}-again")],
     }

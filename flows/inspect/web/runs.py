@@ -10,10 +10,12 @@ from typing import Any
 from flows.console.interrupts import resume_command
 from flows.console.terminal import format_seconds
 from flows.inspect.browse import origin_of, settings_that_differ
-from flows.inspect.web.charts import STAGES, Chart, compared, evaluation_charts, iteration_charts
+from flows.inspect.web.charts import Chart, compared, evaluation_charts, iteration_charts
 from flows.inspect.web.source import Row, Rows, Source
 from flows.run.status import shown_status
-from schemas.records.ledger import RunRecord, StageKey
+from schemas.errors import UserError
+from schemas.records.ledger import STAGES, RunRecord, StageKey
+from storage.errors import StorageError
 
 _DEV = """
     SELECT run, max(em) FILTER (mode = 'greedy') AS greedy_em, max(em) FILTER (mode = 'sampled') AS sampled_em
@@ -45,7 +47,7 @@ def runs_page(source: Source) -> dict[str, Any]:
     try:
         with source.rows() as rows:
             dev = {row["run"]: row for row in rows.all(_DEV)}
-    except Exception as error:
+    except (UserError, StorageError) as error:
         problem = str(error)
     return {"runs": [_run_row(source, record, dev.get(record.run, {})) for record in records], "problem": problem}
 
@@ -144,47 +146,33 @@ def compare_page(source: Source, runs: Sequence[str]) -> dict[str, Any]:
         for record in records:
             of_run = evaluation_charts(rows.all(_EVALUATIONS, run=record.run))
             charts[record.run] = of_run + iteration_charts(_iterations(source, rows, record))
-        flipped = _flipped(rows, runs[0], runs[1]) if len(runs) > 1 else []
+        flips = flipped(rows, runs[0], runs[1]) if len(runs) > 1 else []
     return {
         "chosen": list(runs),
         "records": records,
         "all_runs": source.runs(),
         "charts": [chart.as_json() for chart in compared(charts)],
-        "flipped": flipped,
+        "flipped": flips,
     }
 
 
 _FLIPPED = """
-    WITH latest AS (
-        SELECT *, max(iteration) OVER (PARTITION BY run, mode) AS newest FROM evaluation_answers
-        WHERE run IN ($first, $second) AND mode = 'greedy'
-    )
-    SELECT a.question_key, a.question, a.golden_answers, a.answer AS first_answer, b.answer AS second_answer,
-        a.em AS first_em, b.em AS second_em, a.queries AS first_queries, b.queries AS second_queries
-    FROM latest AS a JOIN latest AS b USING (question_key)
-    WHERE a.run = $first AND b.run = $second AND a.iteration = a.newest AND b.iteration = b.newest AND a.em <> b.em
-    ORDER BY a.em, a.question_key LIMIT 200
-"""
-
-
-def _flipped(rows: Rows, first: str, second: str) -> list[Row]:
-    """Return the dev questions that one of the runs' newest policies answers right and the other wrong."""
-    return rows.all(_FLIPPED, first=first, second=second)
-
-
-_FLIPPED_WITHIN = """
     WITH ends AS (
-        SELECT *, min(iteration) OVER () AS oldest, max(iteration) OVER () AS newest FROM evaluation_answers
-        WHERE run = $run AND mode = 'greedy'
+        SELECT *, min(iteration) OVER (PARTITION BY run) AS oldest, max(iteration) OVER (PARTITION BY run) AS newest
+        FROM evaluation_answers WHERE run IN ($first, $second) AND mode = 'greedy'
     )
     SELECT a.question, a.golden_answers, a.answer AS first_answer, b.answer AS second_answer,
         a.em AS first_em, b.em AS second_em, a.queries AS first_queries, b.queries AS second_queries
     FROM ends AS a JOIN ends AS b USING (question_key)
-    WHERE a.iteration = a.oldest AND b.iteration = b.newest AND a.em <> b.em
-    ORDER BY row_number() OVER (PARTITION BY a.em ORDER BY a.question_key), a.em LIMIT 12
+    WHERE a.run = $first AND a.iteration = CASE WHEN $first = $second THEN a.oldest ELSE a.newest END
+        AND b.run = $second AND b.iteration = b.newest AND a.em <> b.em
+    ORDER BY row_number() OVER (PARTITION BY a.em ORDER BY a.question_key), a.em LIMIT 200
 """
 
 
-def flipped_between(rows: Rows, run: str) -> list[Row]:
-    """Return some dev questions that a run's first and newest greedy evaluations answer differently, both ways."""
-    return rows.all(_FLIPPED_WITHIN, run=run)
+def flipped(rows: Rows, first: str, second: str) -> list[Row]:
+    """Return the dev questions that two runs' newest greedy evaluations answer differently, both ways by turns.
+
+    Of a run and itself: those that its first and its newest evaluation answer differently.
+    """
+    return rows.all(_FLIPPED, first=first, second=second)

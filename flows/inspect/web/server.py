@@ -33,7 +33,7 @@ from flows.inspect.web.siblings import group_page
 from flows.inspect.web.source import NotThereError, Source
 from flows.inspect.web.tokens import tokens_page
 from schemas.errors import UserError
-from storage.errors import StorageError
+from storage.errors import DatabaseBusyError, StorageError
 from storage.workspace import Workspace, open_existing
 
 HOST: Final = "127.0.0.1"
@@ -61,13 +61,18 @@ def build_app(workspace: Workspace) -> Starlette:
         return answer
 
     def _answer(request: Request, template: str, content: Page) -> Response:
-        shown = {"request_path": request.url.path, "workspace": str(workspace.root), "is_live": False}
+        shown = {
+            "request_path": request.url.path,
+            "workspace": str(workspace.root),
+            "is_live": False,
+            "tries_again": False,
+        }
         try:
             shown.update(content(source, request))
             return HTMLResponse(made.get_template(template).render(shown), headers=_HEADERS)
         except (UserError, StorageError) as error:
             status = 404 if isinstance(error, NotThereError) else 503
-            shown["problem"] = str(error)
+            shown.update(problem=str(error), tries_again=isinstance(error, DatabaseBusyError))
             return HTMLResponse(made.get_template("problem.html").render(shown), status, headers=_HEADERS)
 
     async def version(request: Request) -> Response:

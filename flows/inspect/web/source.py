@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from schemas.commands import command
 from schemas.errors import UserError
 from schemas.records.ledger import RunRecord
 from storage.database.connection import Database
@@ -50,8 +51,7 @@ class Source:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.artifacts = ArtifactStore(workspace)
-        self.ledger = Ledger(self.artifacts)
+        self.ledger = Ledger(ArtifactStore(workspace))
         self.iterations: dict[str, dict[int, tuple[str, Row]]] = {}
         """What is remembered of each run's iterations: a stamp of their stages, and their figures."""
         self._database = Database(workspace, _WAIT_S)
@@ -72,15 +72,11 @@ class Source:
         """Give a read-only connection for one page; StorageError says what is the matter and what to do."""
         if not self.workspace.database.exists():
             raise NotThereError(
-                f"{self.workspace.database} is not there; make it from the files with: sdsearch db rebuild --workspace "
-                f"{self.workspace.root}"
+                f"{self.workspace.database} is not there; make it from the files with: "
+                f"{command('db', 'rebuild', workspace=self.workspace.root)}"
             )
         try:
             with self._database.read(_WAIT_S) as connection:
                 yield Rows(connection)
         except DatabaseBusyError as error:
             raise DatabaseBusyError(f"{error}; this page tries again automatically") from error
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._database.close()

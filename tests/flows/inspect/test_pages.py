@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 import html
-import re
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pytest
 from rich.console import Console
 from starlette.testclient import TestClient
 
-from flows.app import run_command
-from flows.inspect.show_groups import print_group
 from flows.inspect.web.groups import FILTERS, SORTS
-from flows.inspect.web.report import report
 from flows.inspect.web.server import build_app, inspect
-from flows.inspect.web.spans import RATIO_EDGES, marked, pieces_of, shades_of
-from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
-from flows.training.loop import train_plain
 from schemas.errors import UserError
 from storage.database.connection import Database
-from storage.errors import StorageError
+from storage.errors import DatabaseBusyError
 from storage.workspace import Workspace
+from tests.flows.inspect.conftest import group_path, rows
 from tests.support.records import all_rows, fill, make_groups, make_run
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-QUICK = ["evaluation.num_questions=4", "data.questions_per_iteration=3", "model.torch_threads=1", "iterations=2"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = tmp_path_factory.mktemp("inspect") / "workspace"
-    train_plain(
-        load_settings("tiny", [*QUICK, "distillation.warmup_iterations=0"]), "first", workspace, SilentReporter()
-    )
-    return workspace
-
-
-@pytest.fixture
-def workspace(trained: Path, tmp_path: Path) -> Path:
-    """A copy of a trained workspace, as one that was sent from elsewhere."""
-    return Path(shutil.copytree(trained, tmp_path / "copied"))
 
 
 @pytest.fixture
 def pages(workspace: Path) -> Iterator[TestClient]:
     with TestClient(build_app(Workspace(workspace)), base_url="http://127.0.0.1") as client:
         yield client
-
-
-def rows(workspace: Path, sql: str) -> list[dict]:
-    return open_storage(workspace).database.query(sql).to_pylist()
-
-
-def group_path(workspace: Path, where: str = "true") -> str:
-    found = rows(workspace, f"SELECT iteration, group_id FROM query_credit WHERE {where} ORDER BY ALL LIMIT 1")[0]
-    return f"/runs/first/iterations/{found['iteration']}/groups/{quote(found['group_id'], safe='')}"
 
 
 def test_every_page_of_a_trained_run_is_shown_and_keeps_to_itself(pages: TestClient, workspace: Path) -> None:
@@ -193,6 +161,14 @@ def test_the_version_changes_with_the_run_alone(pages: TestClient, workspace: Pa
     assert pages.get("/version?run=first").json() != before
 
 
+def test_the_version_changes_when_a_stage_of_the_next_iteration_begins(pages: TestClient, workspace: Path) -> None:
+    before = pages.get("/version").json()
+    folder = next(workspace.rglob("iteration=00002")).with_name("iteration=00003")
+    (folder / "stage=sample").mkdir(parents=True)
+    (folder / "stage=sample" / "stage.json").write_text("{}", encoding="utf-8")
+    assert pages.get("/version").json() != before
+
+
 def test_other_names_of_this_machine_are_not_answered(pages: TestClient) -> None:
     assert pages.get("/", headers={"host": "evil.example"}).status_code == 400
 
@@ -229,95 +205,15 @@ def test_a_port_in_use_and_a_run_that_is_not_there_are_one_line(workspace: Path)
         inspect("other", workspace, 0, Console(), opens_browser=False)
 
 
-def test_pieces_hold_the_text_and_a_query_s_tokens() -> None:
-    text = "<think> so </think>\n<search> capital of Peru </search> rest"
-    credit = [
-        {"token": token, "teacher_logprob": -1.0, "student_logprob": -2.0, "jsd": 0.1, "student_entropy": 0.2}
-        for token in (" capital", " of", " Peru")
-    ]
-    pieces = pieces_of(text, credit)
-    assert "".join(piece.text for piece in pieces) == text
-    (query,) = [piece for piece in pieces if piece.kind == "query"]
-    assert [token.text for token in query.tokens] == [" capital", " of", " Peru", " "]
-    assert [bool(token.credit) for token in query.tokens] == [True, True, True, False]
-    assert [piece.kind for piece in pieces] == ["tag", "think", "tag", "text", "tag", "query", "tag", "text"]
-
-
-@pytest.mark.parametrize(("difference", "shade"), [(-9.0, 0), (-0.01, 5), (0.0, 5), (0.3, 7), (9.0, len(RATIO_EDGES))])
-def test_the_shade_says_how_far_teacher_and_student_differ(difference: float, shade: int) -> None:
-    row = {"teacher_logprob": difference - 1.0, "student_logprob": -1.0, "jsd": 0.0, "student_entropy": 0.0}
-    assert shades_of(row).ratio == shade
-
-
-def test_golden_answers_are_marked_as_whole_words() -> None:
-    parts = marked("Lima, and limade: LIMA.", ["Lima"])
-    assert [(part.text, part.is_golden) for part in parts] == [
-        ("Lima", True),
-        (", and limade: ", False),
-        ("LIMA", True),
-        (".", False),
-    ]
-    assert marked("x", []) == [("x", False)]
-
-
-def test_a_report_is_one_file_with_the_run_its_figures_and_its_groups(workspace: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    report("first", None, out, workspace, Console())
-    text = out.read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href)="(?!data:)', text), "it needs no other file"
-    for shown in ("Largest credit", "settings.toml", "sdsearch train settings.toml", 'id="chart-data"', "uPlot"):
-        assert shown in text
-    evaluations = rows(workspace, "SELECT em FROM evaluations WHERE updates_done = 2")
-    assert evaluations
-    for row in evaluations:
-        assert f"{row['em']:.3f} ±" in text
-    assert text.count('class="token r') > 3
-
-
-def test_a_report_s_settings_train_the_same_run(workspace: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    report("first", None, out, workspace, Console())
-    toml = html.unescape(out.read_text(encoding="utf-8").rsplit("<pre>", 1)[1].split("</pre>")[0])
-    file = tmp_path / "settings.toml"
-    file.write_text(toml, encoding="utf-8")
-    stored = open_storage(workspace).ledger.get_run("first").settings_hash
-    assert load_settings(str(file)).content_hash() == stored
-
-
-@pytest.mark.parametrize(
-    ("run", "study", "says"), [(None, None, "name of a run"), ("a", "b", "name of a run"), ("none", None, "none")]
-)
-def test_a_report_of_nothing_is_one_line(
-    workspace: Path, tmp_path: Path, run: str | None, study: str | None, says: str
+def test_a_page_says_that_the_database_is_in_use_and_tries_again(
+    pages: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises((UserError, StorageError), match=says):
-        report(run, study, tmp_path / "report.html", workspace, Console())
-    assert not (tmp_path / "report.html").exists()
+    def busy(*arguments: object) -> object:
+        raise DatabaseBusyError("kept open by process 1")
 
-
-def test_a_group_in_the_terminal_has_every_query_and_colours_by_credit(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = group_path(workspace, "abs(teacher_logprob - student_logprob) > 0.3").split("/")
-    iteration, group = int(path[4]), unquote(path[6])
-    console = Console(force_terminal=True, color_system="truecolor", width=200)
-    print_group(Workspace(workspace), "first", iteration, group, console)
-    said = capsys.readouterr().out
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    for row in rows(workspace, f"SELECT query FROM searches WHERE iteration = {iteration} AND group_id = '{group}'"):
-        assert row["query"] in shown
-    assert "what the teacher read" in shown
-    assert len(set(re.findall(r"48;2;\d+;\d+;\d+", said))) > 2, "tokens have the colours of their credit"
-
-
-def test_an_iteration_in_the_terminal_lists_its_groups_and_names_one(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["show", "first", "1", "--workspace", str(workspace)]) == 0
-    said = capsys.readouterr().out
-    groups = [row["group_id"] for row in rows(workspace, "SELECT group_id FROM groups WHERE iteration = 1")]
-    assert all(group in said for group in groups)
-    command = said[said.index("one of them: sdsearch ") + len("one of them: sdsearch ") :].split()
-    assert run_command(command) == 0
-    assert run_command(["show", "first", "7", "--workspace", str(workspace)]) == 2
-    assert "has no groups of iteration 7" in capsys.readouterr().err
+    monkeypatch.setattr(Database, "read", busy)
+    answer = pages.get("/runs/first")
+    assert answer.status_code == 503
+    assert 'data-live="retry"' in answer.text
+    assert "kept open by process 1" in answer.text
+    assert "kept open by process 1" in pages.get("/").text, "the runs are listed all the same"

@@ -129,8 +129,10 @@ addEventListener("change", (event) => { if (event.target.id === "shade") shade()
 
 let version = null;
 async function look() {
-  if (document.body.dataset.live !== "yes" || document.hidden) return;
+  const live = document.body.dataset.live;
+  if (live === "no" || document.hidden) return;
   try {
+    if (live === "retry") return await renew(); // The database was in use.
     const run = document.body.dataset.run, answer = await fetch("/version" + (run ? "?run=" + encodeURIComponent(run) : ""));
     const now = (await answer.json()).version;
     if (version !== null && now !== version) await renew();

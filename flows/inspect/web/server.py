@@ -50,6 +50,25 @@ _HEADERS: Final = {
 Page = Callable[[Source, Request], dict[str, Any]]
 
 
+_BELOW_A_RUN: Final[dict[str, tuple[str, Page]]] = {
+    "": ("run.html", lambda s, r: run_page(s, r.path_params["run"])),
+    "/iterations/{i:int}": ("groups.html", lambda s, r: groups_page(s, *_at(r), r.query_params)),
+    "/iterations/{i:int}/groups/{id:path}": (
+        "group.html",
+        lambda s, r: group_page(s, *_at(r), r.path_params["id"]),
+    ),
+    "/iterations/{i:int}/rollouts/{id:path}": (
+        "tokens.html",
+        lambda s, r: tokens_page(s, *_at(r), r.path_params["id"]),
+    ),
+    "/questions/{id:path}": (
+        "question.html",
+        lambda s, r: question_page(s, r.path_params["run"], r.path_params["id"]),
+    ),
+}
+"""What is shown below a run's address: the template and what fills it."""
+
+
 def build_app(workspace: Workspace) -> Starlette:
     """Return the ASGI application over a workspace; it answers requests to loopback names alone."""
     source, made = Source(workspace), templates()
@@ -79,27 +98,11 @@ def build_app(workspace: Workspace) -> Starlette:
         found = await run_in_threadpool(_version, source, request.query_params.get("run"))
         return JSONResponse(found, headers=_HEADERS)
 
-    pages = {
-        "": ("run.html", lambda s, r: run_page(s, r.path_params["run"])),
-        "/iterations/{i:int}": ("groups.html", lambda s, r: groups_page(s, *_at(r), r.query_params)),
-        "/iterations/{i:int}/groups/{id:path}": (
-            "group.html",
-            lambda s, r: group_page(s, *_at(r), r.path_params["id"]),
-        ),
-        "/iterations/{i:int}/rollouts/{id:path}": (
-            "tokens.html",
-            lambda s, r: tokens_page(s, *_at(r), r.path_params["id"]),
-        ),
-        "/questions/{id:path}": (
-            "question.html",
-            lambda s, r: question_page(s, r.path_params["run"], r.path_params["id"]),
-        ),
-    }
     routes = [
         Route("/", page("runs.html", lambda s, r: {**runs_page(s), "is_live": True})),
         Route("/version", version),
         Route("/compare", page("compare.html", lambda s, r: compare_page(s, r.query_params.getlist("run")))),
-        *(Route(f"/runs/{{run}}{path}", page(template, content)) for path, (template, content) in pages.items()),
+        *(Route(f"/runs/{{run}}{path}", page(template, content)) for path, (template, content) in _BELOW_A_RUN.items()),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])

@@ -11,6 +11,7 @@ from flows.orchestration.train_flow import PrefectRun, artifact_key
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.show import table_markdown
+from flows.study.trainings import OneByOne
 from flows.study.work import carry_out
 from flows.training.job import open_job
 from storage.workspace import Workspace
@@ -36,6 +37,7 @@ def study_flow(study: str = "study_quick", workspace: str | None = None) -> str:
         prefect_run.flow(**prefect_run.parameters)
 
     # Prefect shows each sub-flow by itself; what a finished run did stands under its own flow run.
-    results = carry_out(loaded, opened, train, lambda plan, place, finished: None)
+    trainings = OneByOne(train, lambda plan, place, finished: None)
+    results = carry_out(loaded, opened, trainings).checked(loaded, opened)
     create_markdown_artifact(table_markdown(results), key=f"{artifact_key(loaded.name)}-study")
     return str(opened.study_folder(loaded.name))

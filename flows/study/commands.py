@@ -20,9 +20,13 @@ def study(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; table and curves from the runs that are finished.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", min=1, help="Runs trained at one time, each in a process of its own."),
+    ] = 1,
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Train variants over seeds in a plain loop and compare them; continue where it stopped."""
     from flows.study.work import study_in_terminal
 
-    study_in_terminal(name, workspace, make_console(), report_only=report_only)
+    study_in_terminal(name, workspace, make_console(), report_only=report_only, num_workers=workers)

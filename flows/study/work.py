@@ -5,14 +5,17 @@ The runs' own ledger says what is done: a study that was stopped goes on where i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from flows.console.errors import UserError
 from flows.console.interrupts import resumable
 from flows.console.terminal import print_line
+from flows.run.lines import note_line
 from flows.run.progress import RichReporter
 from flows.settings.load import describe_differences
 from flows.study.plan import PlannedRun, load_study, plan_runs
@@ -20,34 +23,54 @@ from flows.study.plot import draw_curves
 from flows.study.results import find_outcomes, summarise
 from flows.study.rewards import draw_rewards
 from flows.study.show import curves_csv, print_results, table_markdown
+from flows.study.side_by_side import SideBySide
+from flows.study.trainings import OneByOne, RunFailure, Trainings
 from schemas.commands import command, path_argument
-from schemas.records.ledger import RunRecord
+from schemas.records.evaluation import EvaluationReport
+from schemas.records.ledger import RunRecord, StageKey
 from schemas.records.study import Study, StudyResults
 from storage.database.connection import Database
+from storage.database.stage_rows import file_of
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.studies import write_study, write_study_files
 from storage.workspace import Workspace, open_existing
 
-Train = Callable[[PlannedRun], object]
-# Is told of each run before it starts: the run, its place from 1, and whether it is finished already.
-Announce = Callable[[PlannedRun, int, bool], None]
+
+class Carried(NamedTuple):
+    """What a study has come to: its results, None while no run is finished, and the trainings that failed now."""
+
+    results: StudyResults | None
+    failures: list[RunFailure]
+
+    def checked(self, study: Study, workspace: Workspace) -> StudyResults:
+        """Return the results; UserError that names what failed, and how to go on."""
+        if self.failures:
+            raise UserError(
+                f"study {study.name}: {len(self.failures)} of its runs failed: "
+                f"{'; '.join(f'{run} ({reason})' for run, reason in self.failures)}; continue it with: "
+                f"{command('study', study.name, workspace=workspace.root)}"
+            )
+        assert self.results is not None, "every run is finished"
+        return self.results
 
 
-def carry_out(study: Study, workspace: Workspace, train: Train, announce: Announce) -> StudyResults:
-    """Train every run of the study that is not finished, one after another, and report.
+def carry_out(study: Study, workspace: Workspace, trainings: Trainings) -> Carried:
+    """Train every run of the study that is not finished, and report what is finished.
 
     Raises UserError before anything is trained when settings cannot be, or a run exists with other settings.
     """
     planned = plan_runs(study)
-    records = _known_runs(study, planned, workspace)
+    finished = _finished(study, planned, workspace)
     write_study(workspace, study)
-    finished = {o.run for o in find_outcomes(planned, records, Database(workspace)) if o.finished}
-    for number, plan in enumerate(planned, 1):
-        announce(plan, number, plan.run in finished)
-        if plan.run not in finished:
-            train(plan)
-    return report(study, workspace)
+    failures = trainings.carry_out(planned, finished)
+    has_results = not failures or _finished(study, planned, workspace)
+    return Carried(report(study, workspace) if has_results else None, failures)
+
+
+def _finished(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> set[str]:
+    records = _known_runs(study, planned, workspace)
+    return {outcome.run for outcome in find_outcomes(planned, records, Database(workspace)) if outcome.finished}
 
 
 def report(study: Study, workspace: Workspace) -> StudyResults:
@@ -67,23 +90,36 @@ def report(study: Study, workspace: Workspace) -> StudyResults:
     return results
 
 
-def study_in_terminal(name: str, folder: Path, console: Console, *, report_only: bool) -> None:
-    """Train and report a study, or only report it; Ctrl-C and SIGTERM end it with a hint how to go on."""
+def study_in_terminal(name: str, folder: Path, console: Console, *, report_only: bool, num_workers: int = 1) -> None:
+    """Train and report a study, or only report it; Ctrl-C and SIGTERM end it with a hint how to go on.
+
+    Raises UserError, after the table of what is finished, when a training failed.
+    """
     if report_only:
         workspace = open_existing(folder)
         study = load_study(name, workspace)
-        results = report(study, workspace)
+        carried = Carried(report(study, workspace), [])
     else:
         workspace = Workspace.open(folder)
         study = load_study(name, workspace)
-        with resumable(console, command("study", path_argument(name), workspace=workspace.root)):
-            results = carry_out(study, workspace, *_in_terminal(study, workspace, console))
-    print_results(results, console)
-    print_line(console, f"table and curves: {workspace.study_folder(study.name)}")
+        workers = ("--workers", str(num_workers)) if num_workers > 1 else ()
+        with resumable(console, command("study", path_argument(name), *workers, workspace=workspace.root)):
+            carried = carry_out(study, workspace, _in_terminal(study, workspace, console, num_workers))
+    if carried.results is not None:
+        print_results(carried.results, console)
+        print_line(console, f"table and curves: {workspace.study_folder(study.name)}")
+    carried.checked(study, workspace)
 
 
-def _in_terminal(study: Study, workspace: Workspace, console: Console) -> tuple[Train, Announce]:
+def _in_terminal(study: Study, workspace: Workspace, console: Console, num_workers: int) -> Trainings:
     num_runs = len(study.variants) * len(study.seeds)
+
+    def announce(plan: PlannedRun, number: int, finished: bool) -> None:
+        what = f"{study.title_of(plan.variant)}, seed {plan.seed}"
+        print_line(console, f"study run {number}/{num_runs}: {what}{', finished already' if finished else ''}")
+
+    def tell(line: str) -> None:
+        print_line(console, line)
 
     def train(plan: PlannedRun) -> None:
         with console.status("loading the libraries"):
@@ -91,11 +127,30 @@ def _in_terminal(study: Study, workspace: Workspace, console: Console) -> tuple[
         with RichReporter(None, console) as reporter:
             train_plain(plan.settings, plan.run, workspace.root, reporter)
 
-    def announce(plan: PlannedRun, number: int, finished: bool) -> None:
-        what = f"{study.title_of(plan.variant)}, seed {plan.seed}"
-        print_line(console, f"study run {number}/{num_runs}: {what}{', finished already' if finished else ''}")
+    if num_workers == 1:
+        return OneByOne(train, announce, tell)
+    threads = max(plan.settings.model.torch_threads for plan in plan_runs(study))
+    if num_workers * threads > (cores := os.cpu_count() or 1):
+        tell(
+            note_line(
+                f"{num_workers} workers with {threads} threads each share {cores} cores, so that they hinder each "
+                f"other; with model.torch_threads={max(1, cores // num_workers)} in the study's set they would not"
+            )
+        )
+    return SideBySide(study, workspace, num_workers, announce, tell, _last_figures(workspace))
 
-    return train, announce
+
+def _last_figures(workspace: Workspace) -> Callable[[PlannedRun], str]:
+    """Return what says a finished run's EM after its last update, read from its files."""
+    artifacts = ArtifactStore(workspace)
+    ledger = Ledger(artifacts)
+
+    def say(plan: PlannedRun) -> str:
+        done = ledger.done(StageKey(run=plan.run, iteration=plan.settings.iterations, stage="evaluate"))
+        reports = [] if done is None else artifacts.read_records(file_of(done, "reports"), EvaluationReport)
+        return "".join(f", {report.mode} EM {report.em:.3f}" for report in reports)
+
+    return say
 
 
 def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> Mapping[str, RunRecord]:

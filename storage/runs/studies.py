@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from schemas.records.study import Study
-from storage.disk.files import write_bytes_atomic
+from storage.disk.files import failures_named, make_folder, write_bytes_atomic
 from storage.errors import DamagedArtifactError, WorkspaceError
 from storage.workspace import Workspace
 
@@ -42,3 +43,11 @@ def write_study_files(workspace: Workspace, name: str, contents: Mapping[str, by
     for file_name, content in contents.items():
         write_bytes_atomic(folder / file_name, content, workspace.root)
     return folder
+
+
+def open_study_log(workspace: Workspace, name: str, run: str) -> BinaryIO:
+    """Open the file that a study's run writes its output to, at its end; WriteFailedError when it cannot be written."""
+    path = workspace.study_folder(name) / "logs" / f"{run}.log"
+    with failures_named(path):
+        make_folder(path.parent)
+        return path.open("ab")

@@ -18,6 +18,7 @@ from flows.console.errors import UserError
 from flows.inspect.web.report import report as write_report
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
+from flows.study.trainings import OneByOne
 from flows.study.work import carry_out, report
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
@@ -72,7 +73,8 @@ class Trainer:
         self.announced.append((plan.run, place, finished))
 
     def carry_out(self, study: Study) -> StudyResults:
-        return carry_out(study, self.workspace, self.train, self.announce)
+        trainings = OneByOne(self.train, self.announce)
+        return carry_out(study, self.workspace, trainings).checked(study, self.workspace)
 
 
 class FakeTrainer(Trainer):

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from flows.retrieval.open import open_retriever
 from schemas.base import hash_json
-from schemas.records.reports import RetrievalReport
+from schemas.records.reports import RetriedQuery, RetrievalReport
 from schemas.settings.retrieval import RetrievalSettings
 from sdsearch.plugins import load_plugin
 from sdsearch.retrieval.cached import CachedRetriever, SearchCounts
@@ -47,6 +47,7 @@ class LiveRetriever:
         """Search once, uncounted and past the cache; RetrieverDownError where the answer is none."""
         search_all(self._inner, [_TRIAL], num_passages)
         self._retries_told = self._num_retries
+        self._take_retried()
 
     def take_report(self) -> RetrievalReport:
         """Return what was done since the last report."""
@@ -60,6 +61,7 @@ class LiveRetriever:
             cache_hit_share=counts.num_cached / counts.num_queries if counts.num_queries else 0.0,
             num_retries=num_retries,
             seconds=counts.seconds,
+            retried=self._take_retried(),
         )
 
     def close(self) -> None:
@@ -69,3 +71,7 @@ class LiveRetriever:
     @property
     def _num_retries(self) -> int:
         return self._inner.num_retries if isinstance(self._inner, HttpRetriever) else 0
+
+    def _take_retried(self) -> tuple[RetriedQuery, ...]:
+        retried = self._inner.take_retried() if isinstance(self._inner, HttpRetriever) else {}
+        return tuple(RetriedQuery(query=query, num_retries=number) for query, number in retried.items())

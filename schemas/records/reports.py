@@ -9,6 +9,13 @@ from pydantic import Field
 from schemas.base import Record
 
 
+class RetriedQuery(Record):
+    """A query whose search needed more than one request."""
+
+    query: str = Field(description="What was searched for.")
+    num_retries: int = Field(ge=1, description="Requests with it that were repeated.")
+
+
 class RetrievalReport(Record):
     """What the retriever did in one stage."""
 
@@ -19,6 +26,9 @@ class RetrievalReport(Record):
     cache_hit_share: float = Field(description="num_cached / num_queries; 0 where there were none.")
     num_retries: int = Field(description="Requests to servers that were repeated.")
     seconds: float = Field(description="Seconds spent on searches.")
+    retried: tuple[RetriedQuery, ...] = Field(
+        default=(), description="The queries whose requests were repeated, as they were first asked."
+    )
 
 
 class SamplingReport(Record):

@@ -7,6 +7,14 @@ from pydantic import Field
 from schemas.base import Record
 
 
+class TopToken(Record):
+    """One of a distribution's most probable tokens."""
+
+    token_id: int = Field(description="The token.")
+    token: str = Field(description="Its text.")
+    logprob: float = Field(description="Its log-probability, nats.")
+
+
 class QueryCredit(Record):
     """What the teacher says of one distilled token (query tokens by default); all logs in nats."""
 
@@ -27,6 +35,14 @@ class QueryCredit(Record):
     )
     teacher_entropy: float = Field(description="Entropy of the teacher's distribution, nats.")
     student_entropy: float = Field(description="Entropy of the student's distribution, nats.")
+    teacher_top: tuple[TopToken, ...] = Field(
+        default=(),
+        description="The teacher's five most probable tokens at this position, best first; empty where an earlier "
+        "version wrote the record.",
+    )
+    student_top: tuple[TopToken, ...] = Field(
+        default=(), description="The same of the student: the policy that sampled, without the hindsight block."
+    )
 
 
 class TeacherTargets(Record):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import assert_never
 
 import torch
@@ -20,6 +21,7 @@ from schemas.records.rollout import Group, Rollout
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
 from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
+from sdsearch.credit.readings import Readings, Told, TopTokens, credit_of, told
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
 from sdsearch.model.policy import head, output_layer, read_logprobs
@@ -81,15 +83,6 @@ class _View:
         return TokenSequence(context, self.rollout.token_ids, self.positions)
 
 
-@dataclass(frozen=True)
-class _Readings:
-    """What both passes say of a view's tokens; columns of `credit_Q6` are QueryCredit's six numbers."""
-
-    ids_QK: Tensor
-    teacher_QC: Tensor
-    credit_Q6: Tensor
-
-
 def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
     """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
     match positions, unsent_queries:
@@ -138,14 +131,14 @@ def compute_targets(
     ]
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
-    row = 0
+    row, text_of = 0, cache(lambda token: decode(tokenizer, [token]))
     for members in _by_rollout(views):
         rows = [readings[i] for i in members]
         own = [views[i] for i in members]
-        numbers = torch.cat([reading.credit_Q6 for reading in rows]).tolist()
+        said = told(rows)
         positions = tuple(position for view in own for position in view.positions)
-        credits.extend(_credits(own[0], positions, numbers, tokenizer))
-        pointers.append(_pointer(own, positions, numbers, row, rows[0].ids_QK.shape[1]))
+        credits.extend(credit_of(own[0].rollout, positions, turn_of_position(own[0].rollout), said, text_of))
+        pointers.append(_pointer(own, positions, said, row, rows[0].ids_QK.shape[1]))
         row += len(positions)
     return _stack(readings), pointers, credits
 
@@ -200,7 +193,7 @@ def _compare(
     teacher_QD: Tensor,
     targets: Sequence[int],
     settings: TeacherSettings,
-) -> _Readings:
+) -> Readings:
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
     distillation, head_chunk = settings.distillation, settings.head_chunk
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
@@ -220,8 +213,9 @@ def _compare(
             entropy(teacher_QV),
             entropy(student_QV),
         ]
-        parts.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1)))
-    return _Readings(*(torch.cat(parts) for parts in zip(*parts, strict=True)))
+        tops = (*TopTokens.of(teacher_QV), *TopTokens.of(student_QV))
+        parts.append((ids_QK, teacher_QC, torch.stack(numbers, dim=1), *tops))
+    return Readings(*(torch.cat(parts) for parts in zip(*parts, strict=True)))
 
 
 def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationSettings) -> Tensor:
@@ -248,7 +242,7 @@ def _by_rollout(views: Sequence[_View]) -> Iterator[list[int]]:
             start = end
 
 
-def _stack(readings: Sequence[_Readings]) -> TargetTensors:
+def _stack(readings: Sequence[Readings]) -> TargetTensors:
     if readings:
         return TargetTensors(
             torch.cat([reading.ids_QK for reading in readings]).cpu(),
@@ -258,7 +252,7 @@ def _stack(readings: Sequence[_Readings]) -> TargetTensors:
 
 
 def _pointer(
-    views: Sequence[_View], positions: tuple[int, ...], numbers: Sequence[Sequence[float]], row: int, support: int
+    views: Sequence[_View], positions: tuple[int, ...], said: Sequence[Told], row: int, support: int
 ) -> TeacherTargets:
     return TeacherTargets(
         rollout_id=views[0].rollout.id,
@@ -269,26 +263,5 @@ def _pointer(
         support_size=support,
         context_shift=len(views[0].block.token_ids),
         num_tokens=sum(view.student.num_tokens + view.teacher.num_tokens for view in views),
-        mean_jsd=sum(values[2] for values in numbers) / len(numbers),
+        mean_jsd=sum(each.numbers[2] for each in said) / len(said),
     )
-
-
-def _credits(
-    view: _View, positions: tuple[int, ...], numbers: Sequence[Sequence[float]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[QueryCredit]:
-    turn_of, token_ids = turn_of_position(view.rollout), view.rollout.token_ids
-    for position, values in zip(positions, numbers, strict=True):
-        yield QueryCredit(
-            rollout_id=view.rollout.id,
-            group_id=view.group.id,
-            position=position,
-            turn=turn_of[position],
-            token_id=token_ids[position],
-            token=decode(tokenizer, [token_ids[position]]),
-            teacher_logprob=values[0],
-            student_logprob=values[1],
-            jsd=values[2],
-            divergence=values[3],
-            teacher_entropy=values[4],
-            student_entropy=values[5],
-        )

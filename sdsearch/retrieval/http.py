@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -103,6 +104,7 @@ class HttpRetriever:
         self._index: str | None = None
         self._turn = 0
         self.num_retries = 0
+        self._retried: Counter[str] = Counter()
 
     def search(self, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
         """Return for each query up to `top_k` hits as the server ranks them; () means that nothing was found.
@@ -112,9 +114,18 @@ class HttpRetriever:
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; ask for one passage or more")
-        size = self._limits.queries_per_request
-        sent = [query[: self._limits.max_query_characters] for query in queries]
-        return [hits for start in range(0, len(sent), size) for hits in self._ask(sent[start : start + size], top_k)]
+        size, found = self._limits.queries_per_request, list[tuple[SearchHit, ...]]()
+        for start in range(0, len(queries), size):
+            asked, before = queries[start : start + size], self.num_retries
+            found += self._ask([query[: self._limits.max_query_characters] for query in asked], top_k)
+            if num_retries := self.num_retries - before:
+                self._retried.update(dict.fromkeys(asked, num_retries))
+        return found
+
+    def take_retried(self) -> dict[str, int]:
+        """Return the queries whose requests were repeated since this was last asked, and how often."""
+        retried, self._retried = dict(self._retried), Counter()
+        return retried
 
     def fingerprint(self) -> str:
         """Return what identifies the servers' index: the hash that ours tell, else the URLs themselves.

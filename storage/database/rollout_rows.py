@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from schemas.records.hindsight import Label, label_outcome
 from schemas.records.question import Question
+from schemas.records.reports import RetriedQuery
 from schemas.records.rollout import Answer, Group, Malformed, Rollout, Search, Turn
 from schemas.records.score import Score
 from storage.database.rows import StageRows, build, build_from_records
@@ -36,10 +37,12 @@ def score_rows(
     scores: Sequence[Score],
     label_metric: LabelMetric = "f1",
     rho: float = 0.0,
+    retried: Sequence[RetriedQuery] = (),
 ) -> StageRows:
     """Return the rows of the score stage, groups and siblings in the given order.
 
-    A rollout's outcome is CORRECT when its `label_metric` exceeds `rho`. ValueError when a rollout has no score.
+    A rollout's outcome is CORRECT when its `label_metric` exceeds `rho`; `retried` are the queries whose requests were
+    repeated while the groups were sampled. ValueError when a rollout has no score.
     """
     assert groups, "an iteration samples at least one group"
     by_id = {score.rollout_id: score for score in scores}
@@ -60,7 +63,7 @@ def score_rows(
         "groups": _groups(run, iteration, groups, scored),
         "rollouts": _rollouts(run, iteration, flat),
         "turns": _turns(run, iteration, flat),
-        "searches": _searches(run, iteration, flat),
+        "searches": _searches(run, iteration, flat, retried),
         "reward_parts": _reward_parts(run, iteration, flat),
         "iteration_metrics": _metrics(run, iteration, scored),
     }
@@ -134,7 +137,8 @@ def _turns(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
     return build_from_records("turns", run, iteration, [turn.generation for turn in turns], columns)
 
 
-def _searches(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
+def _searches(run: str, iteration: int, flat: Sequence[_Scored], retried: Sequence[RetriedQuery]) -> pa.Table:
+    num_retries = {each.query: each.num_retries for each in retried}
     searches = [
         (item, index, query, turn.hits)
         for item in flat
@@ -153,6 +157,7 @@ def _searches(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "titles": [[hit.passage.title for hit in hits] for _, _, _, hits in searches],
         "scores": [[hit.score for hit in hits] for _, _, _, hits in searches],
         "golden": golden,
+        "num_retries": [num_retries.get(query, 0) for _, _, query, _ in searches],
     }
     return build("searches", run, iteration, columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -73,6 +73,13 @@ def hindsight_rows(run: str, iteration: int, blocks: Sequence[HindsightBlock]) -
     }
 
 
+_TOPS: Final = ("teacher_top", "student_top")
+
+
+def _dumped(credit: Sequence[QueryCredit], name: str) -> list[list[dict[str, Any]]]:
+    return [[token.model_dump() for token in getattr(each, name)] for each in credit]
+
+
 def teacher_rows(
     run: str,
     iteration: int,
@@ -85,7 +92,9 @@ def teacher_rows(
         "teacher_targets": build_from_records(
             "teacher_targets", run, iteration, targets, {"tensor_path": [tensors.path] * len(targets)}
         ),
-        "query_credit": build_from_records("query_credit", run, iteration, credit, {}),
+        "query_credit": build_from_records(
+            "query_credit", run, iteration, credit, {name: _dumped(credit, name) for name in _TOPS}
+        ),
     }
 
 

@@ -47,7 +47,8 @@ def rows_of(
             if sampled is None:
                 raise DamagedArtifactError(f"iteration {iteration} of run '{run}' has no groups; resume samples them")
             groups, scores = read(sampled, "groups", Group), read(record, "scores", Score)
-            return score_rows(run, iteration, groups, scores, hindsight.label_metric, hindsight.rho)
+            retried = sampled.retrieval.retried if sampled.retrieval else ()
+            return score_rows(run, iteration, groups, scores, hindsight.label_metric, hindsight.rho, retried)
         case "hindsight":
             return hindsight_rows(run, iteration, read(record, "blocks", HindsightBlock))
         case "teacher":

@@ -57,14 +57,18 @@ def records_to_table(record_type: type[R], records: Sequence[R]) -> pa.Table:
 
 
 def table_to_records(record_type: type[R], table: pa.Table) -> list[R]:
-    """Return the table's rows as validated records.
+    """Return the table's rows as validated records; a column that is not there has the field's default in each.
 
+    A field that a record type gets after files were written has a default, so that these files can still be read.
     Raises RecordMismatchError when the columns are not the record type's, or a row breaks its rules.
     """
+    names = [
+        name for name, field in record_type.model_fields.items() if name in table.column_names or field.is_required()
+    ]
     expected = record_schema(record_type)
-    if not table.schema.remove_metadata().equals(expected.remove_metadata()):
-        raise RecordMismatchError(_describe_difference(record_type, expected, table.schema))
-    names = list(record_type.model_fields)
+    stored = pa.schema([expected.field(name) for name in names])
+    if not table.schema.remove_metadata().equals(stored):
+        raise RecordMismatchError(_describe_difference(record_type, stored, table.schema))
     columns = [
         _decode(table.column(name).combine_chunks(), record_type.model_fields[name].annotation) for name in names
     ]

@@ -9,12 +9,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from storage.errors import DamagedArtifactError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -39,17 +38,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as safetensors ({error}); run the stage that wrote it again"
         ) from error
     return tensors
-
-
-def read_tensor_rows(path: Path, start: int, num_rows: int) -> dict[str, NDArray[Any]]:
-    """Read some rows of each tensor of a file, as NumPy arrays; DamagedArtifactError when they are not there."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as stored:
-            return {name: stored.get_slice(name)[start : start + num_rows] for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DamagedArtifactError(f"{path} cannot be read as safetensors ({error})") from error
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

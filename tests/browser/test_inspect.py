@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,8 +23,12 @@ SHOTS = os.environ.get("SCREENSHOTS")
 
 def shoot(page: Page, name: str) -> None:
     if SHOTS:
-        scheme = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
+        scheme = "dark" if is_dark(page) else "light"
         page.screenshot(path=Path(SHOTS) / f"{name}-{scheme}.png", full_page=True)
+
+
+def is_dark(page: Page) -> bool:
+    return bool(page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches"))
 
 
 def open_mixed_group(page: Page) -> None:
@@ -38,7 +43,7 @@ def colour_of(page: Page, selector: str) -> str:
 
 def test_runs_lead_to_a_run_with_curves(page: Page) -> None:
     page.goto("/")
-    expect(page.locator("table.list tbody tr")).to_have_count(2)
+    expect(page.get_by_role("link", name="grpo", exact=True)).to_be_visible()
     shoot(page, "runs")
     page.get_by_role("link", name="sd", exact=True).click()
     charts = page.locator(".chart canvas")
@@ -66,8 +71,42 @@ def test_a_group_s_tokens_are_shaded_in_four_ways(page: Page) -> None:
         expect(page.locator(".siblings")).to_have_attribute("data-shade", kind)
         expect(page.locator(".legend.on")).to_have_attribute("data-of", kind)
     page.locator("#shade").select_option("ratio")
-    assert "nats: teacher" in (page.locator(".siblings .token").first.get_attribute("title") or "")
     shoot(page, "group")
+
+
+def test_a_token_that_is_pointed_at_or_focused_says_what_teacher_and_student_expected(page: Page) -> None:
+    open_mixed_group(page)
+    tokens, reading = page.locator(".siblings [data-reading]"), page.locator("#reading")
+    expect(reading).to_have_count(0)
+    tokens.nth(0).hover()
+    expect(reading).to_contain_text("log p teacher")
+    for side in ("teacher", "student"):
+        line = reading.locator(f"p.{side}")
+        expect(line).to_contain_text(f"{side}'s most probable:")
+        assert line.locator("span, b").count() == 5
+    tokens.nth(1).focus()
+    said = json.loads(tokens.nth(1).get_attribute("data-reading") or "")
+    expect(reading.locator("code")).to_have_text(said["token"])
+    expect(reading).to_contain_text(f"student {said['student_logprob']:.3f}")
+    shoot(page, "reading")
+    page.keyboard.press("Escape")
+    expect(reading).to_be_hidden()
+
+
+def test_the_command_that_resumes_a_run_is_copied(page: Page, workspace: Path) -> None:
+    run = f"stopped-{'dark' if is_dark(page) else 'light'}"
+    train_plain(load_settings("tiny", [*QUICK, "iterations=1"]), run, workspace, SilentReporter())
+    storage = open_storage(workspace)
+    storage.update_run(storage.ledger.get_run(run).model_copy(update={"status": "failed", "num_iterations": 5}))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"/runs/{run}")
+    code = page.locator("code.copy")
+    code.focus()
+    page.keyboard.press("Enter")
+    expect(code).to_have_attribute("data-copied", "copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith(f"sdsearch resume {run}")
+    assert copied == code.text_content()
 
 
 def test_keys_move_between_groups_siblings_iterations_and_shadings(page: Page) -> None:
@@ -156,7 +195,7 @@ def test_what_is_not_there_is_told_on_a_page(page: Page, path: str) -> None:
 
 
 def test_a_run_that_goes_on_shows_its_new_iterations_by_itself(page: Page, workspace: Path) -> None:
-    run = f"live-{'dark' if page.evaluate('matchMedia(`(prefers-color-scheme: dark)`).matches') else 'light'}"
+    run = f"live-{'dark' if is_dark(page) else 'light'}"
     settings = load_settings("tiny", [*QUICK, "iterations=1"])
     train_plain(settings, run, workspace, SilentReporter())
     storage = open_storage(workspace)

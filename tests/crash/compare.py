@@ -12,9 +12,11 @@ from storage.disk.files import is_temporary, sha256_file
 from storage.workspace import Workspace
 
 # What of a stage was searched at which attempt is a circumstance; which index, is not.
-_OF_SEARCHES = {"seconds", "num_queries", "num_cached", "cache_hit_share", "num_retries"}
-# These tell when, where and at which attempt work was done: a killed run has other ones.
-_CIRCUMSTANCES = {"started_at", "finished_at", "created_at", "updated_at", "duration_s", "host", "pid", "attempt"}
+_OF_SEARCHES = {"seconds", "num_queries", "num_cached", "cache_hit_share", "num_retries", "retried"}
+# These tell when, where and at which attempt work was done, and how often a server was asked: a killed run has other
+# ones.
+_OF_TIME = {"started_at", "finished_at", "created_at", "updated_at", "duration_s"}
+_CIRCUMSTANCES = {*_OF_TIME, "host", "pid", "attempt", "num_retries"}
 _NOT_COMPARED = {"locks", "logs"}
 Snapshot = dict[str, Any]
 

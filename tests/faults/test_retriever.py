@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from flows.inspect.db import rebuild
 from flows.retrieval.open import open_local
 from flows.run.progress import SilentReporter
 from flows.settings.load import stored_settings
@@ -179,6 +181,39 @@ def test_a_run_with_a_cache_makes_the_same_rollouts(tmp_path: Path) -> None:
     assert {row["num_queries"] > 0 for row in reports.to_pylist() if row["stage"] == "sample"} == {True}
     assert shares["first", "sample"] < 1
     assert shares["second", "sample"] == 1
+
+
+class FailingOnce(FixedRetriever):
+    """Fails on its second call: the first is the trial at a run's start."""
+
+    calls = 0
+    failed: Sequence[str] = ()
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[tuple[SearchHit, ...]]:
+        self.calls += 1
+        if self.calls == 2:
+            self.failed = queries
+            raise RuntimeError("out of memory")
+        return super().search(queries, top_k)
+
+
+def test_searches_whose_request_was_repeated_are_marked_and_change_nothing(tmp_path: Path) -> None:
+    retriever = FailingOnce()
+    with serving(retriever) as url:
+        train(tmp_path / "disturbed", over_http(url))
+    with serving(FixedRetriever()) as url:
+        train(tmp_path / "undisturbed", over_http(url))
+    workspace = Workspace(tmp_path / "disturbed")
+    rows = Database(workspace).query("SELECT query, num_retries FROM searches ORDER BY ALL").to_pylist()
+    assert {row["query"] for row in rows if row["num_retries"] == 1} == set(retriever.failed) != set()
+    assert {row["num_retries"] for row in rows} == {0, 1}, "the second batch's request was not repeated"
+    (report,) = Database(workspace).query("SELECT * FROM v_retrieval WHERE stage = 'sample'").to_pylist()
+    assert {each["query"] for each in report["retried"]} == set(retriever.failed)
+    assert report["num_retries"] == 1
+    told = differences(snapshot(tmp_path / "disturbed"), snapshot(tmp_path / "undisturbed"))
+    assert [line for line in told if "run.json" not in line and "table runs" not in line] == []
+    rebuild(workspace.root, Console(quiet=True))
+    assert Database(workspace).query("SELECT query, num_retries FROM searches ORDER BY ALL").to_pylist() == rows
 
 
 def briefly() -> Settings:

@@ -17,6 +17,7 @@ FILTERS: Final = {
     "no_search": ("a rollout without a search", "num_without_search > 0"),
     "truncated": ("a turn cut at its length", "num_truncated > 0"),
     "malformed": ("a malformed turn", "num_malformed > 0"),
+    "retried": ("a search whose request was repeated", "num_retried > 0"),
     "no_answer": ("a rollout without an answer", "num_without_answer > 0"),
 }
 """Filters of the groups table: the words for each, and its condition in SQL."""
@@ -48,10 +49,15 @@ _GROUPS = """
         SELECT regexp_replace(rollout_id, '/[^/]*$', '') AS group_id,
             count(*) FILTER (stop_reason = 'length') AS num_truncated
         FROM turns WHERE run = $run AND iteration = $iteration GROUP BY ALL
+    ), s AS (
+        SELECT group_id, count(*) FILTER (num_retries > 0) AS num_retried
+        FROM searches WHERE run = $run AND iteration = $iteration GROUP BY group_id
     ), g AS (
         SELECT g.group_id, g.question_key, q.question, q.golden_answers, g.num_rollouts, g.reward_mean, g.reward_std,
-            g.num_distinct_queries, r.* EXCLUDE (group_id), coalesce(t.num_truncated, 0) AS num_truncated, c.credit
+            g.num_distinct_queries, r.* EXCLUDE (group_id), coalesce(t.num_truncated, 0) AS num_truncated,
+            coalesce(s.num_retried, 0) AS num_retried, c.credit
         FROM groups AS g JOIN r USING (group_id) LEFT JOIN t USING (group_id) LEFT JOIN c USING (group_id)
+        LEFT JOIN s USING (group_id)
         LEFT JOIN questions AS q ON q.run = g.run AND q.question_key = g.question_key
         WHERE g.run = $run AND g.iteration = $iteration
     )

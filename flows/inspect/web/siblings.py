@@ -9,7 +9,7 @@ from typing import Any
 from flows.inspect.web.groups import neighbours_of
 from flows.inspect.web.source import Row, Rows, Source
 from flows.inspect.web.spans import Piece, marked, pieces_of
-from flows.inspect.web.tokens import add_top_tokens
+from flows.inspect.web.tokens import notices_of
 
 _WHERE = "WHERE run = $run AND iteration = $i AND group_id = $group"
 _ROLLOUTS = f"""
@@ -37,7 +37,6 @@ def group_page(source: Source, run: str, iteration: int, group_id: str) -> dict[
         found = _read(rows, run, iteration, group_id)
         found["neighbours"] = neighbours_of(rows, run, iteration)
     credit = found.pop("credit")
-    notices = add_top_tokens(source, run, credit, found.pop("targets"))
     siblings = _siblings(found["group"], found.pop("rollouts"), found.pop("turns"), credit, found.pop("searches"))
     return {
         **found,
@@ -45,7 +44,7 @@ def group_page(source: Source, run: str, iteration: int, group_id: str) -> dict[
         "iteration": iteration,
         "siblings": siblings,
         "has_credit": bool(credit),
-        "notices": notices,
+        "notices": notices_of(credit),
     }
 
 
@@ -60,7 +59,6 @@ def _read(rows: Rows, run: str, iteration: int, group_id: str) -> dict[str, Any]
         "rollouts": rollouts,
         "turns": rows.all(_TURNS, run=run, i=iteration, ids=ids),
         "credit": rows.all(_CREDIT, run=run, i=iteration, ids=ids),
-        "targets": rows.all(f"SELECT * FROM teacher_targets {_WHERE}", **by),
         "searches": rows.all(f"SELECT * FROM searches {_WHERE} ORDER BY turn", **by),
         "blocks": rows.all(f"SELECT * FROM hindsight_blocks {_WHERE} ORDER BY block_index", **by),
         "around": rows.one(missing, _AROUND, **by),

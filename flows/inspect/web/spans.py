@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+from flows.inspect.web.formats import visible
+
 SpanKind = Literal["think", "query", "answer", "tag", "text"]
 _TAG: Final = re.compile(r"</?(think|search|answer|documents|information|tool_call|tool_response)>")
 _KINDS: Final[dict[str, SpanKind]] = {"think": "think", "search": "query", "answer": "answer"}
@@ -36,6 +38,16 @@ class Token(NamedTuple):
     text: str
     credit: dict[str, Any]
     shades: Shades
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the page shows of it when it is pointed at: numbers in nats, tokens with their log-probabilities."""
+        shown = ("teacher_logprob", "student_logprob", "jsd", "teacher_entropy", "student_entropy")
+        tops = {
+            side: [[visible(top["token"]), top["logprob"], top["token_id"] == self.credit["token_id"]] for top in found]
+            for side, found in (("teacher", self.credit["teacher_top"]), ("student", self.credit["student_top"]))
+        }
+        return {"token": visible(self.text), **{name: self.credit[name] for name in shown}, **tops}
 
 
 class Piece(NamedTuple):

@@ -1,21 +1,18 @@
-"""The page of one rollout's tokens, as the losses read them: ids, masks, log-probabilities, teacher's distributions."""
+"""The page of one rollout's tokens, as the losses read them: ids, masks, log-probabilities, most probable tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from flows.inspect.web.source import Row, Source
 from flows.inspect.web.spans import shades_of
 from flows.run.model_files import model_folder
 from flows.settings.load import stored_settings
 from schemas.errors import UserError
-from storage.disk.tensors import read_tensor_rows
-from storage.errors import StorageError
 
-TOP: Final = 5
 Decode = Callable[[int], str]
 
 _WHERE = "WHERE run = $run AND iteration = $i AND rollout_id = $rollout"
@@ -30,38 +27,32 @@ def tokens_page(source: Source, run: str, iteration: int, rollout_id: str) -> di
         rollout = rows.one(missing, f"SELECT * FROM rollouts {_WHERE}", **by)
         turns = rows.all(f"SELECT * FROM turns {_WHERE} ORDER BY turn", **by)
         credit = {row["position"]: row for row in rows.all(f"SELECT * FROM query_credit {_WHERE}", **by)}
-        targets = rows.all(f"SELECT * FROM teacher_targets {_WHERE}", **by)
-    decode, notices = _decoder(source, run), list[str]()
-    top = _top_tokens(source, targets, decode, notices)
+    decode, notices = _decoder(source, run), notices_of(list(credit.values()))
     return {
         "record": record,
         "iteration": iteration,
         "rollout": rollout,
-        "tokens": [token for turn in turns for token in _tokens_of(turn, credit, top, decode)],
+        "tokens": [token for turn in turns for token in _tokens_of(turn, credit, decode)],
         "notices": [*notices, _NO_TOKENIZER] if decode is _as_number else notices,
     }
 
 
+_NO_TOPS = "an earlier version computed this credit: it kept no most probable tokens"
 _NO_TOKENIZER = "the run's tokenizer is not on this machine: tokens without credit are shown by number"
 
 
-def add_top_tokens(source: Source, run: str, credit: Sequence[Row], targets: Sequence[Row]) -> list[str]:
-    """Give each row of credit the teacher's most probable tokens (`top`), and return why some have none."""
-    notices: list[str] = []
-    decode = _decoder(source, run)
-    top = {target["rollout_id"]: _top_tokens(source, [target], decode, notices) for target in targets}
-    for row in credit:
-        row["top"] = top.get(row["rollout_id"], {}).get(row["position"], [])
-    return list(dict.fromkeys(notices))
+def notices_of(credit: Sequence[Row]) -> list[str]:
+    """Return what must be said of rows of credit: that the most probable tokens are not with them."""
+    return [_NO_TOPS] if credit and not any(row["student_top"] for row in credit) else []
 
 
-def _tokens_of(turn: Row, credit: dict[int, Row], top: dict[int, list[Row]], decode: Decode) -> list[Row]:
+def _tokens_of(turn: Row, credit: dict[int, Row], decode: Decode) -> list[Row]:
     start, queries = turn["token_start"], set(turn["query_positions"])
     own = [
         {
             "position": start + offset, "turn": turn["turn"], "author": "policy", "id": token,
             "text": decode(token), "sampled_logprob": logprob, "in_query": offset in queries,
-            **_of_credit(credit.get(start + offset), logprob), "top": top.get(start + offset, []),
+            **_of_credit(credit.get(start + offset), logprob),
         }
         for offset, (token, logprob) in enumerate(zip(turn["token_ids"], turn["sampled_logprobs"], strict=True))
     ]  # fmt: skip
@@ -73,7 +64,6 @@ def _tokens_of(turn: Row, credit: dict[int, Row], top: dict[int, list[Row]], dec
             "author": "environment",
             "id": token,
             "text": decode(token),
-            "top": [],
         }
         for offset, token in enumerate(turn["observation_token_ids"] or ())
     ]
@@ -84,22 +74,6 @@ def _of_credit(row: Row | None, sampled: float | None) -> Row:
     if row is None:
         return {"credit": None}
     return {"credit": row, "shades": shades_of({**row, "sampled_logprob": sampled}), "text": row["token"]}
-
-
-def _top_tokens(source: Source, targets: Sequence[Row], decode: Decode, notices: list[str]) -> dict[int, list[Row]]:
-    """Return the teacher's most probable tokens at each distilled position, none where its file is gone."""
-    found: dict[int, list[Row]] = {}
-    for target in targets:
-        path = source.workspace.root / target["tensor_path"]
-        try:
-            stored = read_tensor_rows(path, target["row_start"], target["num_rows"])
-        except StorageError as error:
-            notices.append(f"the teacher's most probable tokens are not shown: {error}")
-            continue
-        for position, ids, logprobs in zip(target["positions"], stored["ids"], stored["logprobs"], strict=True):
-            order = sorted(range(len(ids)), key=lambda k: -logprobs[k])[:TOP]
-            found[position] = [{"text": decode(int(ids[k])), "logprob": float(logprobs[k])} for k in order]
-    return found
 
 
 def _as_number(token: int) -> str:

@@ -70,7 +70,8 @@ CREATE TABLE stages (
         num_cached BIGINT,
         cache_hit_share DOUBLE,
         num_retries BIGINT,
-        seconds DOUBLE
+        seconds DOUBLE,
+        retried STRUCT(query VARCHAR, num_retries BIGINT)[]
     ),
     adopted_from VARCHAR,
     PRIMARY KEY (run, iteration, stage, attempt)

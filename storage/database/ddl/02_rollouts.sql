@@ -121,6 +121,7 @@ CREATE TABLE searches (
     titles VARCHAR[] NOT NULL,
     scores DOUBLE[] NOT NULL,
     golden BOOLEAN[] NOT NULL,
+    num_retries INTEGER NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id, turn)
 );
 COMMENT ON TABLE searches IS 'One row a search with what it found, best first; queries that were not sent have none.';
@@ -134,6 +135,7 @@ COMMENT ON COLUMN searches.passage_ids IS 'Ids of the passages found.';
 COMMENT ON COLUMN searches.titles IS 'Their titles.';
 COMMENT ON COLUMN searches.scores IS 'Inner products of query and passage; higher is closer.';
 COMMENT ON COLUMN searches.golden IS 'For each passage, whether it contains a golden answer.';
+COMMENT ON COLUMN searches.num_retries IS 'Requests to retrieval servers with this query that were repeated in the iteration; 0 where the first answer was good.';
 
 CREATE TABLE iteration_metrics (
     run VARCHAR NOT NULL,

@@ -67,6 +67,8 @@ CREATE TABLE query_credit (
     divergence DOUBLE NOT NULL,
     teacher_entropy DOUBLE NOT NULL,
     student_entropy DOUBLE NOT NULL,
+    teacher_top STRUCT(token_id INTEGER, token VARCHAR, logprob DOUBLE)[] NOT NULL,
+    student_top STRUCT(token_id INTEGER, token VARCHAR, logprob DOUBLE)[] NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id, position)
 );
 COMMENT ON TABLE query_credit IS 'One row a distilled token (query tokens by default): what the teacher says of it.';

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
+import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +64,18 @@ def test_a_group_shows_each_credited_token_with_its_numbers(pages: TestClient, w
     credit = rows(workspace, f"SELECT * FROM query_credit WHERE iteration = {iteration} AND group_id = '{group}'")
     assert len(credit) > 3
     assert text.count('class="token r') == len(credit)
+    readings = [json.loads(each) for each in re.findall("data-reading='([^']*)'", text)]
+    assert len(readings) == len(credit)
     for row in credit:
-        assert f"{row['teacher_logprob'] - row['student_logprob']:+.3f} nats: teacher" in text
-    assert text.count("teacher&#39;s most likely") + text.count("teacher's most likely") >= len(credit)
+        said = next(each for each in readings if each["teacher_logprob"] == row["teacher_logprob"])
+        assert (said["token"], said["student_logprob"], said["jsd"]) == (
+            row["token"].replace(" ", "␣"), row["student_logprob"], row["jsd"]
+        )  # fmt: skip
+        for side in ("teacher", "student"):
+            top = row[f"{side}_top"]
+            assert [logprob for _, logprob, _ in said[side]] == [each["logprob"] for each in top]
+            sampled = [each["token_id"] == row["token_id"] for each in top]
+            assert [is_sampled for _, _, is_sampled in said[side]] == sampled
     for (answer,) in (
         row.values() for row in rows(workspace, f"SELECT answer FROM rollouts WHERE group_id = '{group}'")
     ):
@@ -73,6 +85,9 @@ def test_a_group_shows_each_credited_token_with_its_numbers(pages: TestClient, w
 @pytest.mark.parametrize("order", SORTS)
 @pytest.mark.parametrize("chosen", FILTERS)
 def test_filters_and_orders_find_what_they_say(pages: TestClient, workspace: Path, chosen: str, order: str) -> None:
+    retried = "iteration = 2 AND group_id = (SELECT min(group_id) FROM searches WHERE iteration = 2)"
+    with open_storage(workspace).database.transaction() as connection:
+        connection.execute(f"UPDATE searches SET num_retries = 3 WHERE {retried}")
     conditions = {
         "all": "true",
         "mixed": "count(*) FILTER (outcome = 'CORRECT') BETWEEN 1 AND count(*) - 1",
@@ -81,6 +96,7 @@ def test_filters_and_orders_find_what_they_say(pages: TestClient, workspace: Pat
         "no_search": "count(*) FILTER (len(queries) = 0) > 0",
         "truncated": "count(*) FILTER (rollout_id IN (SELECT rollout_id FROM turns WHERE stop_reason = 'length')) > 0",
         "malformed": "sum(num_malformed) > 0",
+        "retried": "count(*) FILTER (rollout_id IN (SELECT rollout_id FROM searches WHERE num_retries > 0)) > 0",
         "no_answer": "count(*) FILTER (answer IS NULL) > 0",
     }
     expected = rows(
@@ -93,6 +109,7 @@ def test_filters_and_orders_find_what_they_say(pages: TestClient, workspace: Pat
         if quote(row["group_id"], safe="") in text
     }
     assert shown == {row["group_id"] for row in expected}
+    assert len(shown) == 1 or chosen != "retried"
 
 
 def test_words_are_found_in_questions_queries_and_answers(pages: TestClient, workspace: Path) -> None:
@@ -143,13 +160,22 @@ def test_a_damaged_database_is_named_and_stays_as_it_is(pages: TestClient, works
     assert file.read_bytes() == damaged
 
 
-def test_a_group_whose_distributions_are_gone_is_shown_without_them(pages: TestClient, workspace: Path) -> None:
-    for file in workspace.rglob("distributions.safetensors"):
-        file.unlink()
-    answer = pages.get(group_path(workspace))
+def test_a_group_whose_files_are_gone_is_shown_from_the_database(pages: TestClient, workspace: Path) -> None:
+    path = group_path(workspace)
+    whole = pages.get(path).text
+    for folder in workspace.glob("artifacts/run=first/iteration=*"):
+        shutil.rmtree(folder)
+    answer = pages.get(path)
     assert answer.status_code == 200
-    assert "distributions.safetensors cannot be read" in answer.text
-    assert 'class="token r' in answer.text
+    assert answer.text == whole
+
+
+def test_credit_of_an_earlier_version_is_shown_without_most_probable_tokens(pages: TestClient, workspace: Path) -> None:
+    with open_storage(workspace).database.transaction() as connection:
+        connection.execute("UPDATE query_credit SET teacher_top = [], student_top = []")
+    text = pages.get(group_path(workspace)).text
+    assert "kept no most probable tokens" in text
+    assert 'class="token r' in text
 
 
 def test_the_version_changes_with_the_run_alone(pages: TestClient, workspace: Path) -> None:

@@ -66,6 +66,12 @@ def test_credits_are_the_models_own_numbers(masking: str) -> None:
             assert item.divergence == pytest.approx(float(trained), rel=1e-6)
             assert item.teacher_entropy == pytest.approx(float(-(p * teacher).sum()), rel=1e-6)
             assert item.student_entropy == pytest.approx(float(-(q * student).sum()), rel=1e-6)
+            for top, logprobs in ((item.teacher_top, teacher), (item.student_top, student)):
+                assert [token.token_id for token in top] == most_likely(logprobs.exp(), 5)
+                assert [token.logprob for token in top] == pytest.approx(
+                    [float(logprobs[token.token_id]) for token in top], rel=1e-6
+                )
+                assert [token.token for token in top] == [TOKENIZER.decode([token.token_id]) for token in top]
 
 
 def test_without_a_difference_in_context_there_is_no_divergence() -> None:

@@ -223,6 +223,17 @@ def test_a_server_that_recovers_is_used() -> None:
     assert (hit.passage.id, hit.passage.title, hit.passage.text) == ("7", "Andorra", "A capital.")
     assert retriever.num_retries == 2
     assert len(seen) == 3
+    assert retriever.take_retried() == {"Andorra": 2}
+    assert retriever.take_retried() == {}, "each is told once"
+
+
+def test_only_the_queries_of_a_repeated_request_were_retried() -> None:
+    both = json.dumps({"result": GOOD["result"] * 2}).encode()
+    answers = [(200, both), (500, b""), (200, both)]
+    with misbehaving(lambda count: answers[count]) as (url, _):
+        retriever = HttpRetriever([url], HttpLimits(backoff_s=0.001, queries_per_request=2, max_query_characters=3))
+        assert len(retriever.search(["Andorra", "Oslo", "Paris", "Rome"], 3)) == 4
+    assert retriever.take_retried() == {"Paris": 1, "Rome": 1}
 
 
 def test_a_refused_request_is_not_asked_again() -> None:

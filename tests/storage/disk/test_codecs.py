@@ -119,6 +119,23 @@ def test_groups_round_trip_with_their_tagged_actions() -> None:
     assert kinds == {Search, Answer, Malformed}
 
 
+class Former(Record):
+    text: str
+
+
+class Later(Record):
+    text: str
+    inners: tuple[Inner, ...] = ()
+    number: int = 7
+
+
+def test_a_field_that_came_later_has_its_default_in_files_without_it() -> None:
+    table = through_parquet(records_to_table(Former, [Former(text="a"), Former(text="b")]))
+    assert table_to_records(Later, table) == [Later(text="a"), Later(text="b")]
+    with pytest.raises(RecordMismatchError, match=r"differs in number"):
+        table_to_records(Former, records_to_table(Later, [Later(text="a", number=8)]).drop_columns("inners"))
+
+
 def test_times_in_another_zone_come_back_as_the_same_instant() -> None:
     record = make_run().model_copy(
         update={"created_at": datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))}

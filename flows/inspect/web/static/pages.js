@@ -101,6 +101,37 @@ function nextShade() {
   if (choice) shade(choice.options[(choice.selectedIndex + 1) % choice.options.length].value);
 }
 
+// What teacher and student say of the token that is pointed at, focused or touched.
+function read(token) {
+  const box = document.getElementById("reading") ?? document.body.appendChild(Object.assign(document.createElement("aside"), { id: "reading" }));
+  box.hidden = !token;
+  box.setAttribute("aria-live", "polite");
+  if (!token) return;
+  const said = JSON.parse(token.dataset.reading), ratio = said.teacher_logprob - said.student_logprob;
+  const numbers = element("p", `log p teacher ${said.teacher_logprob.toFixed(3)}, student ${said.student_logprob.toFixed(3)}: ${ratio < 0 ? "" : "+"}${ratio.toFixed(3)} nats · JSD ${said.jsd.toFixed(4)} · entropy teacher ${said.teacher_entropy.toFixed(2)}, student ${said.student_entropy.toFixed(2)}`);
+  numbers.prepend(element("code", said.token), " ");
+  box.replaceChildren(numbers, topTokens("teacher", said.teacher), topTokens("student", said.student));
+}
+
+function topTokens(side, top) {
+  const line = element("p", `${side}'s most probable: `);
+  line.className = side;
+  for (const [token, logprob, isSampled] of top) line.append(element(isSampled ? "b" : "span", token), ` ${Math.exp(logprob).toFixed(3)}  `);
+  return line;
+}
+
+function element(name, text) { return Object.assign(document.createElement(name), { textContent: text }); }
+
+function readUnder(event) {
+  const token = event.target.closest?.("[data-reading]") ?? document.activeElement?.closest("[data-reading]");
+  read(token ?? null);
+}
+
+async function copy(code) {
+  const done = await navigator.clipboard?.writeText(code.textContent).then(() => true, () => false);
+  code.dataset.copied = done ? "copied" : "select it and copy it";
+}
+
 function foldDocuments() {
   const all = [...document.querySelectorAll("details.documents")], open = all.some((each) => !each.open);
   all.forEach((each) => { each.open = open; });
@@ -113,6 +144,8 @@ const KEYS = {
 };
 
 addEventListener("keydown", (event) => {
+  if (event.key === "Escape") return read(null);
+  if (event.key === "Enter" && event.target.matches("code.copy")) return copy(event.target);
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
   const link = document.querySelector(`a[data-key="${CSS.escape(event.key)}"]`);
   if (!link && !KEYS[event.key]) return;
@@ -123,8 +156,9 @@ addEventListener("keydown", (event) => {
 addEventListener("click", (event) => {
   if (event.target.id === "theme") otherTheme();
   if (event.target.id === "keys") document.getElementById("help").showModal();
-  if (event.target.matches("code.copy")) navigator.clipboard?.writeText(event.target.textContent);
+  if (event.target.matches("code.copy")) copy(event.target);
 });
+for (const name of ["mouseover", "focusin", "click"]) addEventListener(name, readUnder);
 addEventListener("change", (event) => { if (event.target.id === "shade") shade(); });
 
 let version = null;

@@ -22,9 +22,10 @@ import pyarrow as pa
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from storage.database.failures import describe_failure, describe_holder, is_broken, way_out
+from storage.database.interruptible import interruptible
 from storage.database.query_results import Answer, Form, answer_of, check_parameters, parameters_of, query_error
 from storage.database.tables import create_tables
-from storage.disk.signals import signals_deferred
+from storage.disk.signals import handler_errors_kept, signals_deferred
 from storage.errors import DatabaseBusyError, DatabaseUnusableError
 from storage.workspace import Workspace
 
@@ -115,7 +116,7 @@ class Database:
             self._attach(instance, True, self.deadline_s)
             instance.execute("USE sdsearch; SET enable_external_access = false; SET lock_configuration = true")
             try:
-                return take(instance.sql(sql, params=dict(parameters or {}) or None))
+                return interruptible(instance, lambda: take(instance.sql(sql, params=dict(parameters or {}) or None)))
             except Exception as error:  # Odd values of parameters are refused by other means than DuckDB's own errors.
                 if is_broken(error) and not isinstance(error, duckdb.TransactionException):
                     raise DatabaseUnusableError(describe_failure(self.path, error)) from error
@@ -176,7 +177,8 @@ class Database:
         if not self._turn.acquire(timeout=wait_s):
             raise DatabaseBusyError(describe_holder(self.path.as_posix(), "", wait_s))
         try:
-            yield
+            with handler_errors_kept():
+                yield
         finally:
             self._turn.release()
 

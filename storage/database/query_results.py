@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import duckdb
 
+from storage.disk.signals import handler_errors_kept
 from storage.errors import QueryError
 
 # values: numbers, texts and truth values as Python's, all else as text. text: everything as text, nested values as
@@ -65,6 +66,7 @@ def json_line(keys: tuple[str, ...], texts: tuple[str, ...]) -> str:
     return "{" + ",".join(f"{name}:{text}" for name, text in zip(names, texts, strict=True)) + "}"
 
 
+@handler_errors_kept()
 def parameters_of(sql: str) -> frozenset[str]:
     """Return the names that a query holds as `$name`; QueryError when it is no SQL or more than one statement."""
     try:

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from storage.database.comments import add_comments
+from storage.disk.signals import handler_errors_kept
 
 _CREATE_TABLE = re.compile(r"^CREATE TABLE .*?^\)", re.MULTILINE | re.DOTALL)
 
@@ -33,6 +34,7 @@ def insert_new(connection: duckdb.DuckDBPyConnection, table_name: str, rows: pa.
 
 
 @cache
+@handler_errors_kept()
 def table_schemas() -> dict[str, pa.Schema]:
     """Return the Arrow schema of every table, read off the DDL, so that rows are built with the exact types."""
     with closing(duckdb.connect()) as connection:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from flows.console.interrupts import SIGNALS_HELP, Terminated, is_ignored, resum
 from flows.run.status import shown_status
 from storage.database.connection import Database
 from storage.disk.files import write_json_atomic
-from storage.disk.signals import signals_deferred
+from storage.disk.signals import handler_errors_kept, signals_deferred
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.workspace import Workspace
@@ -70,6 +71,46 @@ def test_in_another_thread_nothing_is_held_back() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+LONG_QUERY = "SELECT sum(range) FROM range(1000000000000)"
+LONG_JOIN = "SELECT count(*) FROM range(3000000) a, range(3000000) b WHERE a.range % 7 = b.range % 5"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("ask", "sql"),
+    [
+        (Database.query, LONG_QUERY),
+        (Database.read_only_user_query, LONG_QUERY),
+        (Database.read_only_user_table, LONG_JOIN),
+    ],
+    ids=["ours", "a person's", "a person's join"],
+)
+def test_a_query_under_way_ends_as_the_signal_says(
+    ask: Callable[[Database, str], object], sql: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    database = Database(Workspace.open(tmp_path))
+    database.query("SELECT 1")
+    sender = threading.Timer(0.2, os.kill, [os.getpid(), number])
+    sender.start()
+    with pytest.raises(KeyboardInterrupt), terminable():
+        ask(database, sql)
+    assert database.query("SELECT 1 AS one").to_pylist() == [{"one": 1}]
+
+
+def test_a_failed_query_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="Query interrupted"), handler_errors_kept():
+        raise RuntimeError("Query interrupted")
+
+
+def test_what_a_handler_raised_is_not_lost_where_the_block_swallows_it() -> None:
+    def inside() -> None:
+        with handler_errors_kept(), suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        inside()
 
 
 def test_a_file_that_is_being_written_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

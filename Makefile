@@ -17,7 +17,7 @@ VLLM_STAMP := $(VLLM_VENV)/installed
 # Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
 UV_OPTIONS ?=
 
-.PHONY: help install train test test-long test-crash test-fuzz docs docs-check test-browser test-vllm vllm-install mutants bench lint clean
+.PHONY: help install train test test-long test-crash test-fuzz docs docs-check test-browser test-tracking test-vllm vllm-install mutants bench lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
@@ -30,6 +30,7 @@ help:
 	@echo '              FUZZ_OPTIONS="--minutes 10 --seed 1" bounds it'
 	@echo 'make docs     install with mkdocs, then build the documentation in build/site; a broken link is an error'
 	@echo 'make test-browser  install with Playwright, then test the inspector in Chromium (Debian: apt install chromium)'
+	@echo 'make test-tracking  install with W&B, MLflow and Trackio, then test all trackers (two minutes)'
 	@echo 'make docs-check  install, then run again what the documentation shows and compare (ten minutes);'
 	@echo '              DOCS_OPTIONS=--write puts what is printed in its place'
 	@echo 'make vllm-install  a second environment in $(VLLM_VENV) with vLLM for the CPU in it'
@@ -72,6 +73,11 @@ docs: install
 test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.[browser]'
 	$(BIN)/python -m pytest -p no:cacheprovider tests/browser
+
+# No test of a tracker is skipped here; in make test those of trackers that are not installed are.
+test-tracking: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.[tensorboard,wandb,mlflow,trackio]'
+	SDSEARCH_TEST_ALL_TRACKERS=1 $(BIN)/python -m pytest -p no:cacheprovider -m 'long or not long' tests/flows/tracking
 
 docs-check: install
 	$(BIN)/python -m tests.docs.run $(DOCS_OPTIONS)

@@ -36,6 +36,7 @@ class PluginKind(NamedTuple):
     parameters: tuple[str, ...] | None  # What a plain function is called with; None where a function will not do.
     shipped: Mapping[str, str]  # Short name to import path.
     stages: tuple[str, ...]  # The stages whose work depends on the plugin's code.
+    decides: bool = True  # False where nothing that a run makes depends on it: its code may change under a run.
 
     @property
     def group(self) -> str:
@@ -114,6 +115,22 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             ("path", "dataset", "split"),
             {"standard": "sdsearch.data.file_readers:standard"},
             (),  # What it read is an input of the stages: the questions themselves are hashed.
+        ),
+        PluginKind(
+            "sink",
+            "tracker",
+            "tracking.sinks",
+            "tracking.options",
+            "flows.tracking.ports:Sink",
+            None,
+            {
+                "tensorboard": "flows.tracking.tensorboard:TensorBoardSink",
+                "wandb": "flows.tracking.wandb:WandbSink",
+                "mlflow": "flows.tracking.mlflow:MlflowSink",
+                "trackio": "flows.tracking.trackio:TrackioSink",
+            },
+            (),
+            decides=False,
         ),
     )
 }

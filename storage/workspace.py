@@ -175,6 +175,11 @@ class Workspace:
         return self.locks / f"run={validate_run_name(run)}.lock"
 
     @property
+    def tracking(self) -> Path:
+        """The folder of what trackers write that have no folder of their own."""
+        return self.root / "tracking"
+
+    @property
     def index_lock(self) -> Path:
         """The file whose lock says that a process builds an index."""
         return self.locks / "indexes.lock"

@@ -49,6 +49,10 @@ class EvaluationReporter(SilentReporter):
             print_line(self._console, f"{done} of {total} questions answered, about {left} left")
         self._first = done if self._first is None else self._first
 
+    def warned(self, text: str) -> None:
+        """Print what goes wrong beside the evaluation."""
+        print_line(self._console, f"warning: {text}")
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._bar is not None:

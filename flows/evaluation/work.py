@@ -10,6 +10,7 @@ from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
 from flows.evaluation.show import EvaluationReporter, SetResult, print_results
 from flows.evaluation.stage import evaluate_sets
+from flows.plugins.check import check_sinks
 from flows.run.inputs import check_inputs, check_source_model, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.perform import StageRunner
@@ -17,6 +18,7 @@ from flows.run.policy import check_device
 from flows.run.progress import Reporter
 from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
+from flows.tracking.tracking import open_tracking
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import StageKey
@@ -59,13 +61,17 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list
             else:
                 check_inputs(runtime, known, plan.sets)
             keep_inputs(runtime, plan.sets)
-            with tracked_status(storage, plan.run):
+            record = storage.ledger.get_run(plan.run)
+            with open_tracking(plan.settings, record, storage, reporter) as tracking, tracked_status(storage, plan.run):
                 num_done = plan.version if known is not None and known.iterations_done else -1
-                return _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan)
+                results = _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan)
+                tracking.show(plan.version)
+            return results
 
 
 def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
     """Load what the settings name, so that what cannot be used leaves no run behind."""
+    check_sinks(plan.settings)
     check_device(plan.settings.model.device)
     for name in plan.sets:
         runtime.questions.read(name)

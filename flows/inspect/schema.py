@@ -27,6 +27,7 @@ from schemas.records.run_inputs import RunInputs
 from schemas.records.score import Score
 from schemas.records.study import Study, StudyResults
 from schemas.records.teacher import QueryCredit, TeacherTargets
+from schemas.records.tracking import RunTracking
 from schemas.records.update import RefusedStep, UpdateReport
 from schemas.settings.root import Settings
 from schemas.settings.rules import NOTED, REFUSED
@@ -48,6 +49,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     Rollout,
     RunInputs,
     RunRecord,
+    RunTracking,
     Score,
     Settings,
     StageHistory,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from schemas.records.ledger import StageName
 from schemas.settings.chosen import chosen_plugins, with_options
 from schemas.settings.root import Settings
 from sdsearch.plugins import load_plugin, open_plugin, refresh
+
+if TYPE_CHECKING:
+    from flows.tracking.ports import Sink
 
 
 def complete_options(settings: Settings) -> Settings:
@@ -34,6 +38,23 @@ def open_plugins(settings: Settings) -> list[str]:
     return [choice.name for choice in chosen_plugins(settings)]
 
 
+def open_sinks(settings: Settings) -> dict[str, Sink]:
+    """Return the trackers of the settings by name, ready to be opened; errors as of `complete_options`."""
+    return {
+        choice.name: open_plugin(choice.kind.name, choice.name, choice.options)
+        for choice in chosen_plugins(settings)
+        if choice.kind.name == "sink"
+    }
+
+
+def check_sinks(settings: Settings) -> list[str]:
+    """Return the names of the trackers; UserError for what one of them lacks, such as a package."""
+    sinks = open_sinks(settings)
+    for sink in sinks.values():
+        sink.check()
+    return list(sinks)
+
+
 def plugin_sources(settings: Settings, stage: StageName | None = None) -> dict[str, Mapping[str, str]]:
     """Return the sha256 of each source file of the plugins that are not shipped, by setting; of one stage, or of all.
 
@@ -43,5 +64,5 @@ def plugin_sources(settings: Settings, stage: StageName | None = None) -> dict[s
     return {
         choice.kind.setting: load_plugin(choice.kind.name, choice.name).sources.hashes
         for choice in chosen_plugins(settings)
-        if not choice.is_shipped and (stage is None or stage in choice.kind.stages)
+        if not choice.is_shipped and choice.kind.decides and (stage is None or stage in choice.kind.stages)
     }

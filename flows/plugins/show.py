@@ -29,21 +29,23 @@ def list_plugins(config: str | None, overrides: Sequence[str], console: Console)
 
     Raises UserError for settings that cannot be read.
     """
-    used = {} if config is None else {c.kind.name: c.name for c in chosen_plugins(load_settings(config, overrides))}
-    rows = [_row(kind, name, used.get(kind.name)) for kind in KINDS.values() for name in _names(kind, used)]
+    chosen = [] if config is None else chosen_plugins(load_settings(config, overrides))
+    used = {kind.name: [choice.name for choice in chosen if choice.kind is kind] for kind in KINDS.values()}
+    rows = [_row(kind, name, used[kind.name]) for kind in KINDS.values() for name in _names(kind, used[kind.name])]
     with_marks = ("kind", "name", "used", "from", "settings", "what it is")
-    columns = with_marks if used else tuple(name for name in with_marks if name != "used")
-    console.print(make_table(columns, [_cells(row, bool(used)) for row in rows]))
+    columns = with_marks if chosen else tuple(name for name in with_marks if name != "used")
+    console.print(make_table(columns, [_cells(row, bool(chosen)) for row in rows]))
     for kind in KINDS.values():
-        print_line(console, f"{kind.setting} chooses the {kind.title}; a package adds more as {kind.group}")
+        number = "s" if kind.setting.endswith("s") else ""
+        print_line(console, f"{kind.setting} chooses the {kind.title}{number}; a package adds more as {kind.group}")
 
 
-def _names(kind: PluginKind, used: dict[str, str]) -> Iterator[str]:
-    yield from dict.fromkeys([*kind.shipped, *installed(kind), *([used[kind.name]] if used else [])])
+def _names(kind: PluginKind, used: Sequence[str]) -> Iterator[str]:
+    yield from dict.fromkeys([*kind.shipped, *installed(kind), *used])
 
 
-def _row(kind: PluginKind, name: str, used: str | None) -> _Row:
-    mark = "yes" if name == used else ""
+def _row(kind: PluginKind, name: str, used: Sequence[str]) -> _Row:
+    mark = "yes" if name in used else ""
     try:
         plugin = load_plugin(kind.name, name)
     except PluginError as error:

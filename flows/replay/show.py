@@ -36,6 +36,10 @@ class ReplayReporter(SilentReporter):
         """Print what a person should know."""
         print_line(self._console, f"note: {sentence}")
 
+    def warned(self, text: str) -> None:
+        """Print what goes wrong beside the replay."""
+        print_line(self._console, f"warning: {text}")
+
     def stage_started(self, key: StageKey) -> None:
         """Time the iteration from its first stage on."""
         if not self._stages:

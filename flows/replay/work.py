@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from flows.plugins.check import check_sinks
 from flows.replay.plan import ReplayPlan, check_replayable
 from flows.replay.show import ReplayReporter, print_comparison
 from flows.run.inputs import check_source_model
@@ -17,6 +18,7 @@ from flows.run.live import open_runtime
 from flows.run.progress import Reporter
 from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
+from flows.tracking.tracking import open_tracking
 from flows.training.iteration import Training
 from flows.training.stages.hindsight import build_hindsight
 from flows.training.stages.teacher import compute_teacher
@@ -45,6 +47,7 @@ def replay(plan: ReplayPlan, storage: Storage, reporter: Reporter) -> None:
             check_replayable(storage, plan)
         with open_runtime(plan.settings, plan.run, storage, reporter, plan.source) as live:
             is_in_folder = plan.settings.model.tuning == "lora" or plan.first == 1
+            check_sinks(plan.settings)
             check_source_model(live, with_weights=is_in_folder)
             if known is None:
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
@@ -52,11 +55,13 @@ def replay(plan: ReplayPlan, storage: Storage, reporter: Reporter) -> None:
             storage.sync.catch_up(plan.source)
             num_done = known.iterations_done if known else 0
             training = Training.over(live, lock, plan.first - 1 + num_done)
-            with tracked_status(storage, plan.run):
+            record = storage.ledger.get_run(plan.run)
+            with open_tracking(plan.settings, record, storage, reporter) as tracking, tracked_status(storage, plan.run):
                 reporter.run_started(plan.run, plan.settings, plan.first)
                 for iteration in plan.iterations:
                     _replay_iteration(training, iteration)
                     _count(storage, plan, iteration)
+                    tracking.show(iteration)
 
 
 def _replay_iteration(training: Training, iteration: int) -> None:

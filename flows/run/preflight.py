@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from flows.plugins.check import open_plugins
+from flows.plugins.check import check_sinks, open_plugins
 from flows.run.block_room import block_room
 from flows.run.live import Runtime
 from flows.run.policy import check_device, set_threads
@@ -70,6 +70,10 @@ def _plugins(runtime: Runtime) -> str:
     if runtime.settings.distils:
         try_divergence(runtime.settings.distillation)
     return ", ".join(names)
+
+
+def _trackers(runtime: Runtime) -> str:
+    return ", ".join(check_sinks(runtime.settings)) or "none"
 
 
 def _device(runtime: Runtime) -> str:
@@ -184,6 +188,7 @@ def _hindsight(runtime: Runtime) -> str:
 
 START_CHECKS: tuple[StartCheck, ...] = (
     StartCheck("start: plugins", _plugins),
+    StartCheck("start: trackers", _trackers),
     StartCheck("start: device", _device),
     StartCheck("start: sampler", _sampler),
     StartCheck("start: retriever", _retriever),

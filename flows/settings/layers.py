@@ -77,7 +77,12 @@ def _drop_options(below: dict[str, Any], values: Mapping[str, Any]) -> None:
             and isinstance(chosen, dict)
             and chosen.get(field, former.get(field)) != former.get(field)
         ):
-            former.pop(kind.options.partition(".")[2], None)
+            names = chosen[field] if isinstance(chosen[field], list) else ()
+            options = former.pop(kind.options.partition(".")[2], None) or {}
+            # Of several, those that stay keep theirs.
+            kept = {name: options[name] for name in names if isinstance(name, str) and name in options}
+            if kept:
+                former[kind.options.partition(".")[2]] = kept
 
 
 def _put(below: dict[str, Any], values: Mapping[str, Any], *sections: Any) -> None:

@@ -15,6 +15,7 @@ from flows.run.progress import Reporter
 from flows.run.records import new_run
 from flows.run.status import tracked_status
 from flows.settings.load import describe_differences, setting_differences, stored_settings
+from flows.tracking.tracking import open_tracking
 from flows.training.checkpoints import first_iteration, retain_checkpoints
 from flows.training.iteration import Training
 from flows.training.job import Job, open_job
@@ -82,9 +83,10 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
             first = first_iteration(storage, record)
             start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
             watch = Watch(live, training.runner.files, reporter.warned)
-            with tracked_status(storage, run):
+            with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):
                 reporter.run_started(run, settings, first)
                 watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
+                tracking.show(first - 1)
                 for iteration in range(first, settings.iterations + 1):
                     policy = iterate(iteration, policy, evaluation_is_due(settings, iteration))
                     training.runner.files.forget()
@@ -92,6 +94,7 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
                     numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
                     hooks.show(iteration, numbers)
                     reporter.iteration_done(iteration, numbers)
+                    tracking.show(iteration)
                     watch.look_at(iteration)
             reporter.run_done(run)
 
@@ -134,16 +137,17 @@ def _remove_leftovers(storage: Storage, run: str) -> None:
 def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | None:
     """Return the record of a run with these settings, None when the name is free.
 
-    How the retriever is reached may have changed, such as the address of a server, and what is done where nothing is
-    learnt: the record has the new settings.
+    How the retriever is reached may have changed, such as the address of a server, what is done where nothing is
+    learnt, and the trackers: the record has the new settings.
     """
     try:
         record = storage.find_run(run)
     except RunNotFoundError:
         return None
-    if record.settings_hash == settings.content_hash():
+    is_same = record.settings_hash == settings.content_hash()
+    if is_same and stored_settings(record).tracking == settings.tracking:
         return record
-    if {name for name, _, _ in setting_differences(record.settings_json, settings)} <= _MAY_CHANGE:
+    if is_same or all(_may_change(name) for name, _, _ in setting_differences(record.settings_json, settings)):
         return record.model_copy(
             update={"settings_json": settings.model_dump_json(), "settings_hash": settings.content_hash()}
         )
@@ -155,10 +159,14 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
     )
 
 
+def _may_change(name: str) -> bool:
+    return name in _MAY_CHANGE or name.partition(".")[0] == "tracking"
+
+
 def _keep_settings(storage: Storage, record: RunRecord) -> None:
     """Make the settings that a run goes on with its stored ones."""
     former = storage.find_run(record.run)
-    if former.settings_hash != record.settings_hash:
+    if former.settings_json != record.settings_json:
         changes = describe_differences(former.settings_json, stored_settings(record))
         logger.warning("run '%s' continues with %s", record.run, changes)
         storage.update_run(record)

@@ -120,7 +120,7 @@ class RunRecord(Record):
         "dead."
     )
     settings_json: str = Field(description="All settings as JSON.")
-    settings_hash: str = Field(description="sha256 of the settings.")
+    settings_hash: str = Field(description="sha256 of the settings, those of trackers left out.")
     code_version: str = Field(description="Version of the program that made the run.")
     seed: int = Field(description="Seed that every random choice is derived from.")
     num_iterations: int = Field(description="Iterations that the run is to have.")

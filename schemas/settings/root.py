@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from schemas.base import STORED, Positive, Section
+from schemas.base import STORED, Positive, Section, hash_json
 from schemas.names import Name
 from schemas.plugins import Names, Options
 from schemas.settings.data import DataSettings
@@ -24,6 +24,7 @@ from schemas.settings.method import (
 from schemas.settings.retrieval import DenseRetrievalSettings, RetrievalSettings
 from schemas.settings.rules import broken_rules
 from schemas.settings.sampling import SamplingSettings, TransformersSamplerSettings
+from schemas.settings.tracking import TrackingSettings
 
 __all__ = [
     "STORED",
@@ -150,6 +151,11 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     nothing_learnt: NothingLearntSettings = NothingLearntSettings()
     storage: StorageSettings = StorageSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    def content_hash(self) -> str:
+        """Return the hash of all settings but those of trackers, with which a run may go on as it likes."""
+        return hash_json(self.model_dump(mode="json", exclude={"tracking"}))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from schemas.settings.data import HUB, WORLD, SetName
+from schemas.settings.tracking import SHIPPED
 from schemas.settings.void import void_notes
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ REFUSED: Final[tuple[Rule, ...]] = (
     Rule(
         lambda s: _repeats(s.data.training_sets) or _repeats(s.data.test_sets(s.evaluation.split)),
         "data.train or data.test names a data set's split twice; name each once",
+    ),
+    Rule(
+        lambda s: len(set(s.tracking.sinks)) < len(s.tracking.sinks),
+        "tracking.sinks names a tracker twice; name each once",
+    ),
+    Rule(
+        lambda s: not set(s.tracking.options) <= set(s.tracking.sinks) - set(SHIPPED),
+        "tracking.options are those of plugins that tracking.sinks names, a table for each; tensorboard, wandb, mlflow "
+        "and trackio have tables of their own, such as [tracking.wandb]",
     ),
 )
 """Combinations that are refused when settings are read."""

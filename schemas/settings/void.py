@@ -112,7 +112,7 @@ def effective(settings: Settings) -> Settings:
             if name != "distillation.enabled":
                 changes.setdefault(section, {})[field] = _default(settings, name)
     sections = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
-    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage")}
+    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage", "tracking")}
     return settings.model_copy(update={**sections, **untrained})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -98,6 +99,11 @@ def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
     assert {setting: list(files) for setting, files in kept.plugins.items()} == {
         kind.setting: [f"{name}.py"] for kind, name in _files_by_kind()
     }
+    figures = (mine / "my_figures" / "first.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line) for line in figures]
+    assert [line["iteration"] for line in lines] == [0, 1]
+    (row,) = database.query("SELECT reward_mean FROM iteration_metrics").to_pylist()
+    assert lines[1]["reward_mean"] == row["reward_mean"]
 
 
 def _files_by_kind() -> list[tuple]:
@@ -137,6 +143,7 @@ def test_the_list_marks_what_settings_use(mine: Path) -> None:
     list_plugins(str(config), QUICK, Console(file=shown, width=250))
     rows = [line.split() for line in shown.getvalue().splitlines() if " yes " in line]
     assert len(rows) == len(KINDS)
+    assert "tracking.sinks chooses the trackers; a package adds more as sdsearch.sinks" in shown.getvalue()
     assert "my_reward:Brevity" in shown.getvalue()
     assert "price" in shown.getvalue()
     assert "The answer's F1 less a price for every search after the first." in shown.getvalue()

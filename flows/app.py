@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from flows.ask.commands import ask
 from flows.console.errors import PEOPLES_ERRORS
 from flows.console.interrupts import SIGNALS_HELP
 from flows.console.streams import prepare_streams
@@ -44,7 +45,7 @@ app = typer.Typer(
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
 WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, study, evaluate)
-READING: tuple[Callable[..., None], ...] = (doctor, runs, show, inspect, report, sql, plugins, up, schema)
+READING: tuple[Callable[..., None], ...] = (ask, doctor, runs, show, inspect, report, sql, plugins, up, schema)
 for _command in WORKING:
     app.command(epilog=SIGNALS_HELP)(_command)
 for _command in READING:

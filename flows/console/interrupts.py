@@ -71,7 +71,14 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def resumable(console: Console, command: str) -> Iterator[None]:
-    """End the program when a signal interrupts the block, and say which command goes on.
+    """End the program when a signal interrupts the block, as `interruptible` does, and say which command goes on."""
+    with interruptible(console, f"interrupted; continue with: {command}"):
+        yield
+
+
+@contextmanager
+def interruptible(console: Console, said: str) -> Iterator[None]:
+    """End the program when a signal interrupts the block, and say so.
 
     The exit code is what a shell expects: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
@@ -79,6 +86,6 @@ def resumable(console: Console, command: str) -> Iterator[None]:
         with terminable():
             yield
     except KeyboardInterrupt as error:
-        print_line(console, f"interrupted; continue with: {command}")
+        print_line(console, said)
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None

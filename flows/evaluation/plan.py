@@ -71,8 +71,16 @@ class Request:
 def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> EvaluationPlan:
     """Return the evaluation of a run's current policy, with the run's settings.
 
-    Raises UserError for a run that trains nothing, a change that would make it another policy's, and a request that
-    cannot be met.
+    Raises UserError as `settings_of_run`, and for a request that cannot be met.
+    """
+    settings = settings_of_run(source, overrides, "evaluate --run")
+    return _plan(source.run, source.policy_version, settings, request)
+
+
+def settings_of_run(source: RunRecord, overrides: Sequence[str], command: str) -> Settings:
+    """Return what `command` puts questions to a run's policy with: the run's settings, changed by `overrides`.
+
+    Raises UserError for a run that trains nothing, and for a change that would make it another policy's.
     """
     match source.kind:
         case ReplayKind(source=sampled):
@@ -91,17 +99,21 @@ def plan_run(source: RunRecord, overrides: Sequence[str], request: Request) -> E
     for name, _, _ in setting_differences(source.settings_json, settings):
         if not _CHANGEABLE.fullmatch(name):
             raise UserError(
-                f"--set {name}: evaluate --run takes the run's own settings; data.*, retrieval.*, sampling.*, "
+                f"--set {name}: {command} takes the run's own settings; data.*, retrieval.*, sampling.*, "
                 "evaluation.*, storage.*, rollout.questions_per_batch and model.device can be changed"
             )
-    return _plan(source.run, source.policy_version, settings, request)
+    return settings
 
 
 def plan_model(policy: str | None, config: str, overrides: Sequence[str], request: Request) -> EvaluationPlan:
     """Return the evaluation of a model folder or hub name with the settings of `config`; UserError as of `plan_run`."""
+    return _plan(None, 0, settings_of_model(policy, config, overrides), request)
+
+
+def settings_of_model(policy: str | None, config: str, overrides: Sequence[str]) -> Settings:
+    """Return what questions are put to a model with: the settings of `config`; UserError as of `load_settings`."""
     named = [] if policy is None else [f"model.path={value_text(policy)}"]
-    settings = load_settings(config, [*overrides, *named])
-    return _plan(None, 0, settings, request)
+    return load_settings(config, [*overrides, *named])
 
 
 def plan_of(record: RunRecord) -> EvaluationPlan:

@@ -77,8 +77,7 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
         runtime.questions.read(name)
     _ = runtime.sampler, runtime.policy, runtime.index_fingerprint, runtime.prompts.frame
     if plan.source is not None:
-        is_in_folder = plan.settings.model.tuning == "lora" or not plan.version
-        check_source_model(runtime, with_weights=is_in_folder)
+        check_source_model(runtime, plan.version)
     if not runtime.prompts.are_kept:
         runtime.policy.move_to(plan.version)
     for name in plan.sets:

@@ -1,4 +1,4 @@
-"""JSON schemas of the settings and of every record that is stored, and the settings as a reference to read."""
+"""JSON schemas of the settings and of every record that is stored or printed, and the settings as a reference to read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flows.console.terminal import print_line
 from schemas.base import Record
 from schemas.paths import local_path
 from schemas.plugins import PLUGIN
+from schemas.records.asking import BlockStep, EndStep, NoticeStep, PassagesStep, WrittenStep
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
@@ -36,11 +37,15 @@ from storage.disk.files import write_json_atomic
 
 RECORDS: Final[tuple[type[Record], ...]] = (
     ArtifactRef,
+    BlockStep,
+    EndStep,
     EvaluationAnswer,
     EvaluationReport,
     Group,
     HindsightBlock,
+    NoticeStep,
     Passage,
+    PassagesStep,
     PreparedSet,
     QueryCredit,
     Question,
@@ -58,6 +63,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     StudyResults,
     TeacherTargets,
     UpdateReport,
+    WrittenStep,
 )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.console.terminal import make_table, plain, print_line, printable
+from flows.inspect.colours import NOTICE, STYLES
 from flows.inspect.web.formats import number, signed
 from flows.inspect.web.groups import groups_page
 from flows.inspect.web.siblings import group_page
@@ -16,7 +17,6 @@ from flows.inspect.web.source import NotThereError, Row, Source
 from schemas.commands import command
 from storage.workspace import Workspace
 
-_STYLES: Final = {"think": "italic dim", "query": "bold", "answer": "bold", "tag": "dim", "text": ""}
 # The shades of log p_teacher - log p_student, from far less to far more likely to the teacher.
 _RATIOS: Final = (
     *("white on #b2402f", "black on #cf6a53", "black on #e29582", "black on #efbfb3", "black on #f8e2dc", ""),
@@ -86,7 +86,7 @@ def _print_sibling(sibling: Row, console: Console) -> None:
 def _turn_text(pieces: Sequence[Row], colour: str) -> Text:
     text = Text()
     for piece in pieces:
-        style = f"bold {colour}" if piece["kind"] == "answer" else _STYLES[piece["kind"]]
+        style = f"bold {colour}" if piece["kind"] == "answer" else STYLES[piece["kind"]]
         if piece["tokens"]:
             for token in piece["tokens"]:
                 text.append(
@@ -101,7 +101,7 @@ def _turn_text(pieces: Sequence[Row], colour: str) -> Text:
 def _observation(turn: Row) -> Text:
     """Return a notice whole; of documents the titles, green where they hold a golden answer, and their finders."""
     if turn["observation_kind"] == "notice":
-        return Text(printable("".join(part.text for part in turn["observation"]).strip()), "yellow")
+        return Text(printable("".join(part.text for part in turn["observation"]).strip()), NOTICE)
     text = Text("→ ", "dim")
     for index, passage in enumerate(turn["passages"]):
         text.append(" · " if index else "", "dim")

@@ -46,9 +46,8 @@ def replay(plan: ReplayPlan, storage: Storage, reporter: Reporter) -> None:
         if known is None or known.status != "done":
             check_replayable(storage, plan)
         with open_runtime(plan.settings, plan.run, storage, reporter, plan.source) as live:
-            is_in_folder = plan.settings.model.tuning == "lora" or plan.first == 1
             check_sinks(plan.settings)
-            check_source_model(live, with_weights=is_in_folder)
+            check_source_model(live, plan.first - 1)
             if known is None:
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             # The comparison needs the source's rows, which a database that was made again may lack.

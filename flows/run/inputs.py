@@ -59,16 +59,17 @@ def check_inputs(runtime: Runtime, record: RunRecord, sets: Sequence[SetName]) -
         )
 
 
-def check_source_model(runtime: Runtime, *, with_weights: bool) -> None:
+def check_source_model(runtime: Runtime, version: int) -> None:
     """Raise UserError when the model folder that a source run was begun with has changed since.
 
-    A fully tuned policy's weights are in its checkpoint: of the folder only the rest counts then.
+    A fully tuned policy's weights beyond version 0 are in its checkpoint: only the rest of the folder counts then.
     """
-    assert runtime.source is not None, "an evaluation of a run, or a replay"
+    assert runtime.source is not None, "an evaluation of a run, a replay, or a run's policy that is asked"
     kept = read_run_inputs(runtime.storage.workspace, runtime.source)
     if kept is None:
         return
-    if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=with_weights):
+    is_in_folder = runtime.settings.model.tuning == "lora" or not version
+    if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=is_in_folder):
         raise UserError(
             f"model.path '{runtime.settings.model.path}' has changed since run '{runtime.source}' started "
             f"({changes}); put the files back"

@@ -18,6 +18,7 @@ from schemas.records.reports import RetrievalReport, SamplingReport
 from schemas.settings.data import SetName
 from schemas.settings.root import Settings
 from sdsearch.protocol.ports import ActionProtocol, open_protocol
+from sdsearch.sampling.ports import NoListener, RolloutListener
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from storage.runs.hashes import hash_of
 from storage.runs.run_inputs import read_run_inputs
@@ -93,14 +94,19 @@ class Runtime:
         """How the policy searches and answers."""
         return open_protocol(self.settings.rollout)
 
-    def rollout_loop(self, policy_version: int) -> RolloutLoop:
-        """Return the loop that rolls out with the weights of `policy_version`."""
+    def rollout_loop(self, policy_version: int, listener: RolloutListener | None = None) -> RolloutLoop:
+        """Return the loop that rolls out with the weights of `policy_version`; `listener` is told of what it does."""
         self.policy.move_to(policy_version)
         context_tokens = self.sampler.max_context_tokens(self.policy)
         limits = RolloutLimits.of(self.settings.rollout, self.settings.retrieval.num_passages, context_tokens)
-        sampler = self.sampler.at(self.policy)
         return RolloutLoop(
-            self.policy.tokenizer, sampler, self._retriever.retriever, limits, self.prompts.frame, self.protocol
+            self.policy.tokenizer,
+            self.sampler.at(self.policy, listener),
+            self._retriever.retriever,
+            limits,
+            self.prompts.frame,
+            self.protocol,
+            listener or NoListener(),
         )
 
     def take_reports(self, *, searching: bool) -> dict[str, SamplingReport | RetrievalReport | None]:

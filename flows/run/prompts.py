@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flows.run.model_files import model_folder
 from flows.run.policy import LivePolicy
 from flows.run.sampler import PolicySampler
+from schemas.errors import UserError
 from schemas.records.question import Question
 from schemas.records.run_inputs import PromptFrame, RunInputs
 from schemas.settings.root import RolloutSettings, Settings
@@ -126,9 +127,8 @@ class PromptMeasure:
         lengths = self.lengths(questions)
         return {
             question.key: BadRowError(
-                f"{question.dataset}:{question.split}: the prompt of question '{question.id}' has "
-                f"{'' if self._is_measured(question.question) else 'more than '}{length} tokens, at most "
-                f"{self.max_tokens} may be ({self._limit}); {self._remedy}, or leave such questions out by "
+                f"{question.dataset}:{question.split}: the prompt of question '{question.id}' "
+                f"{self._excess(question.question, length)}; {self._remedy}, or leave such questions out by "
                 "data.max_dropped_share",
                 "a prompt too long",
             )
@@ -136,12 +136,26 @@ class PromptMeasure:
             if length > self.max_tokens
         }
 
+    def check(self, text: str) -> None:
+        """Raise UserError for a question whose prompt is too long."""
+        (length,) = self.lengths_of([text])
+        if length > self.max_tokens:
+            raise UserError(f"the prompt of the question {self._excess(text, length)}; ask a shorter question")
+
     def lengths(self, questions: Sequence[Question]) -> list[int]:
         """Return the tokens of each question's prompt."""
-        texts = [question.question for question in questions]
+        return self.lengths_of([question.question for question in questions])
+
+    def lengths_of(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of the prompt of each text."""
         new = list(dict.fromkeys(text for text in texts if text not in self._known and self._is_measured(text)))
         self._known.update(zip(new, prompt_lengths(self.tokenizer, new, self.frame, self.protocol), strict=True))
         return [self._known[text] if self._is_measured(text) else len(text) // _CHARACTERS_A_TOKEN for text in texts]
+
+    def _excess(self, text: str, length: int) -> str:
+        """Say by how much a prompt is too long."""
+        measured = "" if self._is_measured(text) else "more than "
+        return f"has {measured}{length} tokens, at most {self.max_tokens} may be ({self._limit})"
 
     def _is_measured(self, text: str) -> bool:
         """False for a text that is too long whatever its tokens are: some MB would take minutes."""

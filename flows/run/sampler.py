@@ -13,7 +13,7 @@ from schemas.settings.root import RolloutSettings, Settings
 from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.model.policy import causal_lm
 from sdsearch.protocol.ports import open_protocol
-from sdsearch.sampling.ports import Sampler
+from sdsearch.sampling.ports import RolloutListener, Sampler
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
 from sdsearch.sampling.transformers_sampler import TransformersSampler
@@ -31,8 +31,11 @@ class PolicySampler(Protocol):
         """Return how long a conversation may be, prompt included."""
         ...
 
-    def at(self, policy: LivePolicy) -> Sampler:
-        """Return a sampler of the policy's present weights; SamplerError when it cannot be shown to be one."""
+    def at(self, policy: LivePolicy, listener: RolloutListener | None = None) -> Sampler:
+        """Return a sampler of the policy's present weights; SamplerError when it cannot be shown to be one.
+
+        `listener` is told of each token where the sampler learns of single tokens.
+        """
         ...
 
     def in_process(self, policy: LivePolicy) -> Sampler | None:
@@ -77,11 +80,11 @@ class TransformersPolicySampler:
     def max_context_tokens(self, policy: LivePolicy) -> int:
         return policy.max_context_tokens
 
-    def at(self, policy: LivePolicy) -> Sampler:
-        return self.in_process(policy)
+    def at(self, policy: LivePolicy, listener: RolloutListener | None = None) -> Sampler:
+        return TransformersSampler(policy.model, policy.tokenizer, open_protocol(self._rollout), listener)
 
-    def in_process(self, policy: LivePolicy) -> TransformersSampler:
-        return TransformersSampler(policy.model, policy.tokenizer, open_protocol(self._rollout))
+    def in_process(self, policy: LivePolicy) -> Sampler:
+        return self.at(policy)
 
     def release(self) -> SamplingReport | None:
         return None
@@ -110,7 +113,7 @@ class VllmPolicySampler:
     def max_context_tokens(self, policy: LivePolicy) -> int:
         return min(self._sampling.max_model_len or policy.max_context_tokens, policy.max_context_tokens)
 
-    def at(self, policy: LivePolicy) -> Sampler:
+    def at(self, policy: LivePolicy, listener: RolloutListener | None = None) -> Sampler:
         ends = TurnEnds.of(policy.model, policy.tokenizer, open_protocol(self._settings.rollout).stops)
         if self._engine is None:
             self._engine = self._open(policy, ends)

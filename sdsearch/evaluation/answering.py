@@ -9,7 +9,7 @@ from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, Evaluat
 from schemas.records.question import Question
 from schemas.records.rollout import Group
 from sdsearch.credit.scoring import exact_match, f1_score, golden_hits
-from sdsearch.sampling.rollouts import RolloutLoop
+from sdsearch.sampling.rollouts import BlockFor, RolloutLoop, no_block
 from sdsearch.seeds import derive_seed
 
 
@@ -49,8 +49,10 @@ def answer_questions(loop: RolloutLoop, questions: Sequence[Question], asking: A
     return [_answer(group) for group in roll_out_once(loop, questions, asking)]
 
 
-def roll_out_once(loop: RolloutLoop, questions: Sequence[Question], asking: Asking) -> list[Group]:
-    """Roll out each question once, in one batch, as an evaluation does."""
+def roll_out_once(
+    loop: RolloutLoop, questions: Sequence[Question], asking: Asking, block_for: BlockFor = no_block
+) -> list[Group]:
+    """Roll out each question once, in one batch, as an evaluation does; which shows no block."""
     return loop.roll_out(
         questions,
         run_seed=derive_seed(asking.seed, "evaluation"),
@@ -58,6 +60,7 @@ def roll_out_once(loop: RolloutLoop, questions: Sequence[Question], asking: Aski
         policy_version=asking.policy_version,
         group_size=1,
         temperature=0.0 if asking.mode == "greedy" else asking.temperature,
+        block_for=block_for,
     )
 
 

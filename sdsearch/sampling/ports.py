@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.records.rollout import StopReason
+from schemas.records.rollout import StopReason, Turn
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,28 @@ class SampledTurn:
     token_ids: tuple[int, ...]
     logprobs: tuple[float | None, ...]
     stop_reason: StopReason
+
+
+class RolloutListener(Protocol):
+    """Is told of rollouts while they happen; it changes nothing of them. Ids are those of the rollouts."""
+
+    def token_sampled(self, rollout_id: str, token_id: int) -> None:
+        """The policy wrote a token. A sampler that learns of whole turns alone, such as an engine's, never says so."""
+        ...
+
+    def turn_ended(self, rollout_id: str, turn: Turn, *, ends_rollout: bool) -> None:
+        """A turn is over, its action read and the environment's reply there."""
+        ...
+
+
+class NoListener:
+    """A `RolloutListener` that listens to nothing."""
+
+    def token_sampled(self, rollout_id: str, token_id: int) -> None:
+        """Do nothing."""
+
+    def turn_ended(self, rollout_id: str, turn: Turn, *, ends_rollout: bool) -> None:
+        """Do nothing."""
 
 
 Respond = Callable[[Sequence[SampledTurn]], Sequence[TurnRequest]]

@@ -17,7 +17,7 @@ from sdsearch.protocol.parsing import TAG_PROTOCOL, make_generation
 from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.prompting import PromptTokens, render_documents, render_notice, render_prompt
 from sdsearch.retrieval.ports import Retriever, search_all
-from sdsearch.sampling.ports import SampledTurn, Sampler, TurnRequest
+from sdsearch.sampling.ports import NoListener, RolloutListener, SampledTurn, Sampler, TurnRequest
 from sdsearch.seeds import derive_seed
 
 
@@ -81,6 +81,7 @@ class RolloutLoop:
     limits: RolloutLimits
     frame: PromptFrame
     protocol: ActionProtocol = TAG_PROTOCOL
+    listener: RolloutListener = field(default_factory=NoListener)
 
     def roll_out(
         self,
@@ -174,7 +175,9 @@ class RolloutLoop:
             if conversation.num_tokens >= self.limits.max_context_tokens:
                 observation = None
             action = self.protocol.parse(generation.text)
-            conversation.turns.append(Turn(generation=generation, action=action, observation=observation))
+            ended = Turn(generation=generation, action=action, observation=observation)
+            conversation.turns.append(ended)
+            self.listener.turn_ended(conversation.id, ended, ends_rollout=observation is None)
             if observation is not None:
                 requests.append(self._request(conversation, observation.token_ids, temperature))
         return requests

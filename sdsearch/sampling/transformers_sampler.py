@@ -21,7 +21,7 @@ from sdsearch.model.policy import backbone, head
 from sdsearch.model.visibility import masks_from
 from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.protocol.ports import ActionProtocol
-from sdsearch.sampling.ports import Respond, SampledTurn, TurnRequest
+from sdsearch.sampling.ports import NoListener, Respond, RolloutListener, SampledTurn, TurnRequest
 from sdsearch.sampling.slots import SlotCache
 from sdsearch.sampling.stopping import TurnEnds
 
@@ -43,15 +43,17 @@ class _Row:
 
 
 class TransformersSampler:
-    """The `Sampler` that runs a transformers model in this process."""
+    """The `Sampler` that runs a transformers model in this process; `listener` is told of each token."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         protocol: ActionProtocol = TAG_PROTOCOL,
+        listener: RolloutListener | None = None,
     ) -> None:
         self._model = model
+        self._listener = listener or NoListener()
         self._logits = head(model)
         self._ends = TurnEnds.of(model, tokenizer, protocol.stops)
 
@@ -147,6 +149,7 @@ class TransformersSampler:
             row.token_ids.append(token)
             row.logprobs.append(logprob)
             row.stop_reason = self._ends.reason(row.token_ids, row.request.max_new_tokens)
+            self._listener.token_sampled(row.request.key, token)
 
 
 def sample_tokens(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""JSON schemas of the settings and of every record that is stored or printed, and the settings as a reference to read."""
+"""JSON schemas of the settings and of the records that are stored or printed, and the settings as a reference."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from storage.database.tables import TableDescription, describe_tables
 
 _RECORDS_HEADING: Final = """# Records
 
-Made by `sdsearch schema --records`; do not edit. What crosses a stage boundary, what is stored, and what `sdsearch
-ask --json` prints, field by field. A stage's records are the rows of its parquet files; `run.json`, `stage.json` and the
-others hold one record each. JSON schemas of all of them: `sdsearch schema --out FOLDER`. The [settings](settings.md) have
-a page of their own, the [tables](tables.md) are made from these records.
+Made by `sdsearch schema --records`; do not edit. What crosses a stage boundary, what is stored, and what
+`sdsearch ask --json` prints, field by field. A stage's records are the rows of its parquet files; `run.json`,
+`stage.json` and the others hold one record each. JSON schemas of all of them: `sdsearch schema --out FOLDER`. The
+[settings](settings.md) have a page of their own, the [tables](tables.md) are made from these records.
 """
 
 _TABLES_HEADING: Final = """# Tables and views

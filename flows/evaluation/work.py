@@ -90,8 +90,8 @@ def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan) -> li
     record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.sets)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
-    (mode,) = plan.settings.evaluation.modes
+    modes = plan.settings.evaluation.modes
     return [
-        SetResult(report, runner.files.read(record, answers_file(mode, index), EvaluationAnswer))
-        for index, report in enumerate(runner.files.read(record, "reports", EvaluationReport))
+        SetResult(report, runner.files.read(record, answers_file(report.mode, place // len(modes)), EvaluationAnswer))
+        for place, report in enumerate(runner.files.read(record, "reports", EvaluationReport))
     ]

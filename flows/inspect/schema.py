@@ -26,7 +26,7 @@ from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.rollout import Group, Rollout
 from schemas.records.run_inputs import RunInputs
 from schemas.records.score import Score
-from schemas.records.study import Study, StudyResults
+from schemas.records.study import HeldOutReadings, Study, StudyResults
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.tracking import RunTracking
 from schemas.records.update import RefusedStep, UpdateReport
@@ -42,6 +42,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     EvaluationAnswer,
     EvaluationReport,
     Group,
+    HeldOutReadings,
     HindsightBlock,
     NoticeStep,
     Passage,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.console.options import (
-    HOME,
-    WorkspaceOption,
-    make_console,
-)
+from flows.console.errors import UserError
+from flows.console.options import HOME, WorkspaceOption, make_console
+
+if TYPE_CHECKING:
+    from flows.study.work import What
 
 
 def study(
@@ -19,6 +19,13 @@ def study(
     ] = "study_quick",
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; table and curves from the runs that are finished.")
+    ] = False,
+    report_test: Annotated[
+        bool,
+        typer.Option(
+            "--report-test",
+            help="Once all runs are finished: their policies answer the questions of protocol.report_split; recorded.",
+        ),
     ] = False,
     workers: Annotated[
         int,
@@ -29,4 +36,7 @@ def study(
     """Train variants over seeds in a plain loop and compare them; continue where it stopped."""
     from flows.study.work import study_in_terminal
 
-    study_in_terminal(name, workspace, make_console(), report_only=report_only, num_workers=workers)
+    if report_only and report_test:
+        raise UserError("study takes --report-only or --report-test; leave one of them out")
+    what: What = "report_held_out" if report_test else "report" if report_only else "train"
+    study_in_terminal(name, workspace, make_console(), what, workers)

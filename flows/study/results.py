@@ -12,7 +12,6 @@ from flows.study.plan import PlannedRun
 from schemas.records.evaluation import EvaluationMode, EvaluationReport
 from schemas.records.ledger import RunRecord
 from schemas.records.study import (
-    Estimate,
     PairedDifference,
     RewardMean,
     RunOutcome,
@@ -20,6 +19,7 @@ from schemas.records.study import (
     StudyResults,
     VariantSummary,
 )
+from schemas.records.study_figures import Estimate
 from sdsearch.evaluation.intervals import paired_bootstrap
 from sdsearch.seeds import derive_seed
 from storage.database.connection import Database

@@ -11,7 +11,8 @@ from rich.console import Console
 from flows.console.terminal import make_table, print_line
 from flows.study.results import estimate
 from schemas.records.evaluation import EvaluationMode, EvaluationReport
-from schemas.records.study import Estimate, RunOutcome, StudyResults, VariantSummary
+from schemas.records.study import RunOutcome, StudyResults, VariantSummary
+from schemas.records.study_figures import Estimate
 
 _CURVE_FIGURES = ("em", "f1", "search_quality", "searches_per_rollout", "valid_share")
 NOTES = """\
@@ -56,7 +57,7 @@ def table_markdown(results: StudyResults, picture: str | None = None) -> str:
         f"{len(results.outcomes)} runs finished, {_evaluated(results)}.",
     ]
     for mode in evaluated_modes(results):
-        parts += [f"## {mode.capitalize()} decoding", _markdown(columns_of(results), rows_of_mode(results, mode))]
+        parts += [f"## {mode.capitalize()} decoding", markdown_table(columns_of(results), rows_of_mode(results, mode))]
     parts += [NOTES, *_unfinished(results.outcomes), "## Learning curves"]
     if picture:
         parts.append(f"![EM over updates]({picture})")
@@ -98,12 +99,12 @@ def _figures(summary: VariantSummary) -> tuple[str, ...]:
     shown = f"{difference.mean:+.3f}" if difference else "–"
     interval = f"{difference.low:+.3f} … {difference.high:+.3f}" if difference else "–"
     return (
-        _shown(summary.final_em),
-        _shown(summary.best_em),
+        shown_estimate(summary.final_em),
+        shown_estimate(summary.best_em),
         shown,
         interval,
-        _shown(summary.search_quality),
-        _shown(summary.searches_per_rollout),
+        shown_estimate(summary.search_quality),
+        shown_estimate(summary.searches_per_rollout),
     )
 
 
@@ -121,14 +122,15 @@ def _curve_markdown(results: StudyResults, variant: str) -> str:
         ems = [_over_seeds(by_mode[mode][updates], "em") for mode in modes]
         others = [_over_seeds(reports, name) for name in ("search_quality", "searches_per_rollout", "valid_share")]
         rows.append((str(updates), *ems, *others))
-    return _markdown(columns, rows)
+    return markdown_table(columns, rows)
 
 
 def _over_seeds(reports: Sequence[EvaluationReport], figure: str) -> str:
-    return _shown(estimate([getattr(report, figure) for report in reports]))
+    return shown_estimate(estimate([getattr(report, figure) for report in reports]))
 
 
-def _shown(figure: Estimate) -> str:
+def shown_estimate(figure: Estimate) -> str:
+    """Return mean ± standard deviation; the mean alone for a single seed."""
     return f"{figure.mean:.3f}" if figure.std is None else f"{figure.mean:.3f} ± {figure.std:.3f}"
 
 
@@ -143,7 +145,8 @@ def _unfinished(outcomes: Sequence[RunOutcome]) -> list[str]:
     return [f"Not finished, and not counted: {runs}."] if waiting else []
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     # A title comes from a person's file: a bar in it must not open a column.
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)

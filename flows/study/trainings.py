@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from flows.console.errors import PEOPLES_ERRORS
 from flows.study.plan import PlannedRun
+from schemas.records.study import Study
 
 Train = Callable[[PlannedRun], object]
 Announce = Callable[[PlannedRun, int, bool], None]
@@ -52,3 +53,9 @@ class OneByOne:
                 failures.append(RunFailure(plan.run, str(error)))
                 self._tell(f"run {plan.run} failed: {error}")
         return failures
+
+
+def title_line(study: Study, plan: PlannedRun, number: int) -> str:
+    """Return the line that says which of a study's runs it is."""
+    num_runs = len(study.variants) * len(study.seeds)
+    return f"study run {number}/{num_runs}: {study.title_of(plan.variant)}, seed {plan.seed}"

@@ -6,9 +6,10 @@ The runs' own ledger says what is done: a study that was stopped goes on where i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, assert_never
 
 from rich.console import Console
 
@@ -17,24 +18,25 @@ from flows.console.interrupts import resumable
 from flows.console.terminal import print_line
 from flows.run.lines import note_line
 from flows.run.progress import RichReporter
-from flows.settings.load import describe_differences
+from flows.study.held_out import check_held_out, read_held_out
 from flows.study.plan import PlannedRun, load_study, plan_runs
-from flows.study.plot import draw_curves
-from flows.study.results import find_outcomes, summarise
-from flows.study.rewards import draw_rewards
-from flows.study.show import curves_csv, print_results, table_markdown
+from flows.study.reporting import finished_runs, report
+from flows.study.show import print_results
+from flows.study.show_figures import print_figures
 from flows.study.side_by_side import SideBySide
-from flows.study.trainings import OneByOne, RunFailure, Trainings
+from flows.study.trainings import OneByOne, RunFailure, Trainings, title_line
 from schemas.commands import command, path_argument
 from schemas.records.evaluation import EvaluationReport
-from schemas.records.ledger import RunRecord, StageKey
+from schemas.records.ledger import StageKey
 from schemas.records.study import Study, StudyResults
-from storage.database.connection import Database
 from storage.database.stage_rows import file_of
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
-from storage.runs.studies import write_study, write_study_files
+from storage.runs.studies import read_held_out_readings, write_study
 from storage.workspace import Workspace, open_existing
+
+What = Literal["train", "report", "report_held_out"]
+_OPTIONS: Final[dict[What, str]] = {"train": "", "report": "--report-only", "report_held_out": "--report-test"}
 
 
 class Carried(NamedTuple):
@@ -61,65 +63,67 @@ def carry_out(study: Study, workspace: Workspace, trainings: Trainings) -> Carri
     Raises UserError before anything is trained when settings cannot be, or a run exists with other settings.
     """
     planned = plan_runs(study)
-    finished = _finished(study, planned, workspace)
+    finished = finished_runs(study, planned, workspace)
     write_study(workspace, study)
     failures = trainings.carry_out(planned, finished)
-    has_results = not failures or _finished(study, planned, workspace)
+    has_results = not failures or finished_runs(study, planned, workspace)
     return Carried(report(study, workspace) if has_results else None, failures)
 
 
-def _finished(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> set[str]:
-    records = _known_runs(study, planned, workspace)
-    return {outcome.run for outcome in find_outcomes(planned, records, Database(workspace)) if outcome.finished}
-
-
-def report(study: Study, workspace: Workspace) -> StudyResults:
-    """Write the study's table, figures and curves from what the runs have measured so far, and return them.
-
-    Raises UserError when no run is finished, or a run exists with other settings.
-    """
-    planned = plan_runs(study)
-    outcomes = find_outcomes(planned, _known_runs(study, planned, workspace), Database(workspace))
-    if not any(outcome.finished for outcome in outcomes):
-        raise UserError(
-            f"study {study.name}: none of its {len(planned)} runs is finished in the workspace {workspace.root}; train "
-            f"them with: {command('study', study.name, workspace=workspace.root)}"
-        )
-    results = summarise(study, outcomes, Database(workspace))
-    write_study_files(workspace, study.name, _files(results))
-    return results
-
-
-def study_in_terminal(name: str, folder: Path, console: Console, *, report_only: bool, num_workers: int = 1) -> None:
+def study_in_terminal(name: str, folder: Path, console: Console, what: What, num_workers: int = 1) -> None:
     """Train and report a study, or only report it; Ctrl-C and SIGTERM end it with a hint how to go on.
 
     Raises UserError, after the table of what is finished, when a training failed.
     """
-    if report_only:
-        workspace = open_existing(folder)
-        study = load_study(name, workspace)
-        carried = Carried(report(study, workspace), [])
-    else:
-        workspace = Workspace.open(folder)
-        study = load_study(name, workspace)
-        workers = ("--workers", str(num_workers)) if num_workers > 1 else ()
-        with resumable(console, command("study", path_argument(name), *workers, workspace=workspace.root)):
-            carried = carry_out(study, workspace, _in_terminal(study, workspace, console, num_workers))
+    report_only = what != "train"
+    workspace = open_existing(folder) if report_only else Workspace.open(folder)
+    study = load_study(name, workspace)
+    options = [_OPTIONS[what], *(("--workers", str(num_workers)) if num_workers > 1 else ())]
+    words = [path_argument(name), *filter(None, options)]
+    with resumable(console, command("study", *words, workspace=workspace.root)):
+        carried = _carried(study, workspace, console, what, num_workers)
     if carried.results is not None:
         print_results(carried.results, console)
-        print_line(console, f"table and curves: {workspace.study_folder(study.name)}")
+        for figures in carried.results.figures:
+            print_figures(figures, carried.results, console)
+        print_line(console, f"table, figures and curves: {workspace.study_folder(study.name)}")
+        _say_what_was_read(study, workspace, console)
     carried.checked(study, workspace)
 
 
+def _carried(study: Study, workspace: Workspace, console: Console, what: What, num_workers: int) -> Carried:
+    match what:
+        case "train":
+            return carry_out(study, workspace, _in_terminal(study, workspace, console, num_workers))
+        case "report":
+            return Carried(report(study, workspace), [])
+        case "report_held_out":
+            planned = plan_runs(study)
+            check_held_out(study, planned, finished_runs(study, planned, workspace), workspace)
+            failures = read_held_out(study, planned, workspace, num_workers, partial(print_line, console))
+            return Carried(report(study, workspace), failures)
+        case unknown:
+            assert_never(unknown)
+
+
+def _say_what_was_read(study: Study, workspace: Workspace, console: Console) -> None:
+    """Print since when the questions for reporting are known, or how they are read."""
+    readings = read_held_out_readings(workspace, study.name)
+    split = study.protocol.report_split
+    if readings:
+        times = "once" if len(readings) == 1 else f"{len(readings)} times"
+        when = ", ".join(f"{reading.read_at:%Y-%m-%d %H:%M} UTC" for reading in readings)
+        print_line(console, f"{split} questions were read {times} ({when}); choices made since then have seen them")
+    else:
+        how = command("study", study.name, _OPTIONS["report_held_out"], workspace=workspace.root)
+        print_line(console, f"{split} questions were not read; when nothing is left to choose: {how}")
+
+
 def _in_terminal(study: Study, workspace: Workspace, console: Console, num_workers: int) -> Trainings:
-    num_runs = len(study.variants) * len(study.seeds)
+    tell = partial(print_line, console)
 
     def announce(plan: PlannedRun, number: int, finished: bool) -> None:
-        what = f"{study.title_of(plan.variant)}, seed {plan.seed}"
-        print_line(console, f"study run {number}/{num_runs}: {what}{', finished already' if finished else ''}")
-
-    def tell(line: str) -> None:
-        print_line(console, line)
+        tell(f"{title_line(study, plan, number)}{', finished already' if finished else ''}")
 
     def train(plan: PlannedRun) -> None:
         with console.status("loading the libraries"):
@@ -137,7 +141,7 @@ def _in_terminal(study: Study, workspace: Workspace, console: Console, num_worke
                 f"other; with model.torch_threads={max(1, cores // num_workers)} in the study's set they would not"
             )
         )
-    return SideBySide(study, workspace, num_workers, announce, tell, _last_figures(workspace))
+    return SideBySide(study, workspace, num_workers, tell, _last_figures(workspace))
 
 
 def _last_figures(workspace: Workspace) -> Callable[[PlannedRun], str]:
@@ -151,31 +155,3 @@ def _last_figures(workspace: Workspace) -> Callable[[PlannedRun], str]:
         return "".join(f", {report.mode} EM {report.em:.3f}" for report in reports)
 
     return say
-
-
-def _known_runs(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> Mapping[str, RunRecord]:
-    """Return the records of the study's runs that exist; UserError when one has other settings."""
-    ledger = Ledger(ArtifactStore(workspace))
-    names = {plan.run for plan in planned}
-    records = {record.run: record for record in ledger.list_runs() if record.run in names}
-    for plan in planned:
-        record = records.get(plan.run)
-        if record and record.settings_hash != plan.settings.content_hash():
-            raise UserError(
-                f"study {study.name}: run '{plan.run}' exists with other settings "
-                f"({describe_differences(record.settings_json, plan.settings)}); give the changed study another name, "
-                "or change it back"
-            )
-    return records
-
-
-def _files(results: StudyResults) -> dict[str, bytes]:
-    rewards = draw_rewards(results)
-    return {
-        **({} if rewards is None else {"rewards.svg": rewards}),
-        "results.json": results.model_dump_json(indent=1).encode() + b"\n",
-        "table.md": table_markdown(results, picture="curves.svg").encode(),
-        "curves.csv": curves_csv(results).encode(),
-        "curves.svg": draw_curves(results, "svg"),
-        "curves.png": draw_curves(results, "png"),
-    }

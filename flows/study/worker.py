@@ -1,7 +1,7 @@
-"""The process of one training of a study: `python -m flows.study.worker`, started by `flows.study.side_by_side`.
+"""The process of one training or evaluation of a study: `python -m flows.study.worker`.
 
-It reads which run to train as one line of JSON from its input. The input stays open as long as the study's own process
-lives: at its end the training is interrupted as by SIGTERM, so that no training outlives its study.
+It reads what to do as one line of JSON from its input. The input stays open as long as the study's own process lives:
+at its end the work is interrupted as by SIGTERM, so that no training outlives its study.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, Literal, TextIO, assert_never
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 
 from flows.console.errors import PEOPLES_ERRORS
@@ -21,40 +21,53 @@ from flows.console.interrupts import Terminated, terminable
 from flows.console.options import make_console
 from flows.console.streams import prepare_streams
 from flows.console.terminal import print_line
+from flows.evaluation.plan import EvaluationPlan
 from flows.run.progress import RichReporter
 from schemas.base import Record
 from schemas.settings.root import STORED, Settings
+from storage.storage import Storage
+from storage.workspace import Workspace
 
 ERROR_PREFIX = "error: "
 _EXIT_USER_ERROR = 2
 
 
-class Order(Record):
-    """What a worker trains."""
+class TrainOrder(Record):
+    """A run to train."""
 
+    kind: Literal["train"] = "train"
     run: str = Field(description="Name of the run.")
     workspace: str = Field(description="Absolute path of the workspace.")
     settings_json: str = Field(description="All settings of the run.")
 
 
+class EvaluateOrder(Record):
+    """Policies of a run to evaluate, each in an evaluation of its own."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    source: str = Field(description="The run whose policies are evaluated.")
+    evaluations: dict[str, int] = Field(description="Names of the evaluations, and the versions that they evaluate.")
+    workspace: str = Field(description="Absolute path of the workspace.")
+    settings_json: str = Field(description="All settings of the evaluations.")
+
+
+Order = TrainOrder | EvaluateOrder
+_ORDERS: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])
+
+
 def main() -> None:
-    """Train the run that the first line of the input names; exit code as of `sdsearch train`."""
+    """Do what the first line of the input orders; exit code as of `sdsearch train`."""
     prepare_streams()
-    order = Order.model_validate_json(sys.stdin.readline())
+    order = _ORDERS.validate_json(sys.stdin.readline())
     raise SystemExit(carry_out(order, make_console(), sys.stdin))
 
 
 def carry_out(order: Order, console: Console, until: TextIO) -> int:
-    """Train a run until it is done or `until` ends; return the exit code, 128 + n after signal n."""
+    """Do an order until it is done or `until` ends; return the exit code, 128 + n after signal n."""
     try:
         with terminable():
             threading.Thread(target=_end_with, args=(until,), daemon=True).start()
-            from flows.training.loop import train_plain
-
-            # Checked by the study already, which may know plugins' options by now.
-            settings = Settings.model_validate_json(order.settings_json, context=STORED)
-            with RichReporter(None, console) as reporter:
-                train_plain(settings, order.run, Path(order.workspace), reporter)
+            _work(order, console)
     except KeyboardInterrupt as error:
         print_line(console, "interrupted")
         return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
@@ -62,6 +75,26 @@ def carry_out(order: Order, console: Console, until: TextIO) -> int:
         print_line(console, f"{ERROR_PREFIX}{error}")
         return _EXIT_USER_ERROR
     return 0
+
+
+def _work(order: Order, console: Console) -> None:
+    # Checked by the study already, whose plugins have completed their options.
+    settings = Settings.model_validate_json(order.settings_json, context=STORED)
+    match order:
+        case TrainOrder():
+            from flows.training.loop import train_plain
+
+            with RichReporter(None, console) as reporter:
+                train_plain(settings, order.run, Path(order.workspace), reporter)
+        case EvaluateOrder():
+            from flows.evaluation.work import evaluate
+
+            storage = Storage(Workspace.open(order.workspace), settings.storage.database_deadline_s)
+            for name, version in order.evaluations.items():
+                with RichReporter(None, console) as reporter:
+                    evaluate(EvaluationPlan(name, order.source, version, settings), storage, reporter)
+        case unknown:
+            assert_never(unknown)
 
 
 def _end_with(stream: TextIO) -> None:

@@ -16,12 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def retain_checkpoints(storage: Storage, settings: Settings, run: str, iteration: int) -> None:
-    """Keep the newest checkpoints, the best on dev, and what unfinished replays need.
+    """Keep the newest checkpoints, the best on dev, what unfinished replays need, and the evaluated where it is wanted.
 
     An iteration that is visited again may not be the last: whatever came after it stays.
     """
+    kept = settings.storage
     newest = [
-        held for held in storage.checkpoints.versions(run) if held > iteration - settings.storage.keep_checkpoints
+        held
+        for held in storage.checkpoints.versions(run)
+        if held > iteration - kept.keep_checkpoints or (kept.keep_evaluated and settings.evaluates_after(held))
     ]
     storage.checkpoints.prune(run, keep={*newest, *_best_on_dev(storage, run), *_needed_by_replays(storage, run)})
 

@@ -88,7 +88,7 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
                 watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
                 tracking.show(first - 1)
                 for iteration in range(first, settings.iterations + 1):
-                    policy = iterate(iteration, policy, evaluation_is_due(settings, iteration))
+                    policy = iterate(iteration, policy, settings.evaluates_after(iteration))
                     training.runner.files.forget()
                     retain_checkpoints(storage, settings, run, iteration)
                     numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
@@ -115,11 +115,6 @@ def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:
     keep_inputs(live, sets)
     _remove_leftovers(storage, live.run)
     return record
-
-
-def evaluation_is_due(settings: Settings, iteration: int) -> bool:
-    """True every N iterations and after the last."""
-    return iteration % settings.evaluation.every == 0 or iteration == settings.iterations
 
 
 def _update_of(storage: Storage, run: str, iteration: int) -> StageRecord | None:

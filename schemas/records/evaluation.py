@@ -26,6 +26,10 @@ class EvaluationAnswer(Record):
     num_hits: int = Field(description="Passages retrieved.")
     num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
     num_completion_tokens: int = Field(description="Tokens that the policy sampled.")
+    found: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Ids of the passages that each search found, best first; empty in evaluations of earlier versions.",
+    )
 
 
 class EvaluationReport(Record):

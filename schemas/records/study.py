@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from schemas.base import Record, nearest_name
 from schemas.names import NAME_RULE, Name, is_name
 from schemas.records.evaluation import EvaluationMode, EvaluationReport
+from schemas.records.study_figures import Estimate, Protocol, StudyFigures
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -29,6 +31,7 @@ class Study(Record):
     baseline: str = Field(description="The variant that all others are compared with.")
     seeds: tuple[Seed, ...] = Field(min_length=1, description="Seeds; each variant is trained once with each.")
     variants: dict[str, Variant] = Field(min_length=1, description="Variants by name, in the table's order.")
+    protocol: Protocol = Field(default=Protocol(), description="What is compared, and which questions are read when.")
 
     @model_validator(mode="after")
     def _possible(self) -> Study:
@@ -80,13 +83,6 @@ class RunOutcome(Record):
     rewards: tuple[RewardMean, ...] = Field(default=(), description="Ordered by part, then iteration.")
 
 
-class Estimate(Record):
-    """A figure over seeds."""
-
-    mean: float = Field(description="Mean over seeds.")
-    std: float | None = Field(description="Unbiased standard deviation over seeds; None for a single seed.")
-
-
 class PairedDifference(Record):
     """A variant's EM minus the baseline's, both after the last update, paired by seed and question."""
 
@@ -122,8 +118,27 @@ class StudyResults(Record):
     study: Study = Field(description="The study.")
     outcomes: tuple[RunOutcome, ...] = Field(description="Variants in the study's order, seeds in theirs.")
     summaries: tuple[VariantSummary, ...] = Field(description="Modes as evaluated, variants in the study's order.")
+    figures: tuple[StudyFigures, ...] = Field(
+        default=(), description="On the questions for choosing; then, once they were read, on those for reporting."
+    )
 
     def title_of(self, variant: str) -> str:
         """Return what a variant is called in tables and curves, and that it is plain GRPO where it never distils."""
         plain = any(outcome.only_warms_up for outcome in self.outcomes if outcome.variant == variant)
         return f"{self.study.title_of(variant)}{' (all warm-up: plain GRPO)' if plain else ''}"
+
+
+class HeldOutReading(Record):
+    """One reading of the questions that no choice may have seen; kept for good."""
+
+    read_at: datetime = Field(description="When it was asked for, UTC.")
+    split: str = Field(description="The split that was read.")
+    num_questions: int = Field(description="Questions that were asked for; 0: all.")
+    runs: tuple[str, ...] = Field(description="Runs whose policies answered them.")
+    code_version: str = Field(description="Version of the program.")
+
+
+class HeldOutReadings(Record):
+    """All readings of a study's held-out questions, the earliest first."""
+
+    readings: tuple[HeldOutReading, ...] = Field(description="The readings.")

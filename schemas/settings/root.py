@@ -131,6 +131,11 @@ class StorageSettings(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
         default=3, description="Newest checkpoints kept, of which resuming may need two; the best on dev is kept too."
     )
+    keep_evaluated: bool = Field(
+        default=False,
+        description="Keep the checkpoint of each evaluation too, so that a study can have its policies answer other "
+        "questions later.",
+    )
 
 
 class Settings(Section):
@@ -186,6 +191,10 @@ class Settings(Section):
     def only_warms_up(self) -> bool:
         """Whether distillation is on and every iteration is warm-up: the run is plain GRPO."""
         return self.distillation.enabled and not self.distils
+
+    def evaluates_after(self, iteration: int) -> bool:
+        """Whether the policy is evaluated then: every N iterations and after the last."""
+        return iteration % self.evaluation.every == 0 or iteration == self.iterations
 
     def alpha_at(self, iteration: int) -> float:
         """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""

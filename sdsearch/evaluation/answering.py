@@ -101,6 +101,9 @@ def _answer(group: Group) -> EvaluationAnswer:
         num_hits=sum(map(len, golden)),
         num_golden_hits=sum(map(sum, golden)),
         num_completion_tokens=len(rollout.completion_positions),
+        found=tuple(
+            tuple(hit.passage.id for hit in turn.hits) for turn in rollout.turns if turn.searched_query is not None
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from schemas.records.passage import Passage
 from schemas.records.question import Question
 from schemas.settings.data import WORLD
 from sdsearch.data.questions import read_questions
-from sdsearch.data.readers import read_passages
+from sdsearch.data.readers import BadRowError, read_passages, read_rows
 
 Split = Literal["train", "dev", "test"]
 
@@ -44,3 +44,16 @@ def question_file(dataset: str, split: str) -> Traversable:
 def load_questions(split: str) -> list[Question]:
     """Return the questions of a split; UserError for one that the world does not have."""
     return read_questions(question_file(WORLD, split), WORLD, split)
+
+
+def load_evidence(split: str) -> dict[str, tuple[frozenset[str], ...]]:
+    """Return by a question's key, for each fact that it needs, the ids of the passages of which any one says it.
+
+    UserError for a split that the world does not have.
+    """
+    path = question_file(WORLD, split)
+    return {
+        f"{WORLD}:{row['id']}": tuple(map(frozenset, row["metadata"]["evidence"]))
+        for _, row in read_rows(path)
+        if not isinstance(row, BadRowError)
+    }

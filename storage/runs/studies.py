@@ -8,12 +8,13 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from schemas.records.study import Study
+from schemas.records.study import HeldOutReading, HeldOutReadings, Study
 from storage.disk.files import failures_named, make_folder, write_bytes_atomic
 from storage.errors import DamagedArtifactError, WorkspaceError
 from storage.workspace import Workspace
 
 _STUDY = "study.json"
+_READINGS = "held_out_readings.json"
 
 
 def write_study(workspace: Workspace, study: Study) -> None:
@@ -51,3 +52,20 @@ def open_study_log(workspace: Workspace, name: str, run: str) -> BinaryIO:
     with failures_named(path):
         make_folder(path.parent)
         return path.open("ab")
+
+
+def add_held_out_reading(workspace: Workspace, name: str, reading: HeldOutReading) -> None:
+    """Keep that a study's held-out questions were read."""
+    readings = HeldOutReadings(readings=(*read_held_out_readings(workspace, name), reading))
+    write_study_files(workspace, name, {_READINGS: readings.model_dump_json(indent=1).encode() + b"\n"})
+
+
+def read_held_out_readings(workspace: Workspace, name: str) -> tuple[HeldOutReading, ...]:
+    """Return when a study's held-out questions were read; DamagedArtifactError for a broken file."""
+    path = workspace.study_folder(name) / _READINGS
+    try:
+        return HeldOutReadings.model_validate_json(path.read_bytes()).readings
+    except FileNotFoundError:
+        return ()
+    except ValidationError as error:
+        raise DamagedArtifactError(f"{path} cannot be read ({error}); put it back from a backup") from error

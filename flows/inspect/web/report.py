@@ -21,9 +21,9 @@ from flows.inspect.web.source import Row, Source
 from flows.settings.show import toml_lines
 from flows.study.plan import load_study
 from flows.study.plot import draw_curves
+from flows.study.reporting import report as study_results
 from flows.study.rewards import draw_rewards
 from flows.study.show import NOTES, columns_of, evaluated_modes, rows_of_mode
-from flows.study.work import report as study_results
 from schemas.commands import command, set_option
 from schemas.errors import UserError
 from schemas.records.ledger import RunRecord

@@ -37,7 +37,34 @@ CREATE TABLE evaluation_answers (
     num_hits INTEGER NOT NULL,
     num_golden_hits INTEGER NOT NULL,
     num_completion_tokens INTEGER NOT NULL,
+    found VARCHAR[][] NOT NULL,
     PRIMARY KEY (run, iteration, mode, dataset, split, question_key)
 );
 COMMENT ON TABLE evaluation_answers IS 'One row a question of an evaluation.';
 COMMENT ON COLUMN evaluation_answers.iteration IS 'Iteration of the run that evaluated.';
+
+CREATE VIEW v_evaluation_figures AS
+SELECT
+    run,
+    iteration,
+    mode,
+    dataset,
+    split,
+    count(*) AS num_questions,
+    avg(em) AS em,
+    avg(f1) AS f1,
+    avg((num_golden_hits > 0)::INTEGER) AS found_share,
+    avg(em) FILTER (num_golden_hits > 0) AS em_where_found,
+    sum(num_golden_hits) / nullif(sum(num_hits), 0) AS search_quality,
+    avg(len(queries)) AS searches_per_rollout
+FROM evaluation_answers
+GROUP BY run, iteration, mode, dataset, split;
+COMMENT ON VIEW v_evaluation_figures IS 'Finding and reading apart, one row an evaluation: EM is found_share times em_where_found, but for what is answered without a passage.';
+COMMENT ON COLUMN v_evaluation_figures.iteration IS 'Iteration of the run that evaluated.';
+COMMENT ON COLUMN v_evaluation_figures.num_questions IS 'Questions.';
+COMMENT ON COLUMN v_evaluation_figures.em IS 'Mean exact match.';
+COMMENT ON COLUMN v_evaluation_figures.f1 IS 'Mean token F1.';
+COMMENT ON COLUMN v_evaluation_figures.found_share IS 'Share of questions for which a retrieved passage contains a golden answer.';
+COMMENT ON COLUMN v_evaluation_figures.em_where_found IS 'Mean exact match of these questions (reading); empty where nothing was found.';
+COMMENT ON COLUMN v_evaluation_figures.search_quality IS 'Share of retrieved passages that contain a golden answer; empty where none was retrieved.';
+COMMENT ON COLUMN v_evaluation_figures.searches_per_rollout IS 'Mean number of searches.';

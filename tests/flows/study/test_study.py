@@ -18,8 +18,9 @@ from flows.console.errors import UserError
 from flows.inspect.web.report import report as write_report
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
+from flows.study.reporting import report
 from flows.study.trainings import OneByOne
-from flows.study.work import carry_out, report
+from flows.study.work import carry_out
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
@@ -49,7 +50,10 @@ title = "SD-Search"
 """
 VARIANTS = ("grpo", "sd")
 RUNS = ["micro-grpo-s0", "micro-grpo-s1", "micro-sd-s0", "micro-sd-s1"]
-FILES = {"study.json", "results.json", "table.md", "curves.csv", "curves.svg", "curves.png"}
+FILES = {
+    *("study.json", "results.json", "table.md", "curves.csv", "curves.svg", "curves.png"),
+    *("figures_dev.md", "figures_dev.csv"),
+}
 QUESTIONS = 12
 MODES: tuple[EvaluationMode, ...] = ("greedy", "sampled")
 
@@ -99,7 +103,13 @@ def drawn_ems(run: str, updates: int, mode: EvaluationMode) -> list[float]:
 
 def evaluation(updates: int, mode: EvaluationMode, ems: list[float]) -> tuple[EvaluationReport, list[EvaluationAnswer]]:
     drawn, (answer,) = make_evaluation()
-    changes = {"iteration": updates, "policy_version": updates, "mode": mode, "em": sum(ems) / len(ems)}
+    changes = {
+        "iteration": updates,
+        "policy_version": updates,
+        "mode": mode,
+        "em": sum(ems) / len(ems),
+        "dataset": "world",
+    }
     answers = [answer.model_copy(update={"question_key": f"toy:{n}", "em": em}) for n, em in enumerate(ems)]
     return drawn.model_copy(update={**changes, "num_questions": len(ems)}), answers
 
@@ -199,7 +209,7 @@ def test_the_table_is_printed_again_without_training(
     assert run_command(["study", "micro", *options, "--workspace", str(workspace.root)]) == 0
     text = capsys.readouterr().out
     assert "difference to GRPO" in text
-    assert f"table and curves: {folder}" in text
+    assert f"table, figures and curves: {folder}" in text
     assert text.count("finished already") == (0 if options else 4)
     assert (folder / "table.md").read_bytes() == table
     assert {path.name for path in folder.iterdir()} == FILES

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flows.app import run_command
 from flows.study.plan import load_study, plan_runs
-from flows.study.worker import Order, carry_out
+from flows.study.worker import TrainOrder, carry_out
 from schemas.records.ledger import StageKey
 from schemas.records.study import StudyResults
 from storage.runs.artifacts import ArtifactStore
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(path: Path, tmp_path: Pat
 def test_a_run_that_cannot_be_trained_says_why_in_one_line(path: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
     plan = plan_runs(load_study(str(path), workspace))[0]
-    order = Order(run=plan.run, workspace=str(tmp_path), settings_json=plan.settings.model_dump_json())
+    order = TrainOrder(run=plan.run, workspace=str(tmp_path), settings_json=plan.settings.model_dump_json())
     console = Console(file=io.StringIO(), width=200)
     with RunLock(workspace, plan.run), io.StringIO() as closed, pytest.MonkeyPatch.context() as patch:
         patch.setattr("flows.study.worker._end_with", lambda stream: None)

@@ -51,6 +51,14 @@ def test_the_newest_stay(storage: Storage) -> None:
     assert [path.name for path in storage.workspace.checkpoints("first").iterdir() if path.name.startswith(".")] == []
 
 
+def test_those_of_the_evaluations_stay_where_it_is_wanted(storage: Storage) -> None:
+    settings = load_settings("tiny", ["storage.keep_checkpoints=2", "storage.keep_evaluated=true", "iterations=9"])
+    assert settings.evaluation.every == 2
+    retain_checkpoints(storage, settings, "first", 6)
+    assert storage.checkpoints.versions("first") == [2, 4, 5, 6]
+    assert [n for n in range(10) if settings.evaluates_after(n)] == [0, 2, 4, 6, 8, 9]
+
+
 def test_the_best_on_dev_stays_the_earliest_of_equals_and_greedy_before_sampled(storage: Storage) -> None:
     for version, em in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.4)):
         evaluate(storage, version, em)

@@ -9,7 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sdsearch.evaluation.intervals import Floats, Interval, bootstrap_mean, paired_bootstrap
+from sdsearch.evaluation.intervals import (
+    Floats,
+    Interval,
+    bootstrap_mean,
+    compare_figures,
+    draw_resamples,
+    holm,
+    paired_bootstrap,
+)
 
 
 def interval(differences_SQ: Floats, **options: float) -> Interval:
@@ -131,3 +139,44 @@ def test_drawing_values_is_drawing_questions() -> None:
     picks = np.random.default_rng(2).integers(40, size=(10_000, 40))
     low, high = np.quantile(scores[picks].mean(axis=1), (0.025, 0.975))
     assert (found.low, found.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+
+
+def test_a_figures_interval_is_that_of_its_mean_where_the_figure_is_a_mean() -> None:
+    differences = np.random.default_rng(7).normal(0.1, 0.4, (4, 60))
+    draws = draw_resamples(4, 60, seed=3)
+    resampled_RS = draws.questions_RQ @ differences.T / 60
+    found = compare_figures(differences.mean(axis=1), resampled_RS, draws.seeds_RS)
+    expected = paired_bootstrap(differences, np.zeros_like(differences), seed=3)
+    assert found[:3] == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.02, -0.05, 0.3])
+def test_the_p_value_of_many_questions_is_that_of_a_t_test(mean: float) -> None:
+    differences = np.random.default_rng(8).normal(mean, 0.4, (1, 500))
+    draws = draw_resamples(1, 500, seed=4)
+    found = compare_figures(differences.mean(axis=1), draws.questions_RQ @ differences.T / 500, draws.seeds_RS)
+    assert found.p_value == pytest.approx(float(stats.ttest_1samp(differences[0], 0).pvalue), abs=0.02)
+    assert found.p_value > 0
+
+
+def test_no_difference_anywhere_has_a_p_value_of_one() -> None:
+    draws = draw_resamples(2, 5, seed=0, num_resamples=50)
+    assert compare_figures(np.zeros(2), np.zeros((50, 2)), draws.seeds_RS) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_holms_correction_is_the_closed_test_of_bonferronis() -> None:
+    """A hypothesis is rejected when every set of hypotheses with it is, each set by Bonferroni's rule."""
+    generator = np.random.default_rng(9)
+    for size in (1, 2, 3, 6):
+        p_values = [float(p) for p in generator.choice([0.001, 0.01, 0.02, 0.04, 0.3, 0.9], size)]
+        expected = [
+            max(
+                min(1.0, len(chosen) * min(p_values[k] for k in chosen))
+                for number in range(2**size)
+                if number >> place & 1
+                for chosen in [[k for k in range(size) if number >> k & 1]]
+            )
+            for place in range(size)
+        ]
+        assert holm(p_values) == pytest.approx(expected)
+    assert holm([]) == []

@@ -56,8 +56,12 @@ def _record(record: type[BaseModel]) -> str:
     return f"## {record.__name__}\n\n{text}\n\n{_markdown(('field', 'type', 'default', 'meaning'), rows)}"
 
 
+def _default(value: Any) -> str:
+    return "its own defaults" if isinstance(value, Record) else f"`{json.dumps(value)}`"
+
+
 def _field(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
-    default = "needed" if field.is_required() else f"`{json.dumps(field.default)}`"
+    default = "needed" if field.is_required() else _default(field.default)
     return f"`{name}`", f"`{type_name(field.annotation)}`", default, field.description or ""
 
 

@@ -103,11 +103,13 @@ class Iteration:
         """
         from flows.api.method import compute_loss, loss_of_first_step
 
-        records, settings = self.records(), self.run.settings
-        groups, alpha = records.groups, settings.alpha_at(self.number)
+        records = self.records()
+        groups, alpha = records.groups, self._alpha()
         policy = self.run.policy(groups[0].policy_version)
         if group is None:
-            return loss_of_first_step(policy, groups, records.scores, self.teacher(), iteration=self.number)
+            return loss_of_first_step(
+                policy, groups, records.scores, self.teacher(), iteration=self.number, alpha=alpha
+            )
         self._check_group(records, group)
         own = [each for each in groups if each.id == group]
         return compute_loss(policy, own, records.scores, self.teacher(), alpha=alpha)
@@ -115,6 +117,12 @@ class Iteration:
     @property
     def _storage(self) -> Storage:
         return self.run._storage
+
+    def _alpha(self) -> float:
+        """Return L_SD's weight in the first optimiser step; before the update is done, what the settings plan."""
+        key = StageKey(run=self.run.name, iteration=self.number, stage="update")
+        is_done = self._storage.ledger.history(key).done is not None
+        return self.records().update.steps[0].alpha if is_done else self.run.settings.alpha_at(self.number)
 
     def _check_group(self, records: Records, group: str) -> None:
         known = [each.id for each in records.groups]

@@ -226,13 +226,18 @@ def compute_loss(
 
 
 def loss_of_first_step(
-    policy: Policy, groups: Sequence[Group], scores: Sequence[Score], teacher: Teacher, *, iteration: int
+    policy: Policy,
+    groups: Sequence[Group],
+    scores: Sequence[Score],
+    teacher: Teacher,
+    *,
+    iteration: int,
+    alpha: float,
 ) -> Loss:
     """Compute the loss of an iteration's first optimiser step, rollouts in the order in which the update read them."""
     settings, loss_settings = policy.settings, LossSettings.of(policy.settings)
     scored = _scored(policy, groups, scores, teacher, loss_settings)
     members = next(optimiser_steps(scored, settings.update, loss_settings.grpo, settings.seed, iteration))
-    alpha = settings.alpha_at(iteration)
     with without_randomness(policy.model):
         terms = measure_step(policy.model, members, loss_settings, alpha)
     return _loss(members, terms, loss_settings.grpo.kl_coefficient, alpha)

@@ -22,7 +22,9 @@ _CHANGEABLE: Final = re.compile(
     r"hindsight\..+|distillation\.(positions|divergence|divergence_options\..+|support|tail|top_k)"
     r"|update\.(max_tokens_per_microbatch|head_chunk)"
 )
-_OF_THE_LOSS: Final = ("distillation.enabled", "distillation.alpha", "distillation.warmup_iterations")
+_OF_THE_LOSS: Final = re.compile(
+    r"distillation\.(enabled|alpha|warmup_iterations|clip|strength(\..+)?|schedule(\..+)?)"
+)
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
     """
     values = json.loads(source.settings_json)
     distillation = values["distillation"]
-    # Neither plain GRPO nor the warm-up nor a loss of no weight keeps a replay from asking the teacher.
+    # Neither plain GRPO nor warm-up and schedule nor a loss of no weight keeps a replay from asking the teacher.
     alpha = distillation["alpha"] or DistillationSettings().alpha
-    values["distillation"] = {**distillation, "enabled": True, "alpha": alpha, "warmup_iterations": 0}
+    always = {"enabled": True, "alpha": alpha, "warmup_iterations": 0, "schedule": {"kind": "constant"}}
+    values["distillation"] = {**distillation, **always}
     unchanged = json.dumps(values)
     settings = apply_overrides(values, overrides, f"run '{source.run}'")
     for name, _, _ in setting_differences(unchanged, settings):
@@ -109,7 +112,8 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
 def requested_changes(source: RunRecord, settings: Settings) -> str:
     """Return `name: source's -> replay's` for each setting that was asked for, empty for none."""
     changes = setting_differences(source.settings_json, settings)
-    return ", ".join(f"{name}: {before} -> {after}" for name, before, after in changes if name not in _OF_THE_LOSS)
+    asked = [change for change in changes if not _OF_THE_LOSS.fullmatch(change[0])]
+    return ", ".join(f"{name}: {before} -> {after}" for name, before, after in asked)
 
 
 def check_replayable(storage: Storage, plan: ReplayPlan) -> None:
@@ -143,7 +147,7 @@ def _key(run: str, iteration: int, stage: str) -> StageKey:
 
 
 def _refusal(name: str, source: str) -> str:
-    if name in _OF_THE_LOSS:
+    if _OF_THE_LOSS.fullmatch(name):
         return (
             f"--set {name}: it weighs the teacher in the loss, and a replay trains nothing: it asks the teacher in "
             "every iteration; leave it out"

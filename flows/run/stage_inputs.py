@@ -10,6 +10,7 @@ from flows.plugins.check import plugin_sources
 from flows.run.sources import sources_of
 from schemas.base import hash_json
 from schemas.records.ledger import StageName, StageRecord
+from schemas.settings.added import without_added
 from schemas.settings.chosen import chosen_plugins
 from schemas.settings.root import Settings
 
@@ -52,7 +53,7 @@ def code_hash(sources: Mapping[str, str]) -> str:
 
 def input_hash(settings: Settings, stage: StageKind, upstream: Sequence[StageRecord | str], code: str) -> str:
     """Return the hash of a stage's inputs, `code` being the hash of its sources."""
-    read = settings.model_dump(mode="json", include=_included(stage.reads))
+    read = without_added(settings.model_dump(mode="json", include=_included(stage.reads)))
     inputs = [item if isinstance(item, str) else item.output_hash for item in upstream]
     return hash_json({"settings": read, "inputs": inputs, "code": code})
 

@@ -19,6 +19,7 @@ from flows.settings.model_folder import as_tree, model_settings
 from flows.settings.toml_files import SUFFIX
 from schemas.commands import parse_value
 from schemas.records.ledger import RunRecord
+from schemas.settings.added import with_added
 from schemas.settings.explain import explain
 from schemas.settings.root import STORED, Settings
 from sdsearch.plugins import PluginError
@@ -122,7 +123,7 @@ def describe_differences(stored_json: str, settings: Settings) -> str:
 
 def setting_differences(stored_json: str, settings: Settings) -> list[tuple[str, Any, Any]]:
     """Return (name, stored, wanted) of each setting that differs from a run's stored ones."""
-    return _differences(json.loads(stored_json), settings.model_dump(mode="json"))
+    return _differences(with_added(json.loads(stored_json)), settings.model_dump(mode="json"))
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import ConfigDict, Field
 
 from schemas.base import Record
@@ -28,6 +30,11 @@ class StepReport(Record):
     sd_loss: float = Field(description="Distillation term before alpha, nats; 0 while alpha is 0.")
     kl: float = Field(description="k3 estimate of KL(policy || reference), nats per token.")
     alpha: float = Field(description="Weight of the distillation term.")
+    schedule_weight: float | None = Field(
+        default=None,
+        description="What warm-up and schedule leave of the distillation's strength, 0 to 1; empty in runs of earlier "
+        "versions.",
+    )
     entropy: float | None = Field(
         description="Mean entropy of the policy at the read tokens, nats; empty where none was read."
     )
@@ -41,6 +48,29 @@ class StepReport(Record):
         description="Error that bfloat16 leaves in the gradient, estimated as a 26th of grad_norm_grpo "
         "(measured on the mini policy); empty under float32 weights, and where the parts were not "
         "measured.",
+    )
+    sd_clip_factor: float | None = Field(
+        default=None,
+        description="What the distillation's gradient was scaled by before it was added, with distillation.clip 'own'; "
+        "empty otherwise.",
+    )
+    smoothed_norm_grpo: float | None = Field(
+        default=None,
+        description="Moving average of grad_norm_grpo that strength 'gradient_share' sets alpha by; empty before its "
+        "first measurement and with other strengths.",
+    )
+    smoothed_norm_sd: float | None = Field(
+        default=None, description="The same of the norm of the distillation's gradient before alpha."
+    )
+    gap_kind: Literal["entropy", "log_ratio"] | None = Field(
+        default=None, description="The gap that schedule 'retire' looks at; empty with other schedules."
+    )
+    smoothed_gap: float | None = Field(
+        default=None, description="Moving average of that gap, nats; empty before its first measurement."
+    )
+    largest_gap: float | None = Field(default=None, description="The largest that the moving average has been, nats.")
+    retired_to: float | None = Field(
+        default=None, description="What schedule 'retire' has left of the strength so far; empty with other schedules."
     )
     clip_share: float | None = Field(
         description="Share of the read tokens whose ratio was clipped; empty where none was read."

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from schemas.base import Positive, Section
 from schemas.plugins import Names, Options
+from schemas.settings.strength import AlphaStrength, ConstantSchedule, ScheduleSettings, StrengthSettings
 
 BLOCK_TOKENS: Final = 1024
 """Longest block of queries: ten times what a group's usually take."""
@@ -109,9 +110,25 @@ class DistillationSettings(Section):
     """On-policy self-distillation (paper, section 3.3; ablations in section 5)."""
 
     enabled: bool = Field(default=True, description="False is plain GRPO: no hindsight block, no teacher pass.")
-    alpha: float = Field(default=1e-3, ge=0, description="Weight of L_SD after the warm-up (paper).")
+    alpha: float = Field(
+        default=1e-3,
+        ge=0,
+        description="Weight of L_SD after the warm-up (paper); with strength 'gradient_share' its weight until both "
+        "gradients have been measured.",
+    )
     warmup_iterations: int = Field(
         default=50, ge=0, description="Iterations with alpha hard zero and no teacher pass (paper); not a ramp."
+    )
+    strength: StrengthSettings = Field(
+        default=AlphaStrength(), description="What decides alpha: itself (paper), or the norms of both gradients."
+    )
+    schedule: ScheduleSettings = Field(
+        default=ConstantSchedule(), description="How the strength goes on after the warm-up: it stays (paper) or falls."
+    )
+    clip: Literal["joint", "own"] = Field(
+        default="joint",
+        description="Gradient clipping (update.max_grad_norm) of the sum of both gradients (ours), or of each on its "
+        "own, the distillation's to its share of GRPO's, so that it cannot shrink GRPO's step.",
     )
     positions: Literal["query", "completion"] = Field(
         default="query", description="Tokens that are distilled: query tokens (paper), or all sampled ones (ablation)."

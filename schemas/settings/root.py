@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from schemas.base import STORED, Positive, Section, hash_json
 from schemas.names import Name
 from schemas.plugins import Names, Options
+from schemas.settings.added import without_added
 from schemas.settings.data import DataSettings
 from schemas.settings.method import (
     DistillationSettings,
@@ -24,6 +25,7 @@ from schemas.settings.method import (
 from schemas.settings.retrieval import DenseRetrievalSettings, RetrievalSettings
 from schemas.settings.rules import broken_rules
 from schemas.settings.sampling import SamplingSettings, TransformersSamplerSettings
+from schemas.settings.strength import planned_weight
 from schemas.settings.tracking import TrackingSettings
 
 __all__ = [
@@ -159,8 +161,11 @@ class Settings(Section):
     tracking: TrackingSettings = TrackingSettings()
 
     def content_hash(self) -> str:
-        """Return the hash of all settings but those of trackers, with which a run may go on as it likes."""
-        return hash_json(self.model_dump(mode="json", exclude={"tracking"}))
+        """Return the hash of all settings but those of trackers, with which a run may go on as it likes.
+
+        One that was added after runs were made changes it by its value alone.
+        """
+        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking"})))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:
@@ -184,8 +189,9 @@ class Settings(Section):
 
     @property
     def distils(self) -> bool:
-        """Whether any iteration distils: alpha is zero for good when it is so at the end."""
-        return self.alpha_at(self.iterations) > 0
+        """Whether any iteration distils: the first one after the warm-up does, when there is one."""
+        first = self.distillation.warmup_iterations + 1
+        return first <= self.iterations and self.alpha_at(first) > 0
 
     @property
     def only_warms_up(self) -> bool:
@@ -197,8 +203,18 @@ class Settings(Section):
         return iteration % self.evaluation.every == 0 or iteration == self.iterations
 
     def alpha_at(self, iteration: int) -> float:
-        """L_SD's weight in an iteration (counted from 1): zero in the warm-up, then alpha; not a ramp (paper)."""
+        """L_SD's weight in an iteration (counted from 1) as the settings alone have it.
+
+        Zero in the warm-up, then alpha; not a ramp (paper). The schedule lowers it. What strength 'gradient_share' and
+        schedule 'retire' measure is not known here: they change it while it is not zero (sdsearch.training.strength).
+        """
         distillation = self.distillation
-        if not distillation.enabled or iteration <= distillation.warmup_iterations:
+        return distillation.alpha * self.planned_weight_at(iteration) if distillation.enabled else 0.0
+
+    def planned_weight_at(self, iteration: int) -> float:
+        """What the warm-up and the schedule plan to leave of the strength in an iteration, in [0, 1]."""
+        distillation = self.distillation
+        distilled = iteration - distillation.warmup_iterations
+        if distilled < 1:
             return 0.0
-        return distillation.alpha
+        return planned_weight(distillation.schedule, distilled, self.iterations - distillation.warmup_iterations)

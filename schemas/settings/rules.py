@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from schemas.settings.data import HUB, WORLD, SetName
+from schemas.settings.strength import GradientShareStrength
 from schemas.settings.tracking import SHIPPED
 from schemas.settings.void import void_notes
 
@@ -32,6 +33,18 @@ REFUSED: Final[tuple[Rule, ...]] = (
     Rule(
         lambda s: s.distillation.enabled and s.distillation.alpha == 0,
         "distillation.alpha 0 leaves nothing to distil; set distillation.enabled = false for plain GRPO, or alpha > 0",
+    ),
+    Rule(
+        lambda s: s.distillation.clip == "own" and s.update.max_grad_norm == 0,
+        "distillation.clip 'own' bounds the distillation's gradient by update.max_grad_norm where no group is mixed; "
+        "set max_grad_norm > 0, or clip = 'joint'",
+    ),
+    Rule(
+        lambda s: (
+            isinstance(strength := s.distillation.strength, GradientShareStrength)
+            and strength.min_alpha > strength.max_alpha
+        ),
+        "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha",
     ),
     Rule(
         lambda s: s.hindsight.masking == "current_documents" and s.hindsight.members != "group",

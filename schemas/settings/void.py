@@ -22,6 +22,9 @@ _HINDSIGHT = (
 _DISTILLATION = (
     "distillation.alpha",
     "distillation.warmup_iterations",
+    "distillation.strength",
+    "distillation.schedule",
+    "distillation.clip",
     "distillation.positions",
     "distillation.divergence",
     "distillation.divergence_options",

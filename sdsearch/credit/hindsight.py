@@ -159,6 +159,11 @@ def build_blocks(
     return blocks
 
 
+def correct_rollouts(scores: Sequence[Score], metric: str, rho: float) -> frozenset[str]:
+    """Return the ids of the rollouts whose outcome is CORRECT: their `metric`, f1 or em, exceeds rho."""
+    return frozenset(score.rollout_id for score in scores if label_outcome(getattr(score, metric), rho) == "CORRECT")
+
+
 def _outcomes(scores: Sequence[Score], settings: HindsightSettings) -> list[Label]:
     return [label_outcome(getattr(score, settings.label_metric), settings.rho) for score in scores]
 

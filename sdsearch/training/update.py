@@ -8,47 +8,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from schemas.records.update import StepReport
 from schemas.settings.root import GrpoSettings, Settings, UpdateSettings
 from sdsearch.model.dropout import update_mode, without_randomness
-from sdsearch.model.policy import set_gradient_checkpointing, trainable_parameters
+from sdsearch.model.policy import set_gradient_checkpointing
 from sdsearch.seeds import derive_seed
-from sdsearch.training.gradient import rounding_noise, zero_gradient
+from sdsearch.training.gradient import rounding_noise
 from sdsearch.training.logprobs import score_once
-from sdsearch.training.loss import (
-    ScoredRollout,
-    StepMember,
-    StepTerms,
-    TrainingRollout,
-    accumulate_gradient,
-    total_loss,
-    weigh,
-)
+from sdsearch.training.loss import ScoredRollout, StepMember, TrainingRollout, total_loss, weigh
 from sdsearch.training.loss_settings import LossSettings
-from sdsearch.training.optimiser import learning_rate_at, scale_gradient
+from sdsearch.training.optimiser import learning_rate_at
 from sdsearch.training.refusal import NonFiniteUpdateError, describe_refused
+from sdsearch.training.step_gradient import StepGradient, compute_step_gradient
+from sdsearch.training.strength import Strength, begin_iteration
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An optimiser step's number in the run (from 1), its weight of L_SD and its learning rate."""
+    """An optimiser step's number in the run (from 1) and its learning rate."""
 
     number: int
-    alpha: float
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class _GradientNorms:
-    """L2 norms of a step's gradient before clipping; those of its two parts where they were measured."""
-
-    total: float
-    grpo: float | None
-    sd: float | None
 
 
 def update_policy(
@@ -60,13 +43,16 @@ def update_policy(
     *,
     iteration: int,
     steps_done: int,
+    strength: Strength | None = None,
 ) -> Iterator[StepReport]:
     """Take an iteration's optimiser steps, yielding a report after each.
 
-    It takes all settings, because the record of a refused step keeps them; each helper gets only what it reads.
+    strength: the distillation's, with what earlier iterations measured; None begins anew. It takes all settings,
+    because the record of a refused step keeps them; each helper gets only what it reads.
     Raises NonFiniteUpdateError before the weights change when a step's loss or gradient is not finite.
     """
-    update, loss_settings, alpha = settings.update, LossSettings.of(settings), settings.alpha_at(iteration)
+    update, loss_settings = settings.update, LossSettings.of(settings)
+    strength = strength or begin_iteration(settings, iteration)
     num_steps = settings.iterations * settings.num_steps_per_iteration
     set_gradient_checkpointing(model, update.gradient_checkpointing)
     one_step = update.epochs == 1 and len(rollouts) <= update.rollouts_per_step
@@ -75,10 +61,13 @@ def update_policy(
     batches = optimiser_steps(scored, update, settings.grpo, settings.seed, iteration)
     measure_parts = bool(update.gradient_parts_every) and (iteration - 1) % update.gradient_parts_every == 0
     for number, members in enumerate(batches, steps_done + 1):
-        step = _Step(number, alpha, learning_rate_at(number, num_steps, update))
+        step = _Step(number, learning_rate_at(number, num_steps, update))
         with update_mode(model, update.dropout):
-            totals, norms = _compute_gradient(model, members, loss_settings, alpha, measure_parts, update.max_grad_norm)
-            report = _report(step, members, totals, norms, settings.grpo.kl_coefficient, settings.model.dtype)
+            gradient = compute_step_gradient(
+                model, members, loss_settings, strength, update.max_grad_norm, measure_parts=measure_parts
+            )
+            strength = gradient.strength
+            report = _report(step, members, gradient, settings.grpo.kl_coefficient, settings.model.dtype)
             if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
                 refused = describe_refused(model, members, settings, iteration, report)
                 model.zero_grad(set_to_none=True)
@@ -106,39 +95,10 @@ def optimiser_steps(
             yield weigh(order[start : start + update.rollouts_per_step], grpo)
 
 
-def _compute_gradient(
-    model: nn.Module,
-    members: Sequence[StepMember],
-    settings: LossSettings,
-    alpha: float,
-    measure_parts: bool,
-    max_norm: float,
-) -> tuple[StepTerms, _GradientNorms]:
-    """Leave the step's gradient, clipped to `max_norm`, on the parameters; return its sums and norms."""
-    model.zero_grad(set_to_none=True)
-    sd_gradient = zero_gradient(model) if measure_parts else None
-    totals = accumulate_gradient(model, members, settings, alpha, sd_gradient)
-    grpo_norm, sd_norm = _merge_parts(model, sd_gradient) if sd_gradient is not None else (None, None)
-    return totals, _GradientNorms(scale_gradient(model, max_norm), grpo_norm, sd_norm)
-
-
-def _merge_parts(model: nn.Module, sd_gradient: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the norms of the GRPO and the SD part, and make the parameters' gradient their sum."""
-    parameters = list(trainable_parameters(model).values())
-    grpo = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    for parameter, gradient in zip(parameters, sd_gradient, strict=True):
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return float(grpo), float(torch.nn.utils.get_total_norm(list(sd_gradient)))
-
-
 def _report(
-    step: _Step,
-    members: Sequence[StepMember],
-    totals: StepTerms,
-    norms: _GradientNorms,
-    kl_coefficient: float,
-    dtype: str,
+    step: _Step, members: Sequence[StepMember], gradient: StepGradient, kl_coefficient: float, dtype: str
 ) -> StepReport:
+    totals, alpha, strength = gradient.totals, gradient.alpha, gradient.strength
     num_read = int(totals.num_read)
 
     def mean(total: Tensor) -> float | None:
@@ -149,17 +109,25 @@ def _report(
         num_rollouts=len(members),
         num_completion_tokens=sum(len(member.scored.rollout.sequence.reads) for member in members),
         num_read_tokens=num_read,
-        num_distilled_tokens=sum(len(member.scored.rollout.distilled) for member in members) if step.alpha else 0,
-        loss=total_loss(totals, kl_coefficient, step.alpha),
+        num_distilled_tokens=sum(len(member.scored.rollout.distilled) for member in members) if alpha else 0,
+        loss=total_loss(totals, kl_coefficient, alpha),
         policy_loss=float(totals.policy_loss),
         sd_loss=float(totals.sd_loss),
         kl=float(totals.kl),
-        alpha=step.alpha,
+        alpha=alpha,
+        schedule_weight=strength.weight,
         entropy=mean(totals.entropy_sum),
-        grad_norm=norms.total,
-        grad_norm_grpo=norms.grpo,
-        grad_norm_sd=norms.sd,
-        grad_noise=rounding_noise(norms.grpo, dtype),
+        grad_norm=gradient.norm,
+        grad_norm_grpo=gradient.norm_grpo,
+        grad_norm_sd=gradient.norm_sd,
+        grad_noise=rounding_noise(gradient.norm_grpo, dtype),
+        sd_clip_factor=gradient.sd_clip_factor,
+        smoothed_norm_grpo=strength.state.norm_grpo,
+        smoothed_norm_sd=strength.state.norm_sd,
+        gap_kind=strength.state.gap_kind,
+        smoothed_gap=strength.state.gap,
+        largest_gap=strength.state.largest_gap,
+        retired_to=strength.state.retired_to if strength.state.gap_kind else None,
         clip_share=mean(totals.num_clipped),
         ratio_max=float(totals.ratio_max) if num_read else None,
         truncated_share=mean(totals.num_truncated),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache, reduce
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -57,18 +57,15 @@ def records_to_table(record_type: type[R], records: Sequence[R]) -> pa.Table:
 
 
 def table_to_records(record_type: type[R], table: pa.Table) -> list[R]:
-    """Return the table's rows as validated records; a column that is not there has the field's default in each.
+    """Return the table's rows as validated records; a field that came after the table was written has its default.
 
-    A field that a record type gets after files were written has a default, so that these files can still be read.
+    So a field that a record type gets once files were written needs one.
     Raises RecordMismatchError when the columns are not the record type's, or a row breaks its rules.
     """
-    names = [
-        name for name, field in record_type.model_fields.items() if name in table.column_names or field.is_required()
-    ]
     expected = record_schema(record_type)
-    stored = pa.schema([expected.field(name) for name in names])
-    if not table.schema.remove_metadata().equals(stored):
-        raise RecordMismatchError(_describe_difference(record_type, stored, table.schema))
+    if not (table.schema.remove_metadata().equals(expected.remove_metadata()) or _holds(record_type, table.schema)):
+        raise RecordMismatchError(_describe_difference(record_type, expected, table.schema))
+    names = table.column_names
     columns = [
         _decode(table.column(name).combine_chunks(), record_type.model_fields[name].annotation) for name in names
     ]
@@ -77,6 +74,33 @@ def table_to_records(record_type: type[R], table: pa.Table) -> list[R]:
         return TypeAdapter(list[record_type]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as error:
         raise RecordMismatchError(f"a stored {record_type.__name__} breaks its rules: {error}") from error
+
+
+def _holds(record_type: type[Record], fields: Iterable[pa.Field]) -> bool:
+    """Whether columns are a record type's, in its order, but for fields with a default, which may be absent."""
+    written = {field.name: field for field in fields}
+    expected = {field.name: field for field in _record_fields(record_type)}
+    if list(written) != [name for name in expected if name in written]:
+        return False
+    known = record_type.model_fields
+    return all(
+        _holds_value(written[name], expected[name], known[name].annotation)
+        if name in written
+        else not known[name].is_required()
+        for name in expected
+    )
+
+
+def _holds_value(written: pa.Field, expected: pa.Field, annotation: Any) -> bool:
+    """Whether a column is as expected, or its records are but for absent fields with a default."""
+    if written.equals(expected):
+        return True
+    inner, _ = _split_optional(annotation)
+    if written.nullable != expected.nullable or written.type.id != expected.type.id:
+        return False
+    if pa.types.is_list(expected.type):
+        return _holds_value(written.type.value_field, expected.type.value_field, get_args(inner)[0])
+    return _is_record(inner) and _holds(inner, written.type)
 
 
 def _record_fields(record_type: type[Record]) -> list[pa.Field]:

@@ -27,6 +27,7 @@ _TURN_TESTS = (
     "tests/sdsearch/sampling/test_rollouts.py",
 )
 _TEXT_TESTS = ("tests/sdsearch/credit/test_hindsight.py", "tests/property/test_foreign_text.py")
+_STRENGTH_TEST = "tests/sdsearch/training/test_strength.py"
 # Source file -> the tests that look at it, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/credit/divergence.py": (
@@ -47,6 +48,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/golden/test_steps_against_naive.py",
         "tests/sdsearch/training/test_update.py",
     ),
+    "sdsearch/training/strength.py": (_STRENGTH_TEST,),
+    "schemas/settings/strength.py": (_STRENGTH_TEST,),
+    "sdsearch/training/step_gradient.py": ("tests/golden/test_step_gradient.py", _STRENGTH_TEST),
     "sdsearch/model/attention.py": (
         "tests/sdsearch/model/test_attention.py",
         "tests/sdsearch/model/test_families.py",

@@ -8,11 +8,13 @@ from flows.run.live import Runtime
 from flows.run.perform import StageRunner
 from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
+from flows.training.strength import strength_before
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
+from sdsearch.training.strength import asks_teacher
 
 if TYPE_CHECKING:
     from flows.training.trainer import Trainer
@@ -40,7 +42,8 @@ def compute_teacher(
     trainer: Trainer, runner: StageRunner, iteration: int, sampled: StageRecord, blocks: StageRecord
 ) -> StageRecord:
     """Compute the teacher's distributions with the weights that sampled; while alpha is zero no pass is made."""
-    active = runner.settings.alpha_at(iteration) > 0
+    state = strength_before(runner.storage.ledger, runner.files, runner.settings, runner.run, iteration)
+    active = asks_teacher(runner.settings, iteration, state)
     with runner.attempt(TEACHER, iteration, [sampled, blocks, "teacher" if active else "no teacher"]) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.compute_teacher(attempt.record, sampled, blocks)
@@ -52,7 +55,8 @@ def teach(
 ) -> list[ArtifactRef]:
     """Do the stage's work in this process, as `Trainer.compute_teacher` says."""
     settings, policy = live.settings, live.policy
-    active = settings.alpha_at(attempt.iteration) > 0
+    state = strength_before(live.storage.ledger, files, settings, attempt.run, attempt.iteration)
+    active = asks_teacher(settings, attempt.iteration, state)
     policy.move_to(attempt.iteration - 1)
     tensors, pointers, credit = compute_targets(
         policy.model,

@@ -12,13 +12,18 @@ from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
 from flows.training.noise import told_of_noise
 from flows.training.refused_steps import refused_steps_kept
+from flows.training.strength import strength_before
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
-from schemas.records.teacher import TeacherTargets
+from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import StepReport, UpdateReport
+from schemas.settings.root import Settings
+from schemas.settings.strength import RetireSchedule
+from sdsearch.credit.hindsight import correct_rollouts
 from sdsearch.credit.teacher import TargetTensors
 from sdsearch.training.loss import TrainingRollout
+from sdsearch.training.strength import Strength, begin_iteration, measured_gap
 from sdsearch.training.training_set import training_rollouts
 from sdsearch.training.update import update_policy
 from storage.database.stage_rows import file_of
@@ -53,7 +58,7 @@ def update_weights(
     targets: StageRecord,
 ) -> StageRecord:
     """Take the iteration's optimiser steps and write the new version of the policy."""
-    with runner.attempt(UPDATE, iteration, [sampled, scored, targets]) as attempt:
+    with runner.attempt(UPDATE, iteration, [sampled, scored, targets, *_outcomes_read(runner.settings)]) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.update_weights(attempt.record, sampled, scored, targets)
     (report,) = runner.files.read(attempt.record, "update", UpdateReport)
@@ -82,7 +87,13 @@ def train(
         files.read(targets, "targets", TeacherTargets),
         TargetTensors(stored["ids"], stored["logprobs"]),
     )
-    steps = _take_steps(live, attempt, rollouts)
+    strength = begin_iteration(
+        live.settings,
+        iteration,
+        strength_before(live.storage.ledger, files, live.settings, attempt.run, iteration),
+        _gap(live.settings, files, scored, targets),
+    )
+    steps = _take_steps(live, attempt, rollouts, strength)
     checkpoint = policy.save_as(iteration)
     report = UpdateReport(
         iteration=iteration,
@@ -94,7 +105,26 @@ def train(
     return [checkpoint, files.write(attempt.key, "update", UpdateReport, [report])]
 
 
-def _take_steps(live: Runtime, attempt: StageRecord, rollouts: list[TrainingRollout]) -> list[StepReport]:
+def _gap(settings: Settings, files: StageFiles, scored: StageRecord, targets: StageRecord) -> float | None:
+    """Return what schedule 'retire' looks at in this iteration; None with other schedules and without a teacher."""
+    schedule, hindsight = settings.distillation.schedule, settings.hindsight
+    if not isinstance(schedule, RetireSchedule):
+        return None
+    credit = files.read(targets, "credit", QueryCredit)
+    scores = files.read(scored, "scores", Score) if schedule.gap == "log_ratio" else []
+    return measured_gap(schedule.gap, credit, correct_rollouts(scores, hindsight.label_metric, hindsight.rho))
+
+
+def _outcomes_read(settings: Settings) -> list[str]:
+    """Return which outcomes the update reads, an input of its own: what calls a rollout CORRECT; none by default."""
+    schedule, hindsight = settings.distillation.schedule, settings.hindsight
+    reads = isinstance(schedule, RetireSchedule) and schedule.gap == "log_ratio"
+    return [f"CORRECT: {hindsight.label_metric} above {hindsight.rho}"] if reads else []
+
+
+def _take_steps(
+    live: Runtime, attempt: StageRecord, rollouts: list[TrainingRollout], strength: Strength
+) -> list[StepReport]:
     policy, num_steps = live.policy, live.settings.num_steps_per_iteration
     steps: list[StepReport] = []
     with refused_steps_kept(live.storage.workspace, attempt.key):
@@ -106,6 +136,7 @@ def _take_steps(live: Runtime, attempt: StageRecord, rollouts: list[TrainingRoll
             live.settings,
             iteration=attempt.iteration,
             steps_done=(attempt.iteration - 1) * num_steps,
+            strength=strength,
         ):
             steps.append(step)
             live.reporter.stage_progress(len(steps), num_steps)

@@ -52,7 +52,7 @@ SELECT
     max(valid_share) FILTER (mode = 'greedy') AS greedy_valid_share
 FROM evaluations
 LEFT JOIN (
-    SELECT run, iteration AS updates_done, max(alpha) AS alpha FROM update_metrics GROUP BY run, iteration
+    SELECT run, iteration AS updates_done, max_by(alpha, step) AS alpha FROM update_metrics GROUP BY run, iteration
 ) AS updates USING (run, updates_done)
 GROUP BY run, updates_done, dataset, split;
 COMMENT ON VIEW v_learning_curve IS 'Evaluations side by side, one row a number of updates done and data set.';

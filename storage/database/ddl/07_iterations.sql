@@ -20,13 +20,16 @@ SELECT
     avg(policy_loss) AS policy_loss,
     avg(sd_loss) AS sd_loss,
     avg(kl) AS kl,
-    max(alpha) AS alpha,
+    max_by(alpha, step) AS alpha,
+    max_by(schedule_weight, step) AS schedule_weight,
     avg(entropy) AS entropy,
     avg(grad_norm) AS grad_norm,
     avg(grad_norm_grpo) AS grad_norm_grpo,
     avg(grad_norm_sd) AS grad_norm_sd,
     avg(grad_norm_sd) / nullif(avg(grad_norm_grpo), 0) AS grad_norm_ratio,
     avg(grad_norm_sd) / nullif(avg(grad_noise), 0) AS sd_signal_to_noise,
+    avg(sd_clip_factor) AS sd_clip_factor,
+    max_by(smoothed_gap, step) AS smoothed_gap,
     avg(clip_share) AS clip_share,
     max(ratio_max) AS ratio_max,
     avg(truncated_share) AS truncated_share,
@@ -43,7 +46,10 @@ COMMENT ON COLUMN v_updates.loss IS 'Mean over the iteration''s steps: {update_m
 COMMENT ON COLUMN v_updates.policy_loss IS 'Mean over the iteration''s steps: {update_metrics.policy_loss}';
 COMMENT ON COLUMN v_updates.sd_loss IS 'Mean over the iteration''s steps: {update_metrics.sd_loss}';
 COMMENT ON COLUMN v_updates.kl IS 'Mean over the iteration''s steps: {update_metrics.kl}';
-COMMENT ON COLUMN v_updates.alpha IS 'Weight of the distillation term.';
+COMMENT ON COLUMN v_updates.alpha IS 'Weight of the distillation term in the last step.';
+COMMENT ON COLUMN v_updates.schedule_weight IS 'What warm-up and schedule leave of the distillation''s strength, 0 to 1; empty in runs of earlier versions.';
+COMMENT ON COLUMN v_updates.sd_clip_factor IS 'Mean over the iteration''s steps: {update_metrics.sd_clip_factor}';
+COMMENT ON COLUMN v_updates.smoothed_gap IS 'Moving average of the gap that schedule ''retire'' looks at, nats; empty with other schedules.';
 COMMENT ON COLUMN v_updates.entropy IS 'Mean over the iteration''s steps: {update_metrics.entropy}';
 COMMENT ON COLUMN v_updates.grad_norm IS 'Mean over the iteration''s steps: {update_metrics.grad_norm}';
 COMMENT ON COLUMN v_updates.grad_norm_grpo IS 'Mean over the iteration''s steps: {update_metrics.grad_norm_grpo}';

@@ -63,6 +63,8 @@ def test_a_replay_asks_the_teacher_in_every_iteration() -> None:
     settings = settings_of(source_run("distillation.warmup_iterations=7"), "hindsight.labels=shuffled")
     assert settings.hindsight.labels == "shuffled"
     assert [settings.alpha_at(iteration) for iteration in (1, 9)] == [0.1, 0.1]
+    faded = settings_of(source_run("distillation.schedule={kind='linear', iterations=1}"))
+    assert faded.alpha_at(9) == 0.1
     plain = source_run("distillation.enabled=false", "distillation.alpha=0", "distillation.warmup_iterations=50")
     assert settings_of(plain).alpha_at(1) > 0
     assert settings_of(plain, "distillation.enabled=true") == settings_of(plain)
@@ -94,6 +96,9 @@ def test_what_the_teacher_reads_can_be_changed_and_what_stays_is_no_change(overr
         ("distillation.alpha=0.5", "a replay trains nothing"),
         ("distillation.warmup_iterations=3", "a replay trains nothing"),
         ("distillation.enabled=false", "a replay trains nothing"),
+        ("distillation.clip=own", "a replay trains nothing"),
+        ("distillation.schedule={kind='linear'}", "a replay trains nothing"),
+        ("distillation.strength={kind='gradient_share'}", "a replay trains nothing"),
         ("hindsight.lables=none", "did you mean 'hindsight.labels'?"),
         ("hindsight.labels=random", "got 'random'"),
     ],

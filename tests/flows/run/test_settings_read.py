@@ -30,7 +30,14 @@ KINDS = (SAMPLE, SCORE, HINDSIGHT, TEACHER, UPDATE, EVALUATE)
 _BEFORE = "before"
 EXPLAINED: dict[str, dict[str, str]] = {
     "teacher": dict.fromkeys(
-        ("distillation.enabled", "distillation.warmup_iterations", "distillation.alpha"),
+        (
+            "iterations",
+            "distillation.enabled",
+            "distillation.warmup_iterations",
+            "distillation.alpha",
+            "distillation.strength.kind",
+            "distillation.schedule.kind",
+        ),
         "whether there is a teacher is an input of its own",
     ),
 }

@@ -180,6 +180,47 @@ def test_a_renamed_column_is_named() -> None:
         table_to_records(Passage, table.rename_columns(["id", "title", "body"]))
 
 
+class Step(Record):
+    number: int
+    share: float | None = None
+    note: str = "none"
+
+
+class Report(Record):
+    steps: tuple[Step, ...]
+    last: Step | None = None
+    total: int = 7
+
+
+def test_a_field_that_came_later_has_its_default_at_any_depth() -> None:
+    """The table was written when a step had its number and its note alone, and a report its steps."""
+    step = pa.struct([pa.field("number", pa.int64(), nullable=False), pa.field("note", pa.string(), nullable=False)])
+    steps = pa.list_(pa.field("element", step, nullable=False))
+    schema = pa.schema([pa.field("steps", steps, nullable=False)])
+    table = pa.Table.from_pylist([{"steps": [{"number": 1, "note": "x"}, {"number": 2, "note": "y"}]}], schema=schema)
+    (report,) = table_to_records(Report, through_parquet(table))
+    assert report == Report(steps=(Step(number=1, note="x"), Step(number=2, note="y")))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [pa.field("note", pa.string(), nullable=False)],
+        [pa.field("number", pa.int64(), nullable=False), pa.field("gone", pa.string())],
+        [pa.field("number", pa.float64(), nullable=False)],
+        [pa.field("number", pa.int64(), nullable=True)],
+        [pa.field("note", pa.string(), nullable=False), pa.field("number", pa.int64(), nullable=False)],
+    ],
+    ids=["needed", "unknown", "type", "empty", "order"],
+)
+def test_what_is_needed_unknown_or_of_another_type_is_refused_at_any_depth(fields: list[pa.Field]) -> None:
+    steps = pa.list_(pa.field("element", pa.struct(fields), nullable=False))
+    inside = pa.Table.from_pylist([], schema=pa.schema([pa.field("steps", steps, nullable=False)]))
+    for record_type, table in ((Report, inside), (Step, pa.Table.from_pylist([], schema=pa.schema(fields)))):
+        with pytest.raises(RecordMismatchError, match=f"does not hold {record_type.__name__} records"):
+            table_to_records(record_type, table)
+
+
 def test_stored_rows_are_validated_on_reading() -> None:
     table = pa.Table.from_pylist([{"id": "", "title": "t", "text": "x"}], schema=record_schema(Passage))
     with pytest.raises(RecordMismatchError, match="at least 1 character"):

@@ -1,0 +1,32 @@
+"""Settings that came after runs were made: at their defaults they say what held before, and change no hash."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+ADDED: Final[dict[str, Any]] = {
+    "distillation.strength": {"kind": "alpha", "max_share": 1.0},
+    "distillation.schedule": {"kind": "constant"},
+    "distillation.clip": "joint",
+}
+"""The full name of each, and its default as JSON."""
+
+
+def without_added(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings (JSON) without the added ones that are at their defaults: what a hash is made of."""
+    tree = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    for name, default in ADDED.items():
+        section, _, field = name.partition(".")
+        if isinstance(tree.get(section), dict) and tree[section].get(field, default) == default:
+            tree[section].pop(field, None)
+    return tree
+
+
+def with_added(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings (JSON) with each added one that it lacks, at its default."""
+    tree = dict(values)
+    for name, default in ADDED.items():
+        section, _, field = name.partition(".")
+        if isinstance(tree.get(section), dict):
+            tree[section] = {field: default, **tree[section]}
+    return tree

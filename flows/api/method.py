@@ -187,6 +187,7 @@ def compute_teacher(
         groups,
         blocks,
         TeacherSettings.of(settings),
+        policy.teacher(settings),
     )
     return Teacher(targets, credit, tensors)
 

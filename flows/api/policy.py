@@ -9,6 +9,7 @@ from typing import Any
 from flows.run.policy import LivePolicy
 from schemas.records.run_inputs import PromptFrame
 from schemas.settings.root import Settings
+from sdsearch.credit.teacher import TeacherWeights
 from sdsearch.model.pretrained import without_progress_bars
 from sdsearch.protocol.ports import open_protocol
 from sdsearch.protocol.prompting import render_frame
@@ -46,6 +47,11 @@ class Policy:
         with without_progress_bars():
             return self._live.frozen_reference
 
+    def teacher(self, settings: Settings) -> TeacherWeights:
+        """Return what opens the model with the teacher's weights, as distillation.teacher of the settings says."""
+        with without_progress_bars():
+            return self._live.teacher(settings.distillation)
+
     @property
     def max_context_tokens(self) -> int:
         """Tokens that a conversation may have."""
@@ -72,7 +78,7 @@ def load_policy(settings: Settings) -> Policy:
 
 def load_version(storage: Storage, settings: Settings, run: str, version: int) -> Policy:
     """Load a version of a run's policy; DamagedArtifactError when its checkpoint is missing or altered."""
-    live = LivePolicy(settings, run, storage.checkpoints)
+    live = LivePolicy(settings, run, storage.checkpoints, storage.ledger.start_of(run))
     kept = read_run_inputs(storage.workspace, run)
     return _loaded(settings, version, live, kept.frame if kept else None, f" of run '{run}'")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from storage.workspace import validate_run_name
 
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
 _CHANGEABLE: Final = re.compile(
-    r"hindsight\..+|distillation\.(positions|divergence|divergence_options\..+|support|tail|top_k)"
+    r"hindsight\..+|distillation\.(teacher|ema_decay|positions|divergence|divergence_options\..+|support|tail|top_k)"
     r"|update\.(max_tokens_per_microbatch|head_chunk)"
 )
 _OF_THE_LOSS: Final = re.compile(
@@ -140,6 +140,26 @@ def check_replayable(storage: Storage, plan: ReplayPlan) -> None:
             f"{format_iterations(gone)}: it keeps the newest {kept} checkpoints and the best on dev; {instead}; a "
             "larger storage.keep_checkpoints when training keeps more"
         )
+    _check_average(storage, plan, settings, held)
+
+
+def _check_average(storage: Storage, plan: ReplayPlan, kept: Settings, held: Collection[int]) -> None:
+    """Raise UserError where teacher 'ema' needs checkpoints that are gone: each has the average of a run that kept it.
+
+    An average that the source did not keep, or kept with another decay, is made from all versions before.
+    """
+    wanted, source = plan.settings.distillation, kept.distillation
+    is_kept = kept.distils and source.teacher == "ema" and source.ema_decay == wanted.ema_decay
+    if wanted.teacher != "ema" or is_kept:
+        return
+    needed = range(storage.ledger.start_of(plan.source), plan.last)
+    if gone := [version for version in needed if version not in held]:
+        raise UserError(
+            f"distillation.teacher 'ema' averages versions {format_iterations(needed)} of run '{plan.source}', which "
+            f"does not have {format_iterations(gone)} any more (it keeps the newest {kept.storage.keep_checkpoints} "
+            "checkpoints and the best on dev); replay earlier iterations, or train with distillation.teacher = 'ema', "
+            "which keeps the average, or with a larger storage.keep_checkpoints"
+        )
 
 
 def _key(run: str, iteration: int, stage: str) -> StageKey:
@@ -154,6 +174,6 @@ def _refusal(name: str, source: str) -> str:
         )
     return (
         f"--set {name}: a replay takes the rollouts of run '{source}' as they are and asks another teacher about them; "
-        "it can change hindsight.*, distillation.positions, .divergence, .support, .tail and .top_k, and "
+        "it can change hindsight.*, distillation.teacher, .positions, .divergence, .support, .tail and .top_k, and "
         "update.max_tokens_per_microbatch and .head_chunk; train a run with the others"
     )

@@ -47,7 +47,8 @@ def replay(plan: ReplayPlan, storage: Storage, reporter: Reporter) -> None:
             check_replayable(storage, plan)
         with open_runtime(plan.settings, plan.run, storage, reporter, plan.source) as live:
             check_sinks(plan.settings)
-            check_source_model(live, plan.first - 1)
+            asks_start = plan.settings.distillation.teacher != "live"
+            check_source_model(live, 0 if asks_start else plan.first - 1)
             if known is None:
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             # The comparison needs the source's rows, which a database that was made again may lack.

@@ -44,7 +44,8 @@ class Runtime:
 
     @cached_property
     def policy(self) -> LivePolicy:
-        return LivePolicy(self.settings, self.source or self.run, self.storage.checkpoints)
+        run = self.source or self.run
+        return LivePolicy(self.settings, run, self.storage.checkpoints, self.storage.ledger.start_of(run))
 
     @cached_property
     def sampler(self) -> PolicySampler:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
+from flows.run.averages import Average, read_average, save_average
 from flows.run.model_files import model_folder
 from flows.settings.model_folder import MODEL_SETTINGS, exported
 from schemas.errors import library_errors
 from schemas.records.ledger import ArtifactRef
-from schemas.settings.root import Settings
+from schemas.settings.root import DistillationSettings, Settings
+from sdsearch.credit.teacher import TeacherWeights
+from sdsearch.model.averages import as_weights_of, average_step, swapped_weights, trained_tensors
 from sdsearch.model.policy import (
     context_limit,
     load_model,
     load_tokenizer,
+    reference_weights,
     set_adapters,
     trainable_parameters,
     with_lora,
@@ -43,13 +48,15 @@ def check_device(device: str) -> None:
 class LivePolicy:
     """Holds the policy at one version; version 0 is the starting weights, version n follows the n-th update.
 
-    The optimiser and the reference are loaded when an update first asks for them: nothing else needs their memory.
+    `start` is the version that the run begins with: 0, or of a fork the one that its source had. The optimiser and the
+    reference are loaded when an update first asks for them: nothing else needs their memory.
     """
 
-    def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore) -> None:
+    def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore, start: int = 0) -> None:
         self._settings = settings
         self._run = run
         self._checkpoints = checkpoints
+        self._start = start
         self.base_folder = model_folder(settings.model.path)
         self.tokenizer = load_tokenizer(self.base_folder, settings.model.trust_remote_code)
         self.model: Any = None
@@ -91,25 +98,79 @@ class LivePolicy:
                 load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / _OPTIMISER_FILE))
         return self._optimiser
 
-    @cached_property
+    @property
     def frozen_reference(self) -> Any:
         """The starting weights that KL is measured to; None where there is no KL, or LoRA adapters can be left out."""
-        if self._settings.model.tuning == "lora" or not self._settings.grpo.kl_coefficient:
+        return self._frozen_start if self._settings.grpo.kl_coefficient else None
+
+    @cached_property
+    def _frozen_start(self) -> Any:
+        if self._settings.model.tuning == "lora":
             return None
-        reference = self._load_model(self.base_folder).to(self._settings.model.device)
-        return reference.requires_grad_(False)
+        return self._load_model(self.base_folder).to(self._settings.model.device).requires_grad_(False)
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether each version's checkpoint has the moving average of the policies up to it."""
+        return self._settings.distils and self._settings.distillation.teacher == "ema"
+
+    def teacher(self, distillation: DistillationSettings) -> TeacherWeights:
+        """Return what opens the model with the teacher's weights; errors as of `average`."""
+        match distillation.teacher:
+            case "live":
+                return lambda: nullcontext(self.model)
+            case "initial":
+                return partial(reference_weights, self.model, self._frozen_start)
+            case "ema":
+                average = as_weights_of(self.model, self.average(distillation.ema_decay).weights)
+                return partial(swapped_weights, self.model, average)
+            case unknown:
+                assert_never(unknown)
 
     def abandon(self) -> None:
         """Forget the live weights: they are no version's, for example after an update that failed half-way."""
         self.version = -1
 
-    def save_as(self, version: int) -> ArtifactRef:
-        """Write the live weights and optimiser as a checkpoint and call them `version`."""
+    def average(self, decay: float) -> Average:
+        """Return the moving average of the policies up to this version: the stored one, else made from checkpoints.
+
+        It begins as the weights of version 0, or of the version that a fork begins with where its source kept none.
+        Raises DamagedArtifactError when a checkpoint that it has to be made from is missing or altered.
+        """
+        begun = self.version
+        while (average := self._known_average(begun, decay)) is None:
+            begun -= 1
+        for version in range(begun + 1, self.version + 1):
+            average = Average(average_step(average.weights, self._model_at(version), decay), decay)
+        return average
+
+    def _known_average(self, version: int, decay: float) -> Average | None:
+        """Return a version's average where no earlier version is needed for it."""
+        stored = read_average(self._checkpoints.verify(self._run, version)) if version else None
+        if stored is not None and (stored.decay == decay or version == self._start):
+            return stored
+        if version in (0, self._start):
+            return Average(trained_tensors(self._model_at(version)), decay)
+        return None
+
+    def _model_at(self, version: int) -> Any:
+        if version == self.version:
+            return self.model
+        return self._load(self._checkpoints.verify(self._run, version) if version else None)
+
+    def save_as(self, version: int, average: Average | None = None) -> ArtifactRef:
+        """Write the live weights and optimiser as a checkpoint and call them `version`.
+
+        average: that of the version before, where the checkpoint is to have its own.
+        """
 
         def save(folder: Path) -> None:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             save_tensors(folder / _OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
+            if average is not None:
+                own = average_step(average.weights, self.model, average.decay)
+                save_average(folder, Average(own, average.decay))
             if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
                 write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 

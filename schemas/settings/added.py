@@ -8,6 +8,8 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.strength": {"kind": "alpha", "max_share": 1.0},
     "distillation.schedule": {"kind": "constant"},
     "distillation.clip": "joint",
+    "distillation.teacher": "live",
+    "distillation.ema_decay": 0.95,
 }
 """The full name of each, and its default as JSON."""
 

@@ -130,6 +130,18 @@ class DistillationSettings(Section):
         description="Gradient clipping (update.max_grad_norm) of the sum of both gradients (ours), or of each on its "
         "own, the distillation's to its share of GRPO's, so that it cannot shrink GRPO's step.",
     )
+    teacher: Literal["live", "initial", "ema"] = Field(
+        default="live",
+        description="Whose weights the teacher has: the policy's that sampled the group (paper), the starting weights' "
+        "('initial'), or an exponential moving average of the policies ('ema', one step an iteration).",
+    )
+    ema_decay: float = Field(
+        default=0.95,
+        ge=0,
+        lt=1,
+        description="With teacher 'ema': what the average keeps of itself at each new version of the policy (ours); "
+        "with 0 it is the policy.",
+    )
     positions: Literal["query", "completion"] = Field(
         default="query", description="Tokens that are distilled: query tokens (paper), or all sampled ones (ablation)."
     )

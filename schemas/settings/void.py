@@ -25,6 +25,8 @@ _DISTILLATION = (
     "distillation.strength",
     "distillation.schedule",
     "distillation.clip",
+    "distillation.teacher",
+    "distillation.ema_decay",
     "distillation.positions",
     "distillation.divergence",
     "distillation.divergence_options",
@@ -57,6 +59,11 @@ VOID: Final[tuple[Void, ...]] = (
         lambda s: s.distillation.support == "full",
         ("distillation.top_k", "distillation.tail"),
         "distillation.support 'full' compares the whole vocabulary",
+    ),
+    Void(
+        lambda s: s.distillation.teacher != "ema",
+        ("distillation.ema_decay",),
+        "distillation.teacher is not 'ema'",
     ),
     Void(
         _shows_no_label,

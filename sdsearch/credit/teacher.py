@@ -1,12 +1,15 @@
 """The teacher: the policy that sampled the group, shown the hindsight block, without gradient (paper, 3.2-3.3).
 
+Its weights may be others (distillation.teacher): the starting weights, or a moving average of the policies. Then it
+differs from the student by more than the block, and draws it back to what it was, as a KL does.
 The teacher's tokens after the block are the student's own; its position is the student's plus the block's length.
 Shapes: `Q` distilled tokens, `V` vocabulary, `K` support, `N` read positions of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import assert_never
@@ -34,6 +37,10 @@ class TargetTensors:
 
     ids_QK: Tensor  # int64
     teacher_QC: Tensor  # fp32 log-probabilities over the support, then of its tail when there is one
+
+
+TeacherWeights = Callable[[], AbstractContextManager[nn.Module]]
+"""Opens a model that has the teacher's weights for as long as the context lasts."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +120,25 @@ def compute_targets(
     groups: Sequence[Group],
     blocks: Sequence[HindsightBlock],
     settings: TeacherSettings,
+    teacher: TeacherWeights | None = None,
 ) -> tuple[TargetTensors, list[TeacherTargets], list[QueryCredit]]:
     """Run the teacher and the student over the distilled tokens of all rollouts.
 
+    `model` is the student; the teacher has its weights where no others are given (paper).
     Returns the distributions to store, one pointer a rollout that has such tokens, and one credit a token.
     Groups whose labels are all equal are left out when `hindsight.homogeneous` says so, as are empty blocks.
     Raises UserError when the support is larger than the vocabulary.
     """
     check_support(model, settings.distillation)
+    opened: TeacherWeights = teacher or (lambda: nullcontext(model))
     views = list(_views(groups, blocks, settings.hindsight, settings.distillation))
     with without_randomness(model):
         students = _by_view(model, [view.student for view in views], settings.max_tokens_per_microbatch)
-        teachers = _by_view(model, [view.teacher for view in views], settings.max_tokens_per_microbatch)
+        with opened() as teaching:
+            teachers = _by_view(teaching, [view.teacher for view in views], settings.max_tokens_per_microbatch)
     readings = [
-        _compare(model, student, teacher, view.student.targets, settings)
-        for view, student, teacher in zip(views, students, teachers, strict=True)
+        _compare(model, opened, student, taught, view.student.targets, settings)
+        for view, student, taught in zip(views, students, teachers, strict=True)
     ]
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
@@ -189,6 +200,7 @@ def _by_view(model: nn.Module, sequences: Sequence[TokenSequence], max_tokens: i
 
 def _compare(
     model: nn.Module,
+    teacher: TeacherWeights,
     student_QD: Tensor,
     teacher_QD: Tensor,
     targets: Sequence[int],
@@ -197,12 +209,13 @@ def _compare(
     """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
     distillation, head_chunk = settings.distillation, settings.head_chunk
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
-    logits_fn, measure = head(model), open_divergence(distillation)
+    measure = open_divergence(distillation)
     parts = []
     for start in range(0, len(targets), head_chunk):
         part = slice(start, start + head_chunk)
-        student_QV = read_logprobs(logits_fn, student_QD[part], settings.temperature)
-        teacher_QV = read_logprobs(logits_fn, teacher_QD[part], settings.temperature)
+        student_QV = read_logprobs(head(model), student_QD[part], settings.temperature)
+        with teacher() as teaching:  # Tuning may change the output layer too.
+            teacher_QV = read_logprobs(head(teaching), teacher_QD[part], settings.temperature)
         ids_QK = _support(teacher_QV, student_QV, distillation)
         teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
         numbers = [

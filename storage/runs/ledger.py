@@ -56,6 +56,11 @@ class Ledger:
         hint = f"did you mean '{near}'?" if near else f"it has: {', '.join(names) or 'none'}"
         raise RunNotFoundError(f"no run '{run}' in this workspace; {hint}")
 
+    def start_of(self, run: str) -> int:
+        """Return the version of the policy that a run begins with: 0, of a fork that of its source, before it too."""
+        path = self._run_file(run)
+        return _read_run(path).first_iteration - 1 if path.exists() else 0
+
     def list_runs(self) -> list[RunRecord]:
         """Return all runs, oldest first; one whose `run.json` is damaged is left out with a warning."""
         records = []

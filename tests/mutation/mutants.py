@@ -15,6 +15,7 @@ _LOSS_TESTS = (
     "tests/sdsearch/training/test_update.py",
 )
 _TEACHER_TESTS = (
+    "tests/sdsearch/credit/test_teacher_weights.py",
     "tests/sdsearch/credit/test_teacher.py",
     "tests/golden/test_same_context.py",
     "tests/golden/test_objective_against_naive.py",
@@ -62,6 +63,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         *_LOSS_TESTS,
     ),
     "sdsearch/model/dropout.py": ("tests/sdsearch/model/test_dropout.py",),
+    "sdsearch/model/averages.py": ("tests/sdsearch/credit/test_teacher_weights.py",),
     "sdsearch/model/policy.py": ("tests/sdsearch/model/test_vocabulary.py", "tests/sdsearch/model/test_families.py"),
     "sdsearch/sampling/slots.py": ("tests/sdsearch/model/test_families.py",),
     "sdsearch/training/selfcheck.py": ("tests/sdsearch/model/test_families.py",),

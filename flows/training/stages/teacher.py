@@ -10,7 +10,7 @@ from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
 from flows.training.strength import strength_before
 from schemas.records.hindsight import HindsightBlock
-from schemas.records.ledger import ArtifactRef, StageRecord
+from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
@@ -24,6 +24,8 @@ TEACHER: Final = StageKind(
     reads=(
         "hindsight.homogeneous",
         "hindsight.unsent_queries",
+        "distillation.teacher",
+        "distillation.ema_decay",
         "distillation.positions",
         "distillation.divergence",
         "distillation.divergence_options",
@@ -44,10 +46,20 @@ def compute_teacher(
     """Compute the teacher's distributions with the weights that sampled; while alpha is zero no pass is made."""
     state = strength_before(runner.storage.ledger, runner.files, runner.settings, runner.run, iteration)
     active = asks_teacher(runner.settings, iteration, state)
-    with runner.attempt(TEACHER, iteration, [sampled, blocks, "teacher" if active else "no teacher"]) as attempt:
+    upstream = [sampled, blocks, "teacher" if active else "no teacher", *_averaged(runner, sampled)]
+    with runner.attempt(TEACHER, iteration, upstream) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.compute_teacher(attempt.record, sampled, blocks)
     return attempt.record
+
+
+def _averaged(runner: StageRunner, sampled: StageRecord) -> list[StageRecord]:
+    """Return the update whose checkpoint holds the average that the teacher is; none for another teacher."""
+    if runner.settings.distillation.teacher != "ema":
+        return []
+    of_policy = StageKey(run=sampled.adopted_from or sampled.run, iteration=sampled.iteration - 1, stage="update")
+    update = runner.storage.ledger.done(of_policy)
+    return [update] if update else []
 
 
 def teach(
@@ -64,6 +76,7 @@ def teach(
         files.read(sampled, "groups", Group) if active else [],
         files.read(blocks, "blocks", HindsightBlock) if active else [],
         TeacherSettings.of(settings),
+        policy.teacher(settings.distillation) if active else None,
     )
     stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
     return [

@@ -93,8 +93,9 @@ def train(
         strength_before(live.storage.ledger, files, live.settings, attempt.run, iteration),
         _gap(live.settings, files, scored, targets),
     )
+    average = policy.average(live.settings.distillation.ema_decay) if policy.keeps_average else None
     steps = _take_steps(live, attempt, rollouts, strength)
-    checkpoint = policy.save_as(iteration)
+    checkpoint = policy.save_as(iteration, average)
     report = UpdateReport(
         iteration=iteration,
         policy_version=iteration,

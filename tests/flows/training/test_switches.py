@@ -62,6 +62,7 @@ RUNS = {
         "distillation.positions=completion",
         "distillation.divergence=forward_kl",
         "distillation.support=student",
+        "distillation.teacher=initial",
         "distillation.top_k=7",
         "update.epochs=2",
         "update.rollouts_per_step=5",
@@ -99,6 +100,7 @@ RUNS = {
     "correct": [
         "hindsight.members=correct_only",
         "hindsight.rho=0.7",
+        "distillation.teacher=ema",
         "hindsight.max_block_tokens=32",
         "grpo.importance_cap=1.0",
     ],

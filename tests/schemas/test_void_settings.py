@@ -39,6 +39,7 @@ CASES = [
     (["reward.name=tests.support.plugging:length"], "reward.metric=em", "reward.name is another"),
     (["reward.name=tests.support.plugging:length"], "reward.format_bonus=0.5", "reward.name is another"),
     ([DISTILS], "hindsight.max_block_tokens=1024", ""),
+    ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
 ]
 # The same settings act where nothing stands in their way.
 ACTING = [
@@ -49,6 +50,7 @@ ACTING = [
     ([DISTILS], "distillation.top_k=7"),
     ([DISTILS], "distillation.alpha=0.5"),
     ([DISTILS], "distillation.enabled=false"),
+    ([DISTILS, "distillation.teacher=ema"], "distillation.ema_decay=0.5"),
     (["grpo.aggregation=constant"], "grpo.constant_tokens=99"),
     (["grpo.old_logprobs=trainer"], "grpo.clip_low=0.1"),
     (["grpo.old_logprobs=trainer", "update.rollouts_per_step=16", "update.epochs=2"], "grpo.clip_low=0.1"),

@@ -152,9 +152,14 @@ class Workspace:
         """The folder of one version of a run's policy."""
         return self.checkpoints(run) / f"version={version:05d}"
 
+    @property
+    def studies(self) -> Path:
+        """The folder of the studies."""
+        return self.root / "studies"
+
     def study_folder(self, study: str) -> Path:
         """The folder of a study's table, curves and figures."""
-        return self.root / "studies" / validate_run_name(study)
+        return self.studies / validate_run_name(study)
 
     @property
     def questions(self) -> Path:

@@ -35,6 +35,12 @@ def read_study(workspace: Workspace, name: str) -> Study | None:
         raise DamagedArtifactError(f"{path} is no study ({error}); name the study's TOML file instead") from error
 
 
+def list_studies(workspace: Workspace) -> list[Study]:
+    """Return the studies that are kept, by name; DamagedArtifactError for a broken file."""
+    names = sorted(path.parent.name for path in workspace.studies.glob(f"*/{_STUDY}"))
+    return [study for name in names if (study := read_study(workspace, name)) is not None]
+
+
 def write_study_files(workspace: Workspace, name: str, contents: Mapping[str, bytes]) -> Path:
     """Write files by their names into a study's folder, each whole or not at all; return the folder.
 

@@ -16,19 +16,39 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from flows.inspect.web.server import build_app
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
+from flows.study.plan import plan_runs
 from flows.training.loop import train_plain
+from schemas.records.study import Study, Variant
+from storage.runs.studies import write_study
 from storage.workspace import Workspace
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUICK = ("evaluation.num_questions=8", "data.questions_per_iteration=4", "model.torch_threads=1", "iterations=3")
 
 
+STUDY = Study(
+    name="pair",
+    base="tiny",
+    set=(*QUICK, "iterations=2", "rollout.group_size=2", "evaluation.every=1", "distillation.warmup_iterations=0"),
+    baseline="grpo",
+    seeds=(0, 1),
+    variants={
+        "sd": Variant(title="SD-Search"),
+        "grpo": Variant(title="GRPO", set=("distillation.enabled=false",)),
+    },
+)
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, one with distillation from its first iteration and one without."""
+    """Two runs, one with distillation from its first iteration and one without, and a study of two seeds each."""
     folder = tmp_path_factory.mktemp("browser") / "workspace"
     for run, change in (("sd", "distillation.warmup_iterations=0"), ("grpo", "distillation.enabled=false")):
         train_plain(load_settings("tiny", [*QUICK, change]), run, folder, SilentReporter())
+    opened = Workspace(folder)
+    write_study(opened, STUDY)
+    for plan in plan_runs(STUDY):
+        train_plain(plan.settings, plan.run, folder, SilentReporter())
     return folder
 
 

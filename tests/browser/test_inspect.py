@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from rich.console import Console
 
 from flows.inspect.web.report import report
@@ -37,6 +38,13 @@ def open_mixed_group(page: Page) -> None:
     expect(page.locator(".sibling")).to_have_count(4)
 
 
+def is_painted(canvas: Locator) -> bool:
+    """Return whether a chart is more than an empty canvas."""
+    expect(canvas).to_be_visible()
+    colours = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+    return int(canvas.evaluate(colours)) > 10
+
+
 def colour_of(page: Page, selector: str) -> str:
     return str(page.locator(selector).first.evaluate("element => getComputedStyle(element).backgroundColor"))
 
@@ -49,11 +57,10 @@ def test_runs_lead_to_a_run_with_curves(page: Page) -> None:
     charts = page.locator(".chart canvas")
     expect(charts.first).to_be_visible()
     assert charts.count() >= 12
-    painted = charts.first.evaluate(
-        "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
-    )
-    assert painted > 10, "a chart is more than an empty canvas"
+    assert is_painted(charts.first)
     assert page.locator(".dag .node.done").count() >= 15
+    expect(page.locator("svg .stage.done")).to_have_count(6)
+    assert page.locator("svg .edge").count() == 9
     shoot(page, "run")
 
 
@@ -154,6 +161,23 @@ def test_tokens_questions_and_comparisons(page: Page) -> None:
     shoot(page, "compare")
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page_fits_the_width_of_a_phone_and_of_a_window(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    open_mixed_group(page)
+    group = page.url
+    tokens = page.locator("article").first.get_by_role("link", name="tokens").get_attribute("href")
+    question = page.get_by_role("link", name="this question over time").get_attribute("href")
+    pages = {"runs": "/", "run": "/runs/sd", "groups": "/runs/sd/iterations/2", "group": group, "tokens": tokens}
+    pages |= {"question": question, "compare": "/compare?study=pair&run=sd"}
+    for name, address in pages.items():
+        page.goto(address or "")
+        expect(page.locator("h1")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        if width < 640:
+            shoot(page, f"phone-{name}")
+
+
 def test_the_theme_can_be_changed_and_is_kept(page: Page) -> None:
     page.goto("/")
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -164,26 +188,52 @@ def test_the_theme_can_be_changed_and_is_kept(page: Page) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == changed
 
 
-def test_a_phone_shows_a_group_without_scrolling_sideways(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 800})
-    open_mixed_group(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    shoot(page, "phone")
+def test_variants_of_a_study_are_lines_with_bands_over_their_seeds(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="pair", exact=True).click()
+    first = page.locator(".chart").first
+    for label in ("GRPO (pair, 2 seeds)", "SD-Search (pair, 2 seeds)"):
+        expect(first.locator(".u-legend")).to_contain_text(label)
+    expect(page.get_by_label("SD-Search")).to_be_checked()
+    expect(page.locator("main h2")).to_contain_text("Questions that flipped")
+    page.get_by_label("sd", exact=True).check()
+    page.get_by_role("button", name="Compare").click()
+    expect(first.locator(".u-legend")).to_contain_text("sd")
+    assert is_painted(page.locator(".chart canvas").first)
+    shoot(page, "compare-variants")
 
 
-def test_a_report_opened_as_a_file_draws_its_curves(browser: Browser, workspace: Path, tmp_path: Path) -> None:
-    report("sd", None, tmp_path / "report.html", workspace, Console())
-    page, heard = browser.new_page(viewport={"width": 1280, "height": 900}), list[str]()
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("run", "study"), [("sd", None), (None, "pair")])
+def test_a_report_is_opened_as_a_file(
+    browser: Browser,
+    workspace: Path,
+    tmp_path: Path,
+    run: str | None,
+    study: str | None,
+    scheme: Literal["light", "dark"],
+) -> None:
+    report(run, study, tmp_path / "report.html", workspace, Console())
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page, heard = context.new_page(), list[str]()
     page.on("console", lambda message: heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else heard.append(sent.url))
     page.goto((tmp_path / "report.html").as_uri())
-    expect(page.locator(".chart canvas").first).to_be_visible()
-    page.locator("#shade").select_option("jsd")
-    assert page.locator(".siblings[data-shade=jsd]").count() == page.locator(".siblings").count() > 0
+    if run is not None:
+        assert is_painted(page.locator(".chart canvas").first)
+        page.locator("#shade").select_option("jsd")
+        assert page.locator(".siblings[data-shade=jsd]").count() == page.locator(".siblings").count() > 0
+    else:
+        curves = page.locator("img.plot").first
+        assert curves.evaluate("image => image.complete && image.naturalWidth > 300")
+        expect(page.locator("table.list").first).to_contain_text("SD-Search")
+    shoot(page, f"report-{run or study}")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()
-    shoot(page, "report")
-    page.close()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()
     assert heard == []
 
 

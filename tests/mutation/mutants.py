@@ -93,6 +93,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/sdsearch/retrieval/test_vectors.py",
         "tests/sdsearch/retrieval/test_retrieval.py",
     ),
+    "flows/inspect/web/compare.py": ("tests/flows/inspect/test_compare.py",),
+    "flows/inspect/web/charts.py": ("tests/flows/inspect/test_compare.py",),
     "storage/database/stage_rows.py": ("tests/faults/test_retriever.py",),
     "storage/database/query_results.py": ("tests/flows/inspect/test_sql_rows.py",),
     "storage/database/ddl/06_views.sql": (

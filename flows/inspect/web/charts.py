@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, Final, NamedTuple
 
 from schemas.records.ledger import STAGES
 
 Row = Mapping[str, Any]
+_INTERVAL: Final = ", 95 % interval"
 
 
 class Curve(NamedTuple):
-    """One line of a chart: a value for each x, None where there is none; `low` and `high` bound its 95 % interval."""
+    """One line of a chart: a value for each x, None where there is none; `low` and `high` bound its band."""
 
     label: str
     values: list[float | None]
@@ -67,7 +69,7 @@ def evaluation_charts(rows: Sequence[Row]) -> list[Chart]:
 def _evaluated(rows: Sequence[Row], metric: str, title: str) -> Chart:
     x = sorted({row["updates_done"] for row in rows})
     names = sorted({_series(row) for row in rows})
-    return Chart(title, "mean, 95 % interval", "updates", x, [_with_interval(rows, name, metric, x) for name in names])
+    return Chart(title, f"mean{_INTERVAL}", "updates", x, [_with_interval(rows, name, metric, x) for name in names])
 
 
 def _series(row: Row) -> str:
@@ -106,6 +108,27 @@ def _composition(rows: Sequence[Row]) -> list[Curve]:
     return [Curve("all CORRECT", right), Curve("mixed", mixed), Curve("all INCORRECT", wrong)]
 
 
+def over_seeds(charts: Sequence[Sequence[Chart]]) -> list[Chart]:
+    """Return the charts of runs that differ in their seed as one chart a title: means, from the lowest to the highest.
+
+    A mean is over the runs that have a value there; stacked areas have no such band and are left out.
+    """
+    titles = dict.fromkeys(chart.title for of_run in charts for chart in of_run if not chart.is_stacked)
+    return [_banded([chart for of_run in charts for chart in of_run if chart.title == title]) for title in titles]
+
+
+def _banded(charts: Sequence[Chart]) -> Chart:
+    x = sorted({point for chart in charts for point in chart.x})
+    labels = dict.fromkeys(curve.label for chart in charts for curve in chart.curves)
+    curves = []
+    for label in labels:
+        of_runs = [_spread(c.x, curve.values, x) for c in charts for curve in c.curves if curve.label == label]
+        there = [[value for value in at if value is not None] for at in zip(*of_runs, strict=True)]
+        low, mean, high = ([each(values) if values else None for values in there] for each in (min, fmean, max))
+        curves.append(Curve(label, mean, low, high))
+    return charts[0]._replace(x=x, curves=curves)
+
+
 def compared(charts: Mapping[str, Sequence[Chart]]) -> list[Chart]:
     """Return one chart a title with the lines of every run that has it; stacked areas cannot share axes."""
     titles = dict.fromkeys(chart.title for of_run in charts.values() for chart in of_run if not chart.is_stacked)
@@ -124,7 +147,7 @@ def _merged(title: str, charts: Mapping[str, Sequence[Chart]]) -> Chart:
         for run, chart in found.items()
         for curve in chart.curves
     ]
-    return Chart(title, first.unit, first.x_label, x, curves)
+    return Chart(title, first.unit.removesuffix(_INTERVAL), first.x_label, x, curves)
 
 
 def _spread(own: Sequence[int], values: Sequence[float | None] | None, x: Sequence[int]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from flows.inspect.web.dag import graph_of
 from flows.inspect.web.source import NotThereError, Row, Rows, Source
 
 PAGE_SIZE: Final = 50
@@ -88,7 +89,8 @@ def groups_page(source: Source, run: str, iteration: int, asked: Mapping[str, st
         neighbours = neighbours_of(rows, run, iteration)
     num_found = found[0]["num_found"] if found else 0
     return {
-        "record": record, "iteration": iteration, "groups": found, "metrics": metrics[0] if metrics else None,
+        "record": record, "iteration": iteration, "graph": graph_of(source, run, iteration),
+        "groups": found, "metrics": metrics[0] if metrics else None,
         "num_found": num_found, "page": max(number, 1), "num_pages": max(1, -(-num_found // PAGE_SIZE)),
         "filters": FILTERS, "sorts": SORTS, "chosen": chosen, "order": order, "text": asked.get("q", ""),
         "neighbours": neighbours,

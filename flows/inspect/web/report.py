@@ -14,8 +14,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from flows.console.terminal import print_line
+from flows.inspect.web.compare import flipped
 from flows.inspect.web.rendering import templates
-from flows.inspect.web.runs import flipped, run_page
+from flows.inspect.web.runs import run_page
 from flows.inspect.web.siblings import group_page
 from flows.inspect.web.source import Row, Source
 from flows.settings.show import toml_lines
@@ -24,7 +25,7 @@ from flows.study.plot import draw_curves
 from flows.study.reporting import report as study_results
 from flows.study.rewards import draw_rewards
 from flows.study.show import NOTES, columns_of, evaluated_modes, rows_of_mode
-from schemas.commands import command, set_option
+from schemas.commands import command, quoted
 from schemas.errors import UserError
 from schemas.records.ledger import RunRecord
 from schemas.records.study import StudyResults
@@ -78,7 +79,7 @@ def _run(source: Source, run: str) -> dict[str, Any]:
         chosen = [("Largest credit", row) for row in rows.all(_LARGEST_CREDIT, run=run)]
         chosen += [("From all INCORRECT to all CORRECT", row) for row in rows.all(_LEARNT, run=run)]
         chosen += [("All INCORRECT, most searches", row) for row in rows.all(_WORST, run=run)]
-        flips = flipped(rows, run, run)[:_SHOWN_FLIPS]
+        flips = flipped(rows, [run], [run])[:_SHOWN_FLIPS]
     groups = [{"why": why, **group_page(source, run, row["iteration"], row["group_id"])} for why, row in chosen]
     settings = json.loads(record.settings_json)
     return {
@@ -130,7 +131,7 @@ def _study(source: Source, results: StudyResults) -> dict[str, Any]:
 
 
 def _changes(overrides: Sequence[str]) -> str:
-    return " ".join(set_option(*override.split("=", 1)) for override in overrides) or "none"
+    return " ".join(f"--set {quoted(override)}" for override in overrides) or "none"
 
 
 def _frame(source: Source, title: str, made: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pages of runs: the list, one run, and several side by side."""
+"""The pages of runs: the list, and one run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from flows.console.interrupts import resume_command
 from flows.console.terminal import format_seconds
 from flows.inspect.browse import origin_of, settings_that_differ
-from flows.inspect.web.charts import Chart, compared, evaluation_charts, iteration_charts
+from flows.inspect.web.charts import Chart, evaluation_charts, iteration_charts
+from flows.inspect.web.dag import newest_graph
 from flows.inspect.web.source import Row, Rows, Source
 from flows.run.status import shown_status
 from schemas.errors import UserError
 from schemas.records.ledger import STAGES, RunRecord, StageKey
-from storage.errors import StorageError
+from storage.errors import DatabaseBusyError, StorageError
+from storage.runs.studies import list_studies
 
 _DEV = """
     SELECT run, max(em) FILTER (mode = 'greedy') AS greedy_em, max(em) FILTER (mode = 'sampled') AS sampled_em
@@ -49,7 +51,11 @@ def runs_page(source: Source) -> dict[str, Any]:
             dev = {row["run"]: row for row in rows.all(_DEV)}
     except (UserError, StorageError) as error:
         problem = str(error)
-    return {"runs": [_run_row(source, record, dev.get(record.run, {})) for record in records], "problem": problem}
+    return {
+        "runs": [_run_row(source, record, dev.get(record.run, {})) for record in records],
+        "studies": list_studies(source.workspace),
+        "problem": problem,
+    }
 
 
 def _run_row(source: Source, record: RunRecord, dev: Row) -> Row:
@@ -88,17 +94,28 @@ def _time_left(record: RunRecord) -> str:
 
 
 def run_page(source: Source, run: str) -> dict[str, Any]:
-    """Return a run: its curves, the stages of its iterations, its settings, and what builds on it."""
+    """Return a run: its curves, the stages of its iterations, its settings, and what builds on it.
+
+    Where the database cannot be read, `problem` says so, and the rest is what the files have. NotThereError for no
+    such run.
+    """
     record = source.run(run)
-    with source.rows() as rows:
-        evaluations = rows.all(_EVALUATIONS, run=run)
-        charts = [*evaluation_charts(evaluations), *iteration_charts(_iterations(source, rows, record))]
-        stages = rows.all(_STAGES, run=run)
+    evaluations, charts, stages = list[Row](), list[Chart](), list[Row]()
+    problem = None
+    try:
+        with source.rows() as rows:
+            evaluations, charts = rows.all(_EVALUATIONS, run=run), charts_of(source, rows, record)
+            stages = rows.all(_STAGES, run=run)
+    except (UserError, StorageError) as error:
+        problem = error
     return {
+        "problem": None if problem is None else str(problem),
+        "tries_again": isinstance(problem, DatabaseBusyError),
         "row": _run_row(source, record, {}),
         "record": record,
         "charts": [chart.as_json() for chart in charts],
         "iterations": _by_iteration(stages),
+        "graph": newest_graph(source, record),
         "stages": STAGES,
         "evaluations": evaluations,
         "settings": settings_that_differ(record),
@@ -106,6 +123,12 @@ def run_page(source: Source, run: str) -> dict[str, Any]:
         "related": [other for other in source.runs() if other.source == record.run],
         "is_live": shown_status(source.workspace, record) == "running",
     }
+
+
+def charts_of(source: Source, rows: Rows, record: RunRecord) -> list[Chart]:
+    """Return the curves of a run, those that have a value somewhere."""
+    evaluations = rows.all(_EVALUATIONS, run=record.run)
+    return [*evaluation_charts(evaluations), *iteration_charts(_iterations(source, rows, record))]
 
 
 _STAMPS = """
@@ -136,43 +159,3 @@ def _by_iteration(stages: Sequence[Row]) -> list[Row]:
     return [{"iteration": number, "stages": found[number]} for number in sorted(found, reverse=True)][
         :_SHOWN_ITERATIONS
     ]
-
-
-def compare_page(source: Source, runs: Sequence[str]) -> dict[str, Any]:
-    """Return several runs on the same axes, and the questions that the first two answer differently."""
-    records = [source.run(run) for run in runs]
-    charts: dict[str, list[Chart]] = {}
-    with source.rows() as rows:
-        for record in records:
-            of_run = evaluation_charts(rows.all(_EVALUATIONS, run=record.run))
-            charts[record.run] = of_run + iteration_charts(_iterations(source, rows, record))
-        flips = flipped(rows, runs[0], runs[1]) if len(runs) > 1 else []
-    return {
-        "chosen": list(runs),
-        "records": records,
-        "all_runs": source.runs(),
-        "charts": [chart.as_json() for chart in compared(charts)],
-        "flipped": flips,
-    }
-
-
-_FLIPPED = """
-    WITH ends AS (
-        SELECT *, min(iteration) OVER (PARTITION BY run) AS oldest, max(iteration) OVER (PARTITION BY run) AS newest
-        FROM evaluation_answers WHERE run IN ($first, $second) AND mode = 'greedy'
-    )
-    SELECT a.question, a.golden_answers, a.answer AS first_answer, b.answer AS second_answer,
-        a.em AS first_em, b.em AS second_em, a.queries AS first_queries, b.queries AS second_queries
-    FROM ends AS a JOIN ends AS b USING (question_key)
-    WHERE a.run = $first AND a.iteration = CASE WHEN $first = $second THEN a.oldest ELSE a.newest END
-        AND b.run = $second AND b.iteration = b.newest AND a.em <> b.em
-    ORDER BY row_number() OVER (PARTITION BY a.em ORDER BY a.question_key), a.em LIMIT 200
-"""
-
-
-def flipped(rows: Rows, first: str, second: str) -> list[Row]:
-    """Return the dev questions that two runs' newest greedy evaluations answer differently, both ways by turns.
-
-    Of a run and itself: those that its first and its newest evaluation answer differently.
-    """
-    return rows.all(_FLIPPED, first=first, second=second)

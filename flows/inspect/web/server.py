@@ -26,9 +26,10 @@ from starlette.staticfiles import StaticFiles
 from flows.console.interrupts import terminable
 from flows.console.serving import bound_socket, let_ignored_signals_be, url_of
 from flows.console.terminal import print_line
+from flows.inspect.web.compare import compare_page
 from flows.inspect.web.groups import groups_page, question_page
 from flows.inspect.web.rendering import templates
-from flows.inspect.web.runs import compare_page, run_page, runs_page
+from flows.inspect.web.runs import run_page, runs_page
 from flows.inspect.web.siblings import group_page
 from flows.inspect.web.source import NotThereError, Source
 from flows.inspect.web.tokens import tokens_page
@@ -101,7 +102,7 @@ def build_app(workspace: Workspace) -> Starlette:
     routes = [
         Route("/", page("runs.html", lambda s, r: {**runs_page(s), "is_live": True})),
         Route("/version", version),
-        Route("/compare", page("compare.html", lambda s, r: compare_page(s, r.query_params.getlist("run")))),
+        Route("/compare", page("compare.html", lambda s, r: compare_page(s, r.query_params.multi_items()))),
         *(Route(f"/runs/{{run}}{path}", page(template, content)) for path, (template, content) in _BELOW_A_RUN.items()),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]

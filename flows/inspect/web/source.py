@@ -72,7 +72,8 @@ class Source:
         """Give a read-only connection for one page; StorageError says what is the matter and what to do."""
         if not self.workspace.database.exists():
             raise NotThereError(
-                f"{self.workspace.database} is not there; make it from the files with: "
+                f"{self.workspace.database} is not there: a first run makes it when its first stages have ended, and "
+                f"it can be made from the files with: "
                 f"{command('db', 'rebuild', workspace=self.workspace.root)}"
             )
         try:

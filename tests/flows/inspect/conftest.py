@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from starlette.testclient import TestClient
 
+from flows.inspect.web.server import build_app
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
+from storage.workspace import Workspace
 
 QUICK = ["evaluation.num_questions=4", "data.questions_per_iteration=3", "model.torch_threads=1", "iterations=2"]
 
@@ -29,6 +33,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(trained: Path, tmp_path: Path) -> Path:
     """A copy of a trained workspace, as one that was sent from elsewhere."""
     return Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+@pytest.fixture
+def pages(workspace: Path) -> Iterator[TestClient]:
+    with TestClient(build_app(Workspace(workspace)), base_url="http://127.0.0.1") as client:
+        yield client
 
 
 def rows(workspace: Path, sql: str) -> list[dict]:

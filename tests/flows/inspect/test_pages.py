@@ -1,38 +1,28 @@
-"""The pages of `sdsearch inspect`: what they show of a real run, of damaged and missing things, and of hostile text."""
+"""The pages of `sdsearch inspect`: what they show of a real run."""
 
 from __future__ import annotations
 
 import html
+import inspect as inspect_module
 import json
 import re
-import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from rich.console import Console
 from starlette.testclient import TestClient
 
+from flows.evaluation.stage import evaluate_policy
+from flows.inspect.web.dag import READS
 from flows.inspect.web.groups import FILTERS, SORTS
-from flows.inspect.web.server import build_app, inspect
-from flows.settings.load import load_settings
 from flows.training.job import open_storage
-from schemas.errors import UserError
-from storage.database.connection import Database
-from storage.errors import DatabaseBusyError
-from storage.workspace import Workspace
+from flows.training.stages.hindsight import build_hindsight
+from flows.training.stages.sample import sample_groups
+from flows.training.stages.score import score_rollouts
+from flows.training.stages.teacher import compute_teacher
+from flows.training.stages.update import update_weights
+from schemas.records.ledger import StageKey
 from tests.flows.inspect.conftest import group_path, rows
-from tests.support.records import all_rows, fill, make_groups, make_run
-
-HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-
-
-@pytest.fixture
-def pages(workspace: Path) -> Iterator[TestClient]:
-    with TestClient(build_app(Workspace(workspace)), base_url="http://127.0.0.1") as client:
-        yield client
 
 
 def test_every_page_of_a_trained_run_is_shown_and_keeps_to_itself(pages: TestClient, workspace: Path) -> None:
@@ -121,63 +111,6 @@ def test_words_are_found_in_questions_queries_and_answers(pages: TestClient, wor
     assert "No group fits" in pages.get("/runs/first/iterations/1?q=no such words").text
 
 
-@pytest.mark.parametrize(
-    ("path", "says"),
-    [
-        ("/runs/other", "other"),
-        ("/runs/first/iterations/1/groups/none", "run 'first' has no group 'none' in iteration 1"),
-        ("/runs/first/iterations/9/rollouts/none", "has no rollout 'none' in iteration 9"),
-        ("/runs/first/questions/none", "has not sampled the question 'none'"),
-        ("/runs/first/iterations/1?filter=odd", "no filter 'odd'"),
-        ("/compare?run=first&run=other", "other"),
-    ],
-)
-def test_what_is_not_there_is_said(pages: TestClient, path: str, says: str) -> None:
-    answer = pages.get(path)
-    assert answer.status_code == 404
-    assert says in html.unescape(answer.text)
-
-
-def test_a_workspace_without_its_database_names_the_command_and_shows_the_runs(
-    pages: TestClient, workspace: Path
-) -> None:
-    for file in workspace.glob("sdsearch.duckdb*"):
-        file.unlink()
-    assert "first" in pages.get("/").text
-    answer = pages.get("/runs/first")
-    assert answer.status_code == 404
-    assert "sdsearch db rebuild" in answer.text
-    assert not (workspace / "sdsearch.duckdb").exists(), "a reader makes no database"
-
-
-def test_a_damaged_database_is_named_and_stays_as_it_is(pages: TestClient, workspace: Path) -> None:
-    file = workspace / "sdsearch.duckdb"
-    damaged = b"\0" * 4096 + file.read_bytes()[4096:]
-    file.write_bytes(damaged)
-    answer = pages.get("/runs/first")
-    assert answer.status_code == 503
-    assert "db rebuild" in answer.text
-    assert file.read_bytes() == damaged
-
-
-def test_a_group_whose_files_are_gone_is_shown_from_the_database(pages: TestClient, workspace: Path) -> None:
-    path = group_path(workspace)
-    whole = pages.get(path).text
-    for folder in workspace.glob("artifacts/run=first/iteration=*"):
-        shutil.rmtree(folder)
-    answer = pages.get(path)
-    assert answer.status_code == 200
-    assert answer.text == whole
-
-
-def test_credit_of_an_earlier_version_is_shown_without_most_probable_tokens(pages: TestClient, workspace: Path) -> None:
-    with open_storage(workspace).database.transaction() as connection:
-        connection.execute("UPDATE query_credit SET teacher_top = [], student_top = []")
-    text = pages.get(group_path(workspace)).text
-    assert "kept no most probable tokens" in text
-    assert 'class="token r' in text
-
-
 def test_the_version_changes_with_the_run_alone(pages: TestClient, workspace: Path) -> None:
     before = pages.get("/version?run=first").json()
     assert pages.get("/version?run=first").json() == before
@@ -195,51 +128,28 @@ def test_the_version_changes_when_a_stage_of_the_next_iteration_begins(pages: Te
     assert pages.get("/version").json() != before
 
 
-def test_other_names_of_this_machine_are_not_answered(pages: TestClient) -> None:
-    assert pages.get("/", headers={"host": "evil.example"}).status_code == 400
+def test_a_stage_under_way_and_one_that_failed_stand_in_the_graph(pages: TestClient, workspace: Path) -> None:
+    ledger = open_storage(workspace).ledger
+    begun = {
+        stage: ledger.begin(StageKey(run="first", iteration=3, stage=stage), "", 1) for stage in ("sample", "score")
+    }
+    ledger.fail(begun["sample"], "the retriever is down", "failed")
+    text = pages.get("/runs/first").text
+    assert 'aria-label="sample failed, score running, hindsight not begun, ' in text
+    assert "sample, attempt 1: the retriever is down" in text
+    done = pages.get("/runs/first/iterations/2").text
+    assert 'aria-label="sample done, score done, hindsight done, teacher done, update done, evaluate' in done
 
 
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
-    groups = [
-        group.model_copy(update={"question": group.question.model_copy(update={"question": HOSTILE})})
-        for group in make_groups()
-    ]
-    storage.create_run(make_run().model_copy(update={"settings_json": load_settings("tiny").model_dump_json()}))
-    fill(Database(Workspace(tmp_path)), all_rows(groups))
-    with TestClient(build_app(Workspace(tmp_path)), base_url="http://127.0.0.1") as client:
-        for path in (
-            "/runs/first",
-            "/runs/first/iterations/3",
-            f"/runs/first/iterations/3/groups/{quote(groups[0].id, safe='')}",
-        ):
-            answer = client.get(path)
-            assert answer.status_code == 200, answer.text
-            assert "<script>alert" not in answer.text
-            assert "<img" not in answer.text
-        assert html.escape(HOSTILE) in answer.text.replace("&#34;", "&quot;")
-
-
-def test_a_port_in_use_and_a_run_that_is_not_there_are_one_line(workspace: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be used"):
-            inspect(None, workspace, port, Console(), opens_browser=False)
-    with pytest.raises(UserError, match="other"):
-        inspect("other", workspace, 0, Console(), opens_browser=False)
-
-
-def test_a_page_says_that_the_database_is_in_use_and_tries_again(
-    pages: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def busy(*arguments: object) -> object:
-        raise DatabaseBusyError("kept open by process 1")
-
-    monkeypatch.setattr(Database, "read", busy)
-    answer = pages.get("/runs/first")
-    assert answer.status_code == 503
-    assert 'data-live="retry"' in answer.text
-    assert "kept open by process 1" in answer.text
-    assert "kept open by process 1" in pages.get("/").text, "the runs are listed all the same"
+def test_the_graph_has_a_line_for_each_stage_that_another_reads() -> None:
+    """The stages' own code says what each reads: the records that its function takes."""
+    functions = {
+        "sample": sample_groups, "score": score_rollouts, "hindsight": build_hindsight, "teacher": compute_teacher,
+        "update": update_weights, "evaluate": evaluate_policy,
+    }  # fmt: skip
+    named = {"sampled": "sample", "scored": "score", "blocks": "hindsight", "targets": "teacher", "updated": "update"}
+    for stage, function in functions.items():
+        taken = [named[name] for name in inspect_module.signature(function).parameters if name in named]
+        if stage == "evaluate":
+            taken = ["update"]  # Its policy's update, whichever that is.
+        assert list(READS[stage]) == taken, stage

@@ -24,15 +24,15 @@ function drawOne(chart, holder) {
   box.append(title);
   holder.append(box);
   const columns = [chart.x], series = [{ label: chart.xLabel }], bands = [];
-  const stack = chart.x.map(() => 0);
+  const stack = chart.x.map(() => 0), isThere = chart.x.map((x, i) => chart.curves.some((curve) => curve.values[i] != null));
   chart.curves.forEach((curve, index) => {
     const colour = OF_LABEL[curve.label] ?? COLOURS[index % COLOURS.length];
-    const values = chart.stacked ? curve.values.map((v, i) => (v == null ? null : (stack[i] += v))) : curve.values;
+    const values = chart.stacked ? curve.values.map((v, i) => (isThere[i] ? (stack[i] += v ?? 0) : null)) : curve.values;
     if (curve.low) {
       bands.push({ series: [columns.length, columns.length + 1], fill: colour + "22" });
       for (const bound of [curve.high, curve.low]) {
         columns.push(bound);
-        series.push({ show: true, width: 0, points: { show: false }, label: "", class: "bound" });
+        series.push({ show: true, width: 0, spanGaps: true, points: { show: false }, label: "", class: "bound" });
       }
     }
     columns.push(values);

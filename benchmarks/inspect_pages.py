@@ -20,7 +20,8 @@ from starlette.testclient import TestClient
 from flows.inspect.web.server import build_app
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
-from flows.training.loop import open_storage, train_plain
+from flows.training.job import open_storage
+from flows.training.loop import train_plain
 from storage.storage import Storage
 from storage.workspace import Workspace
 
@@ -108,6 +109,7 @@ def time_pages(workspace: Path):
         "run": "/runs/large",
         "groups": below,
         "groups, largest credit": f"{below}?filter=mixed&sort=credit",
+        "groups, retried searches": f"{below}?filter=retried",
         "groups, words": f"{below}?q=capital",
         "group": f"{below}/groups/{quote(one['group_id'], safe='')}",
         "tokens": f"{below}/rollouts/{quote(one['rollout_id'], safe='')}",

@@ -6,6 +6,7 @@ import html
 import inspect as inspect_module
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from flows.evaluation.stage import evaluate_policy
 from flows.inspect.web.dag import READS
 from flows.inspect.web.groups import FILTERS, SORTS
+from flows.settings.load import load_settings
 from flows.training.job import open_storage
 from flows.training.stages.hindsight import build_hindsight
 from flows.training.stages.sample import sample_groups
@@ -22,7 +24,10 @@ from flows.training.stages.score import score_rollouts
 from flows.training.stages.teacher import compute_teacher
 from flows.training.stages.update import update_weights
 from schemas.records.ledger import StageKey
+from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, TrainingKind
+from storage.runs.lock import RunLock
 from tests.flows.inspect.conftest import group_path, rows
+from tests.support.records import make_run
 
 
 def test_every_page_of_a_trained_run_is_shown_and_keeps_to_itself(pages: TestClient, workspace: Path) -> None:
@@ -70,6 +75,86 @@ def test_a_group_shows_each_credited_token_with_its_numbers(pages: TestClient, w
         row.values() for row in rows(workspace, f"SELECT answer FROM rollouts WHERE group_id = '{group}'")
     ):
         assert answer is None or html.escape(answer) in text
+
+
+def test_the_runs_page_says_where_each_run_stands_and_how_to_go_on(pages: TestClient, workspace: Path) -> None:
+    storage, settings = open_storage(workspace), load_settings("tiny").model_dump_json()
+    now = datetime.now(UTC)
+    going = {"iterations_done": 2, "created_at": now - timedelta(minutes=10), "updated_at": now}
+    kinds = {
+        "going": TrainingKind(), "stopped": TrainingKind(), "again": ReplayKind(source="first", first=1, last=2),
+        "branch": ForkKind(source="first", first_iteration=2), "checked": EvaluationKind(source="first", version=2),
+    }  # fmt: skip
+    for run, kind in kinds.items():
+        status = {"going": "running", "stopped": "failed"}.get(run, "done")
+        changes = {"settings_json": settings, "kind": kind, "status": status, **going}
+        storage.create_run(make_run(run).model_copy(update=changes))
+    with RunLock(storage.workspace, "going"):
+        text = html.unescape(pages.get("/").text)
+    rows_shown = {run: text[text.index(f'value="{run}"') :].split("</tr>")[0] for run in kinds}
+    assert re.search(r">running<.*>2/10<.*>(39 min|40 min)[^<]*<", rows_shown["going"], re.DOTALL), (
+        "8 iterations of 5 min"
+    )
+    assert f"sdsearch resume stopped --workspace {workspace}" in text
+    assert "sdsearch resume going" not in text
+    for run in ("again", "branch", "checked"):
+        assert kinds[run].title in rows_shown[run]
+        assert run in pages.get("/runs/first").text, "the source names what builds on it"
+    (em,) = rows(workspace, "SELECT em FROM evaluations WHERE mode = 'greedy' AND updates_done = 2")
+    assert f"{em['em']:.3f}" in text[text.index('value="first"') :].split("</tr>")[0]
+
+
+def test_a_run_has_every_curve(pages: TestClient) -> None:
+    charts = json.loads(re.findall(r'id="chart-data">(.*?)</script>', pages.get("/runs/first").text)[0])
+    curves = {chart["title"]: [curve["label"] for curve in chart["curves"]] for chart in charts}
+    stages = ["sample", "score", "hindsight", "teacher", "update", "evaluate"]
+    assert curves == {
+        "Dev EM": ["greedy", "sampled"], "Dev F1": ["greedy", "sampled"], "Reward": ["reward"],
+        "Search quality": ["search quality"], "Searches": ["searches"], "Valid rollouts": ["valid"],
+        "Distillation loss L_SD": ["L_SD"], "KL to the reference": ["KL"], "Entropy gap": ["gap"],
+        "Gradient norm ratio": ["ratio"], "Log-ratio": ["CORRECT", "INCORRECT"],
+        "Tokens per second": ["sample", "teacher", "update"],
+        "Groups": ["all CORRECT", "mixed", "all INCORRECT"], "Seconds by stage": stages,
+    }  # fmt: skip
+    assert all(curve["low"] and curve["high"] for chart in charts[:2] for curve in chart["curves"])
+    assert {chart["title"] for chart in charts if chart["stacked"]} == {"Groups", "Seconds by stage"}
+
+
+def test_siblings_have_reasons_cuts_golden_answers_and_the_passages_that_others_found_too(
+    pages: TestClient, workspace: Path
+) -> None:
+    shared = rows(
+        workspace,
+        "SELECT iteration, group_id, title, count(DISTINCT rollout_id) AS n "
+        "FROM (SELECT iteration, group_id, rollout_id, unnest(titles) AS title FROM searches) "
+        "GROUP BY ALL HAVING n > 1 ORDER BY n DESC, iteration, group_id, title LIMIT 1",
+    )[0]
+    with open_storage(workspace).database.transaction() as connection:
+        connection.execute("UPDATE turns SET num_tokens_cut = 17 WHERE observation_kind = 'documents'")
+    group, iteration = shared["group_id"], shared["iteration"]
+    text = html.unescape(pages.get(f"/runs/first/iterations/{iteration}/groups/{quote(group, safe='')}").text)
+    marked = rf">{re.escape(shared['title'])} <b title=\"so many siblings retrieved it\">×{shared['n']}</b>"
+    assert len(re.findall(marked, text)) >= shared["n"], "marked at each of the siblings"
+    assert "17 tokens cut" in text
+    for row in rows(workspace, f"SELECT * FROM rollouts WHERE group_id = '{group}'"):
+        assert f"ends by {row['stop_reason']}" in text
+        assert f"reward {row['reward']:.3f} · advantage {row['advantage']:+.2f}" in text
+
+
+def test_golden_answers_are_marked_in_documents_and_in_answers(pages: TestClient, workspace: Path) -> None:
+    found = rows(
+        workspace,
+        "SELECT any_value(iteration) AS iteration, group_id, any_value(golden_answers) AS golden FROM v_rollouts "
+        "WHERE num_golden_hits > 0 GROUP BY group_id ORDER BY group_id",
+    )
+    assert found
+    for row in found:
+        text = pages.get(f"/runs/first/iterations/{row['iteration']}/groups/{quote(row['group_id'], safe='')}").text
+        documents = html.unescape("".join(re.findall(r'class="text environment">(.*?)</p>', text, re.DOTALL)))
+        assert any(f"<mark>{answer.lower()}</mark>" in documents.lower() for answer in row["golden"])
+    right = rows(workspace, "SELECT iteration, group_id FROM rollouts WHERE em = 1 ORDER BY ALL LIMIT 1")[0]
+    text = pages.get(f"/runs/first/iterations/{right['iteration']}/groups/{quote(right['group_id'], safe='')}").text
+    assert re.search(r'<span class="answer">[^<]*<mark>', text)
 
 
 @pytest.mark.parametrize("order", SORTS)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import format_seconds, make_table, print_line
 from flows.evaluation.plan import EvaluationPlan
-from flows.run.progress import SilentReporter
+from flows.run.progress import UNITS, SilentReporter
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 
@@ -34,14 +34,14 @@ class EvaluationReporter(SilentReporter):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar: Progress | None = None
+        self._bars: Bars | None = None
         self._started = self._said = time.monotonic()
         self._first: int | None = None
 
     def stage_progress(self, done: int, total: int) -> None:
         """Show how many questions are answered; batches that an earlier attempt finished count at once."""
-        if self._console.is_terminal:
-            self._move_bar(done, total)
+        if takes_bars(self._console):
+            self._move_bar(done, total, 0)
         elif done < total and time.monotonic() - self._said >= _SAY_EVERY_S:
             self._said = time.monotonic()
             pace = (done - (self._first or 0)) / (self._said - self._started)
@@ -53,18 +53,21 @@ class EvaluationReporter(SilentReporter):
         """Print what goes wrong beside the evaluation."""
         print_line(self._console, f"warning: {text}")
 
+    def stage_pace(self, done: int, total: int, num_tokens: int) -> None:
+        """Show the answers and the tokens a second on a terminal."""
+        if takes_bars(self._console):
+            self._move_bar(done, total, num_tokens)
+
     def close(self) -> None:
         """Give the terminal back."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._bars is not None:
+            self._bars.close()
 
-    def _move_bar(self, done: int, total: int) -> None:
-        if self._bar is None:
-            columns = (TextColumn("questions"), BarColumn(bar_width=40), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console, speed_estimate_period=3600.0)
-            self._bar.add_task("questions", total=total)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+    def _move_bar(self, done: int, total: int, num_tokens: int) -> None:
+        if self._bars is None:
+            self._bars = Bars(self._console)
+            self._bars.begin_part("evaluate", UNITS["evaluate"])
+        self._bars.move_part(done, total, num_tokens)
 
 
 def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: Console) -> None:

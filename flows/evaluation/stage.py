@@ -7,6 +7,7 @@ from typing import Final
 
 from flows.run.live import LIVE_CODE, Runtime
 from flows.run.perform import Attempt, StageRunner
+from flows.run.progress import RolloutProgress
 from flows.run.stage_inputs import StageKind
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import StageRecord
@@ -44,10 +45,10 @@ def _answer_sets(live: Runtime, runner: StageRunner, attempt: Attempt, names: Se
     settings, version = runner.settings, attempt.record.iteration
     plan = settings.evaluation
     samples = [fixed_sample(live.questions.of(name), plan.num_questions, plan.seed) for name in names]
-    loop = live.rollout_loop(version)
     # A batch is never cut anew, and holds one sibling a question where a training batch holds a group's.
     size = settings.rollout.questions_per_batch * 4
-    total = sum(map(len, samples)) * len(plan.modes)
+    progress = RolloutProgress(runner.reporter, sum(map(len, samples)) * len(plan.modes), group_size=1)
+    loop = live.rollout_loop(version, progress)
     answers: dict[str, list[EvaluationAnswer]] = {}
     reports: list[EvaluationReport] = []
     for index, questions in enumerate(samples):
@@ -59,7 +60,7 @@ def _answer_sets(live: Runtime, runner: StageRunner, attempt: Attempt, names: Se
                 found += attempt.find_partial(part, EvaluationAnswer) or attempt.keep_partial(
                     part, EvaluationAnswer, answer_questions(loop, batch, asking)
                 )
-                runner.reporter.stage_progress(sum(map(len, answers.values())), total)
+                progress.kept(sum(map(len, answers.values())))
             reports.append(summarise(questions[0], found, asking, version))
     attempt.write("reports", EvaluationReport, reports)
     for name, found in answers.items():

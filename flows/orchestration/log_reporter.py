@@ -49,6 +49,10 @@ class LogReporter:
         """Tell the inner one."""
         self._inner.stage_progress(done, total)
 
+    def stage_pace(self, done: int, total: int, num_tokens: int) -> None:
+        """Tell the inner one."""
+        self._inner.stage_pace(done, total, num_tokens)
+
     def stage_done(self, record: StageRecord, skipped: bool) -> None:
         """Tell the inner one."""
         self._inner.stage_done(record, skipped)

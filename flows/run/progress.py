@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import make_table, print_line
 from flows.run.lines import RunLines, evaluation_line, figures_line, note_line
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationReport
-from schemas.records.ledger import StageKey, StageRecord
+from schemas.records.ledger import StageKey, StageName, StageRecord
+from schemas.records.rollout import Turn
 from schemas.settings.root import Settings
+from sdsearch.sampling.ports import NoListener
 
 _FIGURES = {
     "em": "EM",
@@ -24,10 +27,16 @@ _FIGURES = {
     "search_quality": "search quality",
     "searches_per_rollout": "searches per rollout",
 }
+UNITS: Final[Mapping[StageName, str]] = {"sample": "questions", "update": "steps", "evaluate": "answers"}
+"""What the progress of a stage counts; the other stages are one piece of work."""
 
 
 class Reporter(Protocol):
-    """Is told what a run does; iterations are counted from 1."""
+    """Is told what a run does; iterations are counted from 1.
+
+    stage_progress: so many pieces of the stage are kept. stage_pace: so many are done, kept or not, and the policy has
+    sampled, or learnt from, so many tokens for them.
+    """
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None: ...
 
@@ -36,6 +45,8 @@ class Reporter(Protocol):
     def stage_started(self, key: StageKey) -> None: ...
 
     def stage_progress(self, done: int, total: int) -> None: ...
+
+    def stage_pace(self, done: int, total: int, num_tokens: int) -> None: ...
 
     def stage_done(self, record: StageRecord, skipped: bool) -> None: ...
 
@@ -61,6 +72,9 @@ class SilentReporter:
         """Say nothing."""
 
     def stage_progress(self, done: int, total: int) -> None:
+        """Say nothing."""
+
+    def stage_pace(self, done: int, total: int, num_tokens: int) -> None:
         """Say nothing."""
 
     def stage_done(self, record: StageRecord, skipped: bool) -> None:
@@ -90,10 +104,7 @@ class RichReporter:
         self._database = database
         self._console = console or Console()
         self._reports: list[EvaluationReport] = []
-        self._bars: Progress | None = None
-        self._iterations: TaskID | None = None
-        self._stage: TaskID | None = None
-        self._total = 0
+        self._bars: Bars | None = None
         self._lines = RunLines()
 
     def __enter__(self) -> RichReporter:
@@ -106,11 +117,11 @@ class RichReporter:
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None:
         """Say what begins, and open the bars."""
-        self._total = settings.iterations
         for line in self._lines.start(run, settings, first_iteration):
             print_line(self._console, line)
-        if self._console.is_terminal:
-            self._open_bars(first_iteration - 1)
+        if takes_bars(self._console):
+            self._bars = Bars(self._console)
+            self._bars.open_whole("iteration", settings.iterations, first_iteration - 1)
 
     def noted(self, sentence: str) -> None:
         """Print what a person should know."""
@@ -118,23 +129,27 @@ class RichReporter:
 
     def stage_started(self, key: StageKey) -> None:
         """Show the stage that works now."""
-        if self._bars is not None and self._stage is not None:
-            self._bars.reset(self._stage, total=None, description=key.stage, visible=True)
+        if self._bars is not None:
+            self._bars.begin_part(key.stage, UNITS.get(key.stage, ""))
 
     def stage_progress(self, done: int, total: int) -> None:
         """Show how far the stage is."""
-        if self._bars is not None and self._stage is not None:
-            self._bars.update(self._stage, completed=done, total=total)
+        self.stage_pace(done, total, 0)
+
+    def stage_pace(self, done: int, total: int, num_tokens: int) -> None:
+        """Show how far the stage is, and its tokens a second."""
+        if self._bars is not None:
+            self._bars.move_part(done, total, num_tokens)
 
     def stage_done(self, record: StageRecord, skipped: bool) -> None:
         """Close the stage's bar."""
-        if self._bars is not None and self._stage is not None:
-            self._bars.update(self._stage, visible=False)
+        if self._bars is not None:
+            self._bars.end_part()
 
     def iteration_done(self, iteration: int, numbers: dict[str, float]) -> None:
         """Move the bar on, or print the iteration's line."""
-        if self._bars is not None and self._iterations is not None:
-            self._bars.update(self._iterations, completed=iteration, figures=figures_line(numbers))
+        if self._bars is not None:
+            self._bars.move_whole(iteration, figures_line(numbers))
             return
         print_line(self._console, self._lines.iteration(iteration, numbers))
 
@@ -159,25 +174,36 @@ class RichReporter:
         for words in (("show", run), *queries):
             print_line(self._console, f"  {command(*words, workspace=self._database.parent)}")
 
-    def _open_bars(self, completed: int) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            # An iteration may take minutes: the pace is that of the last hour, not of half a minute.
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            speed_estimate_period=3600.0,
-        )
-        self._iterations = self._bars.add_task("iteration", total=self._total, completed=completed, figures="")
-        self._stage = self._bars.add_task("stage", total=None, visible=False, figures="")
-        self._bars.start()
-
     def _stop_bars(self) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            self._bars.close()
             self._bars = None
+
+
+class RolloutProgress(NoListener):
+    """Listens to a stage's rollouts and tells its reporter how many questions are through, and the tokens sampled."""
+
+    def __init__(self, reporter: Reporter, total: int, group_size: int) -> None:
+        self._reporter = reporter
+        self._total = total
+        self._group_size = group_size
+        self._num_done = self._num_tokens = 0
+        self._ended: Counter[str] = Counter()  # Rollouts by group.
+
+    def kept(self, num_done: int) -> None:
+        """Tell that so many questions are through and kept."""
+        self._num_done = num_done
+        self._ended.clear()
+        self._reporter.stage_progress(num_done, self._total)
+
+    def turn_ended(self, rollout_id: str, turn: Turn, *, ends_rollout: bool) -> None:
+        """Count the turn's tokens, and the question where all its rollouts have ended."""
+        self._num_tokens += len(turn.generation.token_ids)
+        if ends_rollout:
+            group = rollout_id.rpartition("/")[0]
+            self._ended[group] += 1
+            self._num_done += self._ended[group] == self._group_size
+        self._reporter.stage_pace(self._num_done, self._total, self._num_tokens)
 
 
 def before_and_after(reports: Iterable[EvaluationReport]) -> Table:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import pyte
+
 _DEADLINE_S = 120.0
 _REACTION_S = 0.5
 
@@ -49,3 +51,26 @@ def on_a_terminal(
     _, status = os.waitpid(process, 0)
     os.close(terminal)
     return Shown(got.decode("utf-8", "replace"), os.waitstatus_to_exitcode(status))
+
+
+class Screen:
+    """A terminal as a person sees it: what stands on it after all movements of the cursor, and what scrolled away."""
+
+    def __init__(self, columns: int, rows: int = 50) -> None:
+        self._screen = pyte.HistoryScreen(columns, rows, history=100_000)
+        self._stream = pyte.ByteStream(self._screen)
+
+    def fed(self, content: bytes) -> Screen:
+        """Show what a program wrote."""
+        self._stream.feed(content)
+        return self
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines from the first to the last that is not empty."""
+        width = self._screen.columns
+        gone = ("".join(row[column].data for column in range(width)) for row in self._screen.history.top)
+        lines = [line.rstrip() for line in [*gone, *self._screen.display]]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines

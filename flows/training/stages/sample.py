@@ -6,6 +6,7 @@ from typing import Final
 
 from flows.run.live import LIVE_CODE, Runtime
 from flows.run.perform import StageRunner
+from flows.run.progress import RolloutProgress
 from flows.run.stage_inputs import StageKind
 from schemas.records.ledger import StageRecord
 from schemas.records.rollout import Group
@@ -26,7 +27,8 @@ def sample_groups(live: Runtime, runner: StageRunner, iteration: int, last_updat
     upstream = [last_update or live.base_fingerprint, live.index_fingerprint, questions_hash(questions)]
     with runner.attempt(SAMPLE, iteration, upstream) as attempt:
         if attempt.needed:
-            loop = live.rollout_loop(iteration - 1)
+            progress = RolloutProgress(runner.reporter, len(questions), rollout.group_size)
+            loop = live.rollout_loop(iteration - 1, progress)
             groups: list[Group] = []
             # A batch is never cut anew: log-probabilities may depend, in their last bits, on what shares the batch.
             for start in range(0, len(questions), rollout.questions_per_batch):
@@ -43,6 +45,6 @@ def sample_groups(live: Runtime, runner: StageRunner, iteration: int, last_updat
                         temperature=rollout.temperature,
                     ),
                 )
-                runner.reporter.stage_progress(len(groups), len(questions))
+                progress.kept(len(groups))
             attempt.write("groups", Group, groups)
     return attempt.record

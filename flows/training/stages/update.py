@@ -128,6 +128,7 @@ def _take_steps(
 ) -> list[StepReport]:
     policy, num_steps = live.policy, live.settings.num_steps_per_iteration
     steps: list[StepReport] = []
+    num_tokens = 0
     with refused_steps_kept(live.storage.workspace, attempt.key):
         for step in update_policy(
             policy.model,
@@ -140,5 +141,7 @@ def _take_steps(
             strength=strength,
         ):
             steps.append(step)
+            num_tokens += step.num_completion_tokens
+            live.reporter.stage_pace(len(steps), num_steps, num_tokens)
             live.reporter.stage_progress(len(steps), num_steps)
     return steps

@@ -11,6 +11,7 @@ from typing import Protocol
 from flows.ask.blocks import ShownBlock, find_block
 from flows.ask.plan import AskPlan, as_question
 from flows.ask.steps import steps_of
+from flows.console.errors import UserError
 from flows.run.inputs import check_source_model
 from flows.run.live import Runtime, open_runtime
 from flows.run.policy import check_device
@@ -19,6 +20,7 @@ from schemas.records.asking import AskStep, EndStep
 from schemas.records.question import Question
 from schemas.records.rollout import Group, Turn
 from sdsearch.evaluation.answering import Asking, roll_out_once
+from sdsearch.retrieval.ports import RetrieverDownError
 from sdsearch.sampling.rollouts import RolloutLoop
 from storage.errors import DamagedArtifactError
 from storage.storage import Storage
@@ -52,8 +54,8 @@ class Agent:
     def ask(self, text: str) -> Group:
         """Answer a question, the audience looking on, and return the rollout in its group.
 
-        Raises UserError for a question that is empty or too long, and for one that --hindsight's run has no block of;
-        RetrieverDownError when a search fails.
+        Raises UserError for a question that is empty or too long, for one that --hindsight's run has no block of, and
+        when a search fails.
         """
         question = as_question(text)
         self._live.prompts.measure.check(question.question)
@@ -64,7 +66,12 @@ class Agent:
         settings, began = self._live.settings, time.monotonic()
         asking = Asking(self._plan.mode, settings.rollout.temperature, settings.evaluation.seed, self.version)
         shown = block.token_ids if block else ()
-        (group,) = roll_out_once(self._loop, [question], asking, lambda question, index: shown)
+        try:
+            (group,) = roll_out_once(self._loop, [question], asking, lambda question, index: shown)
+        except RetrieverDownError as error:
+            if not error.names_query:
+                raise
+            raise UserError(f"{error.failure}; repair it, then ask again") from error
         self._audience.step(self._end(group, time.monotonic() - began))
         return group
 

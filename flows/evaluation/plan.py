@@ -93,10 +93,11 @@ def settings_of_run(source: RunRecord, overrides: Sequence[str], command: str) -
             pass
         case unknown:
             assert_never(unknown)
-    settings = stored_settings(source)
+    settings = stored = stored_settings(source)
     if overrides:
         settings = apply_overrides(json.loads(source.settings_json), overrides, f"run '{source.run}'")
-    for name, _, _ in setting_differences(source.settings_json, settings):
+    # The stored text lacks the settings that came after the run: they are no change.
+    for name, _, _ in setting_differences(stored.model_dump_json(), settings):
         if not _CHANGEABLE.fullmatch(name):
             raise UserError(
                 f"--set {name}: {command} takes the run's own settings; data.*, retrieval.*, sampling.*, "

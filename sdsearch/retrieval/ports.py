@@ -21,6 +21,8 @@ class RetrieverDownError(UserError):
     """The retriever could not answer: an error of the run, never an empty result that is trained on."""
 
     names_query = False
+    failure = ""
+    """What failed, without what to do: for work that is no run, and is not resumed."""
 
 
 # What a retriever in this process, or the client of one elsewhere, raises when it cannot answer.
@@ -91,9 +93,10 @@ def search_all(retriever: Retriever, queries: Sequence[str], top_k: int) -> list
 
 
 def _down(queries: Sequence[str], place: int, reason: str) -> RetrieverDownError:
+    failure = f"the retriever failed on query {queries[place][:200]!r} ({place + 1} of {len(queries)}): {reason}"
     error = RetrieverDownError(
-        f"the retriever failed on query {queries[place][:200]!r} ({place + 1} of {len(queries)}): {reason}; repair it, "
-        "then continue with: sdsearch resume RUN (no rollout was made from this)"
+        f"{failure}; repair it, then continue with: sdsearch resume RUN (no rollout was made from this)"
     )
     error.names_query = True
+    error.failure = failure
     return error

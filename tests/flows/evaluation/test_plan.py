@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from flows.console.errors import UserError
@@ -47,6 +49,17 @@ def test_names_stand_for_the_splits_that_the_settings_test() -> None:
 def test_names_that_are_not_there(datasets: str, split: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         chosen_sets(PAPER, datasets, split)
+
+
+def test_a_run_of_an_earlier_program_lacks_the_settings_that_came_since() -> None:
+    settings = json.loads(source_run().settings_json)
+    for name in ("reward", "storage"):
+        del settings[name]
+    former = source_run().model_copy(update={"settings_json": json.dumps(settings)})
+    assert plan_run(former, (), Request()).settings.reward == load_settings("tiny").reward
+    assert plan_run(former, ("evaluation.seed=3",), Request()).settings.evaluation.seed == 3
+    with pytest.raises(UserError, match=r"--set reward\.format_bonus: evaluate --run takes the run"):
+        plan_run(former, ("reward.format_bonus=0.5",), Request())
 
 
 def test_the_same_request_is_the_same_evaluation_and_another_one_is_not() -> None:

@@ -144,6 +144,7 @@ class Run:
             >>> sdsearch.open_run("workspace", "first").iteration(3)
             Iteration(3, 'first')
         """
+        number = int(number)  # Of a data frame it is a number of numpy, which the database does not take.
         known = self.iterations
         if number not in known and not (number == 0 and self._has_stages(0)):
             has = f"it has {known[0]} to {known[-1]}" if known else "it has none yet"

@@ -24,7 +24,7 @@ class TensorBoardSink(TensorBoardSettings, Sink):
         need_package("tensorboard", "tensorboard")
 
     def open(self, run: TrackedRun) -> Opened:
-        """Begin an event file in the run's folder, which is the run's id.
+        """Begin an event file in the run's folder; TensorBoard knows a run by its folder's name.
 
         TensorBoard leaves out what earlier files of the folder have of the steps that come again.
         """
@@ -40,7 +40,7 @@ class TensorBoardSink(TensorBoardSettings, Sink):
             self._writer.add_text("settings", "".join(f"    {line}\n" for line in toml_lines(run.settings)))
             self._writer.flush()
         # Where the folder was removed, all iterations are written again.
-        return Opened(str(folder), -1 if is_new else None)
+        return Opened(run.name, -1 if is_new else None)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write a scalar for each figure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import PrivateAttr
 
@@ -12,6 +12,9 @@ from flows.tracking.ports import Ended, Opened, Sink, Trace, TrackedRun, need_pa
 from schemas.errors import UserError
 from schemas.paths import local_path
 from schemas.settings.tracking import WandbSettings
+
+_FLUSH_S: Final = 0.5
+"""How often W&B writes its file: what came after the last time is lost where the process is killed."""
 
 
 class WandbSink(WandbSettings, Sink):
@@ -34,6 +37,8 @@ class WandbSink(WandbSettings, Sink):
 
     def open(self, run: TrackedRun) -> Opened:
         """Begin a run, or go on with the run of the same id; offline each start has a folder of its own."""
+        if self.mode == "offline":  # Nothing at all leaves the machine then, reports of W&B's own errors neither.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._run = wandb.init(
@@ -49,7 +54,12 @@ class WandbSink(WandbSettings, Sink):
             reinit="create_new",
             # Its own output, the console's text, the code and the machine's load are no part of what is tracked.
             settings=wandb.Settings(
-                console="off", silent=True, save_code=False, disable_git=True, x_disable_stats=True
+                console="off",
+                silent=True,
+                save_code=False,
+                disable_git=True,
+                x_disable_stats=True,
+                x_transaction_log_flush_interval=_FLUSH_S,
             ),
         )
         self._run.define_metric("*", step_metric="iteration")

@@ -90,7 +90,7 @@ def test_every_page_is_in_the_sites_menu() -> None:
         return [path for item in below for path in paths(item)]
 
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
+    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
     assert sorted(paths(config["nav"])) == sorted(pages)
 
 

@@ -29,12 +29,17 @@ _TURN_TESTS = (
 )
 _TEXT_TESTS = ("tests/sdsearch/credit/test_hindsight.py", "tests/property/test_foreign_text.py")
 _STRENGTH_TEST = "tests/sdsearch/training/test_strength.py"
+_TRACKING_TESTS = ("tests/flows/tracking/test_tracking.py",)
 # Source file -> the tests that look at it, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/credit/divergence.py": (
         "tests/property/test_divergences.py",
         "tests/golden/test_divergences_against_formula.py",
     ),
+    "flows/tracking/worker.py": _TRACKING_TESTS,
+    "flows/tracking/steps.py": _TRACKING_TESTS,
+    "flows/tracking/tracking.py": _TRACKING_TESTS,
+    "schemas/settings/root.py": _TRACKING_TESTS,
     "sdsearch/training/lm_head.py": _LOSS_TESTS,
     "sdsearch/training/policy_gradient.py": _LOSS_TESTS,
     "sdsearch/training/weights.py": _LOSS_TESTS,

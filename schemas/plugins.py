@@ -68,6 +68,22 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             ("teacher", "update"),
         ),
         PluginKind(
+            "gate",
+            "gate",
+            "distillation.gate",
+            "distillation.gate_options",
+            "sdsearch.credit.gates.ports:Gate",
+            ("tokens",),
+            {
+                "none": "sdsearch.credit.gates.ports:everything",
+                "sigmoid": "sdsearch.credit.gates.sigmoid:Sigmoid",
+                "influence": "sdsearch.credit.gates.influence:influence",
+                "attenuation": "sdsearch.credit.gates.attenuation:attenuation",
+                "outcome": "sdsearch.credit.gates.outcome:outcome",
+            },
+            ("teacher",),
+        ),
+        PluginKind(
             "block",
             "hindsight block",
             "hindsight.masking",

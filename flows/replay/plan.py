@@ -19,11 +19,12 @@ from storage.workspace import validate_run_name
 
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
 _CHANGEABLE: Final = re.compile(
-    r"hindsight\..+|distillation\.(teacher|ema_decay|positions|divergence|divergence_options\..+|support|tail|top_k)"
+    r"hindsight\..+|distillation\.(teacher|ema_decay|positions|gate|gate_options\..+|divergence|divergence_options\..+)"
+    r"|distillation\.(support|tail|top_k)"
     r"|update\.(max_tokens_per_microbatch|head_chunk)"
 )
 _OF_THE_LOSS: Final = re.compile(
-    r"distillation\.(enabled|alpha|warmup_iterations|clip|strength(\..+)?|schedule(\..+)?)"
+    r"distillation\.(enabled|alpha|warmup_iterations|clip|form|strength(\..+)?|schedule(\..+)?)"
 )
 
 
@@ -174,6 +175,6 @@ def _refusal(name: str, source: str) -> str:
         )
     return (
         f"--set {name}: a replay takes the rollouts of run '{source}' as they are and asks another teacher about them; "
-        "it can change hindsight.*, distillation.teacher, .positions, .divergence, .support, .tail and .top_k, and "
-        "update.max_tokens_per_microbatch and .head_chunk; train a run with the others"
+        "it can change hindsight.*, distillation.teacher, .positions, .gate, .divergence, .support, .tail and .top_k, "
+        "and update.max_tokens_per_microbatch and .head_chunk; train a run with the others"
     )

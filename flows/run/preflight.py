@@ -19,6 +19,7 @@ from flows.run.policy import check_device, set_threads
 from flows.run.progress import Reporter
 from schemas.settings.root import Settings
 from sdsearch.credit.divergence import try_divergence
+from sdsearch.credit.gates import try_gate
 from sdsearch.credit.teacher import check_support
 from sdsearch.model.policy import check_tokens
 from sdsearch.training.selfcheck import check_model, ordinary_tokens
@@ -69,6 +70,7 @@ def _plugins(runtime: Runtime) -> str:
     names = open_plugins(runtime.settings)
     if runtime.settings.distils:
         try_divergence(runtime.settings.distillation)
+        try_gate(runtime.settings.distillation)
     return ", ".join(names)
 
 

@@ -46,5 +46,9 @@ class HindsightBlock(Record):
     )
     num_cut_tokens: int = Field(default=0, ge=0, description="Tokens that the whole block has more than this one.")
     homogeneous: bool = Field(description="True when all siblings have the same label.")
+    outcomes: tuple[Label, ...] = Field(
+        default=(),
+        description="Each sibling's outcome, whatever labels the block shows; empty in blocks of earlier versions.",
+    )
     text: str = Field(description="The block.")
     token_ids: tuple[int, ...] = Field(description="Its tokens.")

@@ -62,3 +62,11 @@ class TeacherTargets(Record):
         ge=0, description="Tokens that the teacher's and the student's passes saw, prompts and blocks included."
     )
     mean_jsd: float = Field(description="Mean Jensen-Shannon divergence over the rollout's distilled tokens, nats.")
+    gates: tuple[float, ...] = Field(
+        default=(), description="What distillation.gate leaves of each distilled token, 0 to 1; empty: all of each."
+    )
+    turn_leanings: tuple[float, ...] = Field(
+        default=(),
+        description="What the teacher says of each turn, -1 to 1: tanh of the mean gated log-ratio of its distilled "
+        "tokens, 0 without any; empty in runs of earlier versions. distillation.form 'advantage' weighs by it.",
+    )

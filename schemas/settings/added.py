@@ -10,6 +10,9 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.clip": "joint",
     "distillation.teacher": "live",
     "distillation.ema_decay": 0.95,
+    "distillation.form": "loss",
+    "distillation.gate": "none",
+    "distillation.gate_options": {},
 }
 """The full name of each, and its default as JSON."""
 

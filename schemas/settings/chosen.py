@@ -17,6 +17,7 @@ _OPTIONS: Final[Mapping[str, Callable[[Settings, str], Options]]] = {
     "reader": lambda settings, name: settings.data.reader_options,
     "protocol": lambda settings, name: settings.rollout.protocol_options,
     "divergence": lambda settings, name: settings.distillation.divergence_options,
+    "gate": lambda settings, name: settings.distillation.gate_options,
     "sink": lambda settings, name: settings.tracking.options_of(name),
 }
 

@@ -142,6 +142,20 @@ class DistillationSettings(Section):
         description="With teacher 'ema': what the average keeps of itself at each new version of the policy (ours); "
         "with 0 it is the policy.",
     )
+    form: Literal["loss", "advantage"] = Field(
+        default="loss",
+        description="What the teacher's word becomes: the loss L_SD (paper), or a weight of 1 ± alpha on the advantage "
+        "of each turn that has distilled tokens (AgentOPSD, OPID).",
+    )
+    gate: Annotated[str, Names("gate")] = Field(
+        default="none",
+        description="How much of each distilled token is taken: all (paper); by the sigmoid of the teacher's log-ratio "
+        "(SDAR); by the block's influence (ICSD); less of turns far from the teacher (SOD); where the log-ratio agrees "
+        "with the outcome; or a plugin.",
+    )
+    gate_options: Options = Field(
+        default={}, description="The settings of the gate: sharpness of 'sigmoid', or a plugin's."
+    )
     positions: Literal["query", "completion"] = Field(
         default="query", description="Tokens that are distilled: query tokens (paper), or all sampled ones (ablation)."
     )

@@ -47,6 +47,18 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha",
     ),
     Rule(
+        lambda s: (
+            s.distillation.form == "advantage"
+            and (isinstance(s.distillation.strength, GradientShareStrength) or s.distillation.clip == "own")
+        ),
+        "distillation.form 'advantage' has no gradient of its own to measure or clip; set strength.kind = 'alpha' and "
+        "clip = 'joint'",
+    ),
+    Rule(
+        lambda s: s.distillation.form == "advantage" and s.distillation.alpha > 1,
+        "distillation.form 'advantage' weighs advantages by 1 ± alpha, which must not turn their sign; set alpha ≤ 1",
+    ),
+    Rule(
         lambda s: s.hindsight.masking == "current_documents" and s.hindsight.members != "group",
         "hindsight.masking 'current_documents' shows no siblings, so hindsight.members has no effect; "
         "leave members = 'group'",

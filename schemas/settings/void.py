@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from schemas.settings.strength import RetireSchedule
+
 if TYPE_CHECKING:
     from schemas.settings.root import Settings
 
@@ -27,6 +29,9 @@ _DISTILLATION = (
     "distillation.clip",
     "distillation.teacher",
     "distillation.ema_decay",
+    "distillation.form",
+    "distillation.gate",
+    "distillation.gate_options",
     "distillation.positions",
     "distillation.divergence",
     "distillation.divergence_options",
@@ -34,6 +39,10 @@ _DISTILLATION = (
     "distillation.tail",
     "distillation.top_k",
 )
+
+
+_BLIND_GATES = ("none", "sigmoid", "influence", "attenuation")
+"""Gates that do not look at the rollout's outcome; one of a person's own may."""
 
 
 class Void(NamedTuple):
@@ -47,6 +56,10 @@ class Void(NamedTuple):
 def _shows_no_label(s: Settings) -> bool:
     hindsight = s.hindsight
     unlabelled = hindsight.labels == "none" or hindsight.masking == "current_documents"
+    schedule = s.distillation.schedule
+    by_outcome = isinstance(schedule, RetireSchedule) and schedule.gap == "log_ratio"
+    if by_outcome or s.distillation.gate not in _BLIND_GATES:
+        return False
     return unlabelled and hindsight.members != "correct_only" and hindsight.homogeneous == "keep"
 
 
@@ -55,6 +68,17 @@ VOID: Final[tuple[Void, ...]] = (
     # Whoever turns distillation off, or all of it into warm-up, is told that alone.
     Void(lambda s: not s.distils, (*_HINDSIGHT, *_DISTILLATION, "distillation.enabled"), None),
     Void(lambda s: not s.distils, ("update.gradient_parts_every",), "the gradient has one part, since alpha is zero"),
+    Void(
+        lambda s: s.distils and s.distillation.form == "advantage",
+        (
+            "distillation.divergence",
+            "distillation.divergence_options",
+            "distillation.support",
+            "distillation.tail",
+            "distillation.top_k",
+        ),
+        "distillation.form 'advantage' reads both log-probabilities of the sampled tokens alone",
+    ),
     Void(
         lambda s: s.distillation.support == "full",
         ("distillation.top_k", "distillation.tail"),

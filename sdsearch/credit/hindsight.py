@@ -129,7 +129,7 @@ def build_blocks(
     """
     variant = open_variant(settings)
     labels = _labels(group, scores, settings, seed)
-    homogeneous = len(set(_outcomes(scores, settings))) == 1
+    outcomes = tuple(_outcomes(scores, settings))
     longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
     room = max(0, max_context_tokens - longest)
     max_tokens = room if settings.block_tokens is None else min(settings.block_tokens, room)
@@ -151,7 +151,8 @@ def build_blocks(
                 num_dropped_attempts=encoded.num_dropped,
                 num_shortened_attempts=encoded.num_shortened,
                 num_cut_tokens=encoded.num_cut_tokens,
-                homogeneous=homogeneous,
+                homogeneous=len(set(outcomes)) == 1,
+                outcomes=outcomes,
                 text=encoded.text,
                 token_ids=tuple(encoded.token_ids),
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from schemas.settings.root import GrpoSettings
 from sdsearch.credit.divergence import open_divergence
+from sdsearch.credit.turn_advantage import leaned_advantage
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.training.gradient import added_apart, sum_precisely, zero_gradient
 from sdsearch.training.lm_head import DistillationTargets, TokenReadings, read_tokens
@@ -39,6 +40,8 @@ class TrainingRollout:
     distilled: tuple[int, ...]  # offsets into the rollout's tokens; () without a teacher
     ids_QK: Tensor
     teacher_QC: Tensor
+    gates: tuple[float, ...] = ()  # of the distilled tokens, 0 to 1; () takes all of each
+    leanings: tuple[float, ...] = ()  # one a read, -1 to 1: what the teacher says of its turn; () is 0
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,8 @@ def total_loss(terms: StepTerms, kl_coefficient: float, alpha: float) -> float:
 
 def _has_gradient(member: StepMember, settings: LossSettings, alpha: float) -> bool:
     """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
-    rollout = member.scored.rollout
-    return bool(rollout.advantage or settings.grpo.kl_coefficient or (alpha and rollout.distilled))
+    rollout, distils = member.scored.rollout, alpha and settings.distillation.form == "loss"
+    return bool(rollout.advantage or settings.grpo.kl_coefficient or (distils and rollout.distilled))
 
 
 def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettings, alpha: float) -> StepTerms:
@@ -147,7 +150,8 @@ def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettin
     targets, sd_weight_Q = _distillation(members, settings, alpha, device)
     hidden_ND = batch.hidden_at_reads(model)
     readings = read_tokens(model, hidden_ND, batch.targets_N, targets, settings.temperature, settings.head_chunk)
-    return step_terms(readings, members, settings.grpo, sd_weight_Q, device)
+    reach = alpha if settings.distillation.form == "advantage" else 0.0
+    return step_terms(readings, members, settings.grpo, sd_weight_Q, device, reach)
 
 
 def step_terms(
@@ -156,12 +160,19 @@ def step_terms(
     grpo: GrpoSettings,
     sd_weight_Q: Tensor,
     device: torch.device,
+    reach: float = 0.0,
 ) -> StepTerms:
-    """Return the weighted sums of the token losses (paper, sections 3.1 and 3.3) and of what is logged."""
+    """Return the weighted sums of the token losses (paper, sections 3.1 and 3.3) and of what is logged.
+
+    reach: how far the teacher's word weighs the advantages, 0 where it is a loss or there is none.
+    """
     scored = [member.scored for member in members]
     counts = [len(item.rollout.sequence.reads) for item in scored]
     given_N = torch.cat([item.sampled_N for item in scored]).to(device)
     advantage_N = _spread([item.rollout.advantage for item in scored], counts, device)
+    if reach:
+        leaning_N = torch.tensor([value for item in scored for value in _leanings(item.rollout)], device=device)
+        advantage_N = leaned_advantage(advantage_N, leaning_N, reach)
     weight_N = _spread([member.policy_weight for member in members], counts, device)
     if grpo.old_logprobs == "trainer":
         kept = [item.trainer_N for item in scored if item.trainer_N is not None]
@@ -194,6 +205,10 @@ def step_terms(
     )
 
 
+def _leanings(rollout: TrainingRollout) -> tuple[float, ...]:
+    return rollout.leanings or (0.0,) * len(rollout.sequence.reads)
+
+
 def _spread(values: Sequence[float], counts: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).repeat_interleave(torch.tensor(counts, device=device))
 
@@ -201,7 +216,7 @@ def _spread(values: Sequence[float], counts: Sequence[int], device: torch.device
 def _distillation(
     members: Sequence[StepMember], settings: LossSettings, alpha: float, device: torch.device
 ) -> tuple[DistillationTargets | None, Tensor]:
-    """Return the micro-batch's teacher targets and their weights (Q,); None when nothing is distilled."""
+    """Return the micro-batch's teacher targets and their weights (Q,) with the gates; None without any in the loss."""
     positions: list[int] = []
     start = 0
     for member in members:
@@ -209,7 +224,7 @@ def _distillation(
         position_of = {offset: start + position for position, offset in enumerate(rollout.sequence.reads)}
         positions.extend(position_of[offset] for offset in rollout.distilled)
         start += len(rollout.sequence.reads)
-    if not positions or alpha == 0:
+    if not positions or alpha == 0 or settings.distillation.form == "advantage":
         return None, torch.zeros(0, device=device)
     having = [member for member in members if member.scored.rollout.distilled]
     counts = [len(member.scored.rollout.distilled) for member in having]
@@ -220,7 +235,12 @@ def _distillation(
         measure=open_divergence(settings.distillation),
         tail=settings.distillation.tail,
     )
-    return targets, _spread([member.sd_weight for member in having], counts, device)
+    weight_Q = _spread([member.sd_weight for member in having], counts, device)
+    rollouts = [member.scored.rollout for member in having]
+    if any(rollout.gates for rollout in rollouts):
+        gates = [gate for rollout in rollouts for gate in rollout.gates or (1.0,) * len(rollout.distilled)]
+        weight_Q = weight_Q * torch.tensor(gates, device=device)
+    return targets, weight_Q
 
 
 def _sum_terms(parts: Sequence[StepTerms]) -> StepTerms:

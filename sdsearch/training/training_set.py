@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas.records.rollout import Group
+from schemas.records.rollout import Group, Rollout
 from schemas.records.score import Score
 from schemas.records.teacher import TeacherTargets
-from sdsearch.credit.teacher import TargetTensors
+from sdsearch.credit.teacher import TargetTensors, turn_of_position
 from sdsearch.model.batching import TokenSequence
 from sdsearch.training.loss import TrainingRollout
 
@@ -35,6 +35,16 @@ def training_rollouts(
                     distilled=pointer.positions if pointer else (),
                     ids_QK=tensors.ids_QK[rows],
                     teacher_QC=tensors.teacher_QC[rows],
+                    gates=pointer.gates if pointer else (),
+                    leanings=_leanings(rollout, pointer),
                 )
             )
     return rollouts
+
+
+def _leanings(rollout: Rollout, pointer: TeacherTargets | None) -> tuple[float, ...]:
+    """Return what the teacher says of the turn of each sampled token; empty where it says nothing."""
+    if pointer is None or not any(pointer.turn_leanings):
+        return ()
+    turn_of = turn_of_position(rollout)
+    return tuple(pointer.turn_leanings[turn_of[position]] for position in rollout.completion_positions)

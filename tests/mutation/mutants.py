@@ -12,6 +12,7 @@ _LOSS_TESTS = (
     "tests/golden/test_objective_against_naive.py",
     "tests/golden/test_steps_against_naive.py",
     "tests/golden/test_random_groups.py",
+    "tests/golden/test_gates_and_form.py",
     "tests/sdsearch/training/test_update.py",
 )
 _TEACHER_TESTS = (
@@ -28,6 +29,7 @@ _TURN_TESTS = (
     "tests/sdsearch/sampling/test_rollouts.py",
 )
 _TEXT_TESTS = ("tests/sdsearch/credit/test_hindsight.py", "tests/property/test_foreign_text.py")
+_GATES = ("sigmoid", "influence", "attenuation", "outcome")
 _STRENGTH_TEST = "tests/sdsearch/training/test_strength.py"
 _TRACKING_TESTS = ("tests/flows/tracking/test_tracking.py",)
 # Source file -> the tests that look at it, the likeliest to notice first.
@@ -53,6 +55,17 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/training/update.py": (
         "tests/golden/test_steps_against_naive.py",
         "tests/sdsearch/training/test_update.py",
+    ),
+    **dict.fromkeys(
+        [
+            *(
+                f"sdsearch/credit/gates/{name}.py"
+                for name in ("ports", "sigmoid", "influence", "attenuation", "outcome")
+            ),
+            "sdsearch/credit/turn_advantage.py",
+            "sdsearch/training/training_set.py",
+        ],
+        ("tests/sdsearch/credit/test_gates.py", "tests/golden/test_gates_and_form.py"),
     ),
     "sdsearch/training/strength.py": (_STRENGTH_TEST,),
     "schemas/settings/strength.py": (_STRENGTH_TEST,),

@@ -27,6 +27,8 @@ TEACHER: Final = StageKind(
         "distillation.teacher",
         "distillation.ema_decay",
         "distillation.positions",
+        "distillation.gate",
+        "distillation.gate_options",
         "distillation.divergence",
         "distillation.divergence_options",
         "distillation.support",

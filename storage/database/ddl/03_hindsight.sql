@@ -47,6 +47,8 @@ CREATE TABLE teacher_targets (
     context_shift INTEGER NOT NULL,
     num_tokens BIGINT NOT NULL,
     mean_jsd DOUBLE NOT NULL,
+    gates DOUBLE[] NOT NULL,
+    turn_leanings DOUBLE[] NOT NULL,
     PRIMARY KEY (run, iteration, rollout_id)
 );
 COMMENT ON TABLE teacher_targets IS 'One row a rollout: where the teacher''s distributions are.';

@@ -106,13 +106,17 @@ SELECT
     c.*,
     r.outcome,
     list_contains(t.query_positions, c.position - t.token_start) AS in_query,
+    coalesce(g.gates[list_position(g.positions, c.position)], 1) AS gate,
     count(*) OVER (PARTITION BY c.run, c.iteration, c.rollout_id) AS num_rollout_tokens
 FROM query_credit AS c
 JOIN rollouts AS r USING (run, iteration, rollout_id)
 JOIN turns AS t
-    ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn;
+    ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn
+LEFT JOIN teacher_targets AS g
+    ON g.run = c.run AND g.iteration = c.iteration AND g.rollout_id = c.rollout_id;
 COMMENT ON VIEW v_token_credit IS 'query_credit with what became of the rollout, one row a distilled token.';
 COMMENT ON COLUMN v_token_credit.in_query IS 'True when the token is a query token; false only where others are distilled too.';
+COMMENT ON COLUMN v_token_credit.gate IS 'What distillation.gate leaves of the token in L_SD, 0 to 1.';
 COMMENT ON COLUMN v_token_credit.num_rollout_tokens IS 'Distilled tokens of its rollout.';
 
 CREATE VIEW v_query_credit AS

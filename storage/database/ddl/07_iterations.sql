@@ -73,6 +73,7 @@ SELECT
     iteration,
     count(*) AS num_credited_tokens,
     avg(jsd) AS mean_jsd,
+    avg(gate) AS mean_gate,
     avg(teacher_entropy) AS teacher_entropy,
     avg(student_entropy) AS student_entropy,
     avg(student_entropy - teacher_entropy) AS entropy_gap,
@@ -84,6 +85,7 @@ COMMENT ON VIEW v_credit IS 'What the teacher says, averaged over an iteration''
 COMMENT ON COLUMN v_credit.teacher_entropy IS 'Mean entropy of the teacher''s distributions, nats.';
 COMMENT ON COLUMN v_credit.student_entropy IS 'Mean entropy of the student''s distributions, nats.';
 COMMENT ON COLUMN v_credit.num_credited_tokens IS 'Distilled tokens.';
+COMMENT ON COLUMN v_credit.mean_gate IS 'Mean of what distillation.gate leaves of a distilled token, 0 to 1.';
 COMMENT ON COLUMN v_credit.mean_jsd IS 'Mean Jensen-Shannon divergence of teacher and student, nats.';
 COMMENT ON COLUMN v_credit.entropy_gap IS 'Mean of student minus teacher entropy, nats.';
 COMMENT ON COLUMN v_credit.log_ratio_correct IS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from flows.console.errors import UserError
 from flows.data.questions import Questions
 from flows.plugins.show import list_plugins
 from flows.run.progress import SilentReporter
+from flows.settings.layers import Layer, merge
 from flows.settings.load import load_settings
+from flows.settings.show import toml_lines
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
 from schemas.plugins import KINDS
@@ -57,7 +60,8 @@ def write_all(folder: Path) -> Path:
         write_example(name, folder)
     (folder / "my_tags.py").write_text(MY_TAGS, encoding="utf-8")
     mine = folder / "mine.toml"
-    mine.write_text('base = "tiny"\n\n' + "\n".join(settings for _, settings in examples().values()), encoding="utf-8")
+    chosen = merge([Layer(name, tomllib.loads(settings)) for name, (_, settings) in examples().items()])
+    mine.write_text("\n".join(['base = "tiny"', *toml_lines(chosen)]), encoding="utf-8")
     return mine
 
 
@@ -92,6 +96,11 @@ def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
     assert credit
     assert any(row["divergence"] != pytest.approx(row["jsd"], rel=1e-3) for row in credit)
     assert all(-1e-6 <= row["divergence"] <= 1.7 for row in credit), "KL to a mixture with a fifth is at most ln 5"
+    gates = database.query(
+        "SELECT gate, teacher_logprob - student_logprob AS log_ratio FROM v_token_credit"
+    ).to_pylist()
+    assert all(row["gate"] == float(abs(row["log_ratio"]) >= 0.05) for row in gates)
+    assert {row["gate"] for row in gates} == {0.0, 1.0}
     parts = database.query("SELECT DISTINCT part FROM reward_parts ORDER BY part")["part"].to_pylist()
     assert parts == ["f1", "searches"]
     kept = read_run_inputs(open_storage(mine / "workspace").workspace, "first")
@@ -108,7 +117,7 @@ def test_every_example_is_at_work_in_one_run(mine: Path) -> None:
 
 def _files_by_kind() -> list[tuple]:
     files = {"reward": "my_reward", "divergence": "my_divergence", "block": "my_block", "retriever": "my_retriever"}
-    files |= {"reader": "my_reader", "protocol": "my_tags"}
+    files |= {"reader": "my_reader", "protocol": "my_tags", "gate": "my_gate"}
     return [(KINDS[kind], name) for kind, name in files.items()]
 
 

@@ -197,6 +197,8 @@ def test_wrong_types_one_line_each_with_what_was_got() -> None:
 IMPOSSIBLE = {
     ("distillation.divergence=mse", "distillation.tail=renormalise"): "set distillation.tail = 'bucket'",
     ("distillation.alpha=0",): "set distillation.enabled = false for plain GRPO, or alpha > 0",
+    ("distillation.form=advantage", "distillation.clip=own"): "set strength.kind = 'alpha' and clip = 'joint'",
+    ("distillation.form=advantage", "distillation.alpha=1.5"): "which must not turn their sign; set alpha ≤ 1",
     ("distillation.clip=own", "update.max_grad_norm=0"): "set max_grad_norm > 0, or clip = 'joint'",
     ("distillation.strength={kind='gradient_share', min_alpha=2.0}", "distillation.strength.max_alpha=1.0"): (
         "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha"
@@ -268,6 +270,7 @@ def test_every_setting_says_what_it_means_and_whose_choice_the_method_is() -> No
         "options",
         "masking_options",
         "divergence_options",
+        "gate_options",
         "head_chunk",
         "max_tokens_per_microbatch",
         "gradient_checkpointing",

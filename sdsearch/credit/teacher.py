@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import UserError
-from schemas.records.hindsight import HindsightBlock
+from schemas.records.hindsight import HindsightBlock, Label
 from schemas.records.rollout import Group, Rollout
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
 from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
-from sdsearch.credit.gates import GatedTokens, open_gate
-from sdsearch.credit.gates.ports import GateFunction
+from sdsearch.credit.gates import gated, open_gate
 from sdsearch.credit.readings import Readings, Told, TopTokens, credit_of, told
-from sdsearch.credit.turn_advantage import turn_leanings
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
 from sdsearch.model.policy import head, output_layer, read_logprobs
@@ -81,6 +79,12 @@ class _View:
     rollout: Rollout
     positions: tuple[int, ...]
     block: HindsightBlock
+
+    @property
+    def outcome(self) -> Label | None:
+        """CORRECT or INCORRECT; None where the block was made by an earlier version, which did not say."""
+        outcomes = self.block.outcomes
+        return outcomes[self.rollout.index] if outcomes else None
 
     @property
     def student(self) -> TokenSequence:
@@ -146,7 +150,8 @@ def compute_targets(
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
     row, text_of = 0, cache(lambda token: decode(tokenizer, [token]))
-    gate = open_gate(settings.distillation)
+    chosen = open_gate(settings.distillation)
+    gate = None if settings.distillation.gate == "none" else chosen
     for members in _by_rollout(views):
         rows = [readings[i] for i in members]
         own = [views[i] for i in members]
@@ -154,7 +159,7 @@ def compute_targets(
         positions = tuple(position for view in own for position in view.positions)
         credits.extend(credit_of(own[0].rollout, positions, turn_of_position(own[0].rollout), said, text_of))
         pointer = _pointer(own, positions, said, row, rows[0].ids_QK.shape[1])
-        pointers.append(_gated(pointer, own[0], said, gate, settings))
+        pointers.append(gated(pointer, said, turn_of_position(own[0].rollout), gate, own[0].outcome))
         row += len(positions)
     return _stack(readings), pointers, credits
 
@@ -267,27 +272,6 @@ def _stack(readings: Sequence[Readings]) -> TargetTensors:
             torch.cat([reading.teacher_QC for reading in readings]).cpu(),
         )
     return no_targets()
-
-
-def _gated(
-    pointer: TeacherTargets, view: _View, said: Sequence[Told], gate: GateFunction, settings: TeacherSettings
-) -> TeacherTargets:
-    """Return a rollout's pointer with what the gate leaves of its tokens, and what the teacher says of its turns."""
-    turn_of = turn_of_position(view.rollout)
-    turns = [turn_of[position] for position in pointer.positions]
-    ratios = [each.numbers[0] - each.numbers[1] for each in said]
-    gates: tuple[float, ...] = ()
-    if settings.distillation.gate != "none":
-        assert len(view.block.outcomes) == len(view.group.rollouts), "a block tells each sibling's outcome"
-        tokens = GatedTokens(
-            log_ratio_Q=torch.tensor(ratios, dtype=torch.float64),
-            jsd_Q=torch.tensor([each.numbers[2] for each in said], dtype=torch.float64),
-            turn_Q=torch.tensor(turns),
-            is_correct=view.block.outcomes[view.rollout.index] == "CORRECT",
-        )
-        gates = tuple(gate(tokens).tolist())
-    leanings = turn_leanings(ratios, gates or (1.0,) * len(ratios), turns, len(view.rollout.turns))
-    return pointer.model_copy(update={"gates": gates, "turn_leanings": leanings})
 
 
 def _pointer(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from schemas.errors import UserError
 from schemas.records.rollout import Group, Rollout
-from tests.golden.cases import Case, assert_same_loss, make_case, make_settings
+from tests.golden.cases import Case, assert_same_loss, make_case, make_settings, teach
 from tests.golden.naive import Naive, at_sampled, divergence_from_formula
 from tests.support.builders import make_groups, make_tokenizer
 
@@ -105,6 +106,15 @@ def test_a_gate_weighs_each_tokens_divergence(gate: str) -> None:
     assert len({round(weight, 6) for weight in weights}) > 1, "it tells tokens apart"
     stored = [weight for rollout in case.rollouts for weight in rollout.gates]
     assert stored == pytest.approx(weights, abs=1e-4)
+
+
+def test_blocks_of_an_earlier_version_are_refused_by_a_gate_and_serve_without() -> None:
+    case = spoken_case(gate="sigmoid")
+    earlier = [block.model_copy(update={"outcomes": ()}) for block in case.naive.blocks]
+    with pytest.raises(UserError, match="made by an earlier version and does not tell outcomes"):
+        teach(case.naive.teacher, case.naive.groups, earlier, case.settings)
+    _, pointers, _ = teach(case.naive.teacher, case.naive.groups, earlier, make_settings())
+    assert all(pointer.gates == () and pointer.turn_leanings for pointer in pointers)
 
 
 @pytest.mark.parametrize("gate", ["none", "outcome"])

@@ -22,7 +22,7 @@ _CREDIT = """
     SELECT c.*, t.sampled_logprobs[c.position - t.token_start + 1] AS sampled_logprob
     FROM query_credit AS c JOIN turns AS t
         ON t.run = c.run AND t.iteration = c.iteration AND t.rollout_id = c.rollout_id AND t.turn = c.turn
-    WHERE c.run = $run AND c.iteration = $i AND c.rollout_id IN (SELECT unnest($ids)) ORDER BY c.position
+    WHERE c.run = $run AND c.iteration = $i AND c.group_id = $group ORDER BY c.position
 """
 _AROUND = """
     SELECT max(group_id) FILTER (group_id < $group) AS former, min(group_id) FILTER (group_id > $group) AS next
@@ -58,7 +58,7 @@ def _read(rows: Rows, run: str, iteration: int, group_id: str) -> dict[str, Any]
         "group": {**rows.one(missing, f"SELECT * FROM v_groups {_WHERE}", **by), **own},
         "rollouts": rollouts,
         "turns": rows.all(_TURNS, run=run, i=iteration, ids=ids),
-        "credit": rows.all(_CREDIT, run=run, i=iteration, ids=ids),
+        "credit": rows.all(_CREDIT, **by),
         "searches": rows.all(f"SELECT * FROM searches {_WHERE} ORDER BY turn", **by),
         "blocks": rows.all(f"SELECT * FROM hindsight_blocks {_WHERE} ORDER BY block_index", **by),
         "around": rows.one(missing, _AROUND, **by),

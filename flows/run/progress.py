@@ -14,6 +14,7 @@ from rich.table import Table
 from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import make_table, print_line
 from flows.run.lines import RunLines, evaluation_line, figures_line, note_line
+from flows.run.reference import find_reference, reference_table
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationReport
 from schemas.records.ledger import StageKey, StageName, StageRecord
@@ -29,6 +30,10 @@ _FIGURES = {
 }
 UNITS: Final[Mapping[StageName, str]] = {"sample": "questions", "update": "steps", "evaluate": "answers"}
 """What the progress of a stage counts; the other stages are one piece of work."""
+_ONE_SEED = (
+    "One run with one seed: between seeds, EM differs by about as much as between these methods. Several seeds, with "
+    "intervals: sdsearch study study_mini"
+)
 
 
 class Reporter(Protocol):
@@ -106,6 +111,7 @@ class RichReporter:
         self._reports: list[EvaluationReport] = []
         self._bars: Bars | None = None
         self._lines = RunLines()
+        self._settings: Settings | None = None
 
     def __enter__(self) -> RichReporter:
         return self
@@ -117,6 +123,7 @@ class RichReporter:
 
     def run_started(self, run: str, settings: Settings, first_iteration: int) -> None:
         """Say what begins, and open the bars."""
+        self._settings = settings
         for line in self._lines.start(run, settings, first_iteration):
             print_line(self._console, line)
         if takes_bars(self._console):
@@ -163,9 +170,10 @@ class RichReporter:
         print_line(self._console, f"warning: {text}")
 
     def run_done(self, run: str) -> None:
-        """Print the figures before and after, where the database is, and what to try next."""
+        """Print the figures before and after, beside a reference where there is one, and what to try next."""
         self._stop_bars()
         self._console.print(before_and_after(self._reports))
+        self._print_reference()
         print_line(self._console, self._lines.end(run))
         if self._database is None:
             return
@@ -173,6 +181,16 @@ class RichReporter:
         queries = (("sql", "--name", name, "--run", run) for name in ("best_queries", "mixed_groups"))
         for words in (("show", run), *queries):
             print_line(self._console, f"  {command(*words, workspace=self._database.parent)}")
+
+    def _print_reference(self) -> None:
+        """Print a stored curve of another method beside the run's own, when only the method differs."""
+        if self._settings is None or self._database is None:
+            return
+        curve = find_reference(self._settings)
+        table = curve and reference_table(curve, self._settings.seed, self._reports)
+        if table:
+            self._console.print(table)
+            print_line(self._console, _ONE_SEED)
 
     def _stop_bars(self) -> None:
         if self._bars is not None:

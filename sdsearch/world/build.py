@@ -44,7 +44,9 @@ from sdsearch.world.scripts import PASSAGES_PER_QUERY, QueryBook
 from sdsearch.world.tokenizer import train_tokenizer
 
 NUM_STEPS = 5000
+NUM_READER_STEPS = 2500
 _PEAK_RATE = 2e-3
+_READER_RATE = 1e-3
 _TOKENS_PER_BATCH = 2500
 _DEMONSTRATIONS_PER_CHUNK = 600
 _NUM_PROBED = 200
@@ -52,6 +54,13 @@ _NUM_BLOCK_QUESTIONS = 200
 _EARLY_SHARE = 0.12
 _EARLY_MIX: dict[DemonstrationKind, float] = {"query_only": 0.3, "opening": 0.4, "one_hop": 0.3}
 _MIX: dict[DemonstrationKind, float] = {"plain": 0.5, "natural": 0.2, "critical": 0.15, "opening": 0.15}
+_READER_MIX: dict[DemonstrationKind, float] = {
+    "plain": 0.4,
+    "natural": 0.15,
+    "critical": 0.15,
+    "opening": 0.1,
+    "one_hop": 0.2,
+}
 
 
 class BuildProgress(NamedTuple):
@@ -88,6 +97,31 @@ def build_mini(
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
     _train(model, stage, plans, seed, progress, num_steps)
     return model, tokenizer, measure_mini(model, tokenizer, seed, progress)
+
+
+def train_reader(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    progress: Callable[[BuildProgress], None],
+    num_steps: int = NUM_READER_STEPS,
+) -> None:
+    """Train a built policy on, in place, until it reads better: how well it searches stays as it was meant to be.
+
+    Half of the demonstrations have one passage per query, the others as many as the build; more of them are about
+    reading alone. The same seed, machine and number of threads give the same weights.
+    """
+    world, retriever = load_marked_world(), make_retriever(load_passages())
+    plans = [plan for plan in world.plans if plan.split == "train"]
+    names, stages = NameSource(tokenizer, world), []
+    for num_passages in (1, PASSAGES_PER_QUERY):
+        progress(BuildProgress(f"queries, {num_passages} passages each", 0, 1, None))
+        book = QueryBook(world, plans, retriever, Random(derive_seed(seed, "queries")), num_passages)
+        stages.append(Stage(world, book, tokenizer, names))
+    torch.manual_seed(seed)
+    batches = _reader_batches(stages, plans, Random(derive_seed(seed, "reader")))
+    for report in pretrain(model, batches, num_steps, _READER_RATE):
+        progress(BuildProgress("reading", report.step, num_steps, report.loss))
 
 
 def make_retriever(passages: Sequence[Passage]) -> Retriever:
@@ -169,3 +203,10 @@ def _batches(stage: Stage, plans: Sequence[QuestionPlan], random: Random, num_ea
         chunk = bucket(made, _TOKENS_PER_BATCH, random)
         num_made += len(chunk)
         yield from chunk
+
+
+def _reader_batches(stages: Sequence[Stage], plans: Sequence[QuestionPlan], random: Random) -> Iterator[Batch]:
+    while True:
+        kinds = random.choices(list(_READER_MIX), weights=list(_READER_MIX.values()), k=_DEMONSTRATIONS_PER_CHUNK)
+        made = [make_demonstration(random.choice(stages), random.choice(plans), kind, random) for kind in kinds]
+        yield from bucket(made, _TOKENS_PER_BATCH, random)

@@ -62,9 +62,19 @@ def label_script(script: Script, plan: QuestionPlan) -> Label:
 
 
 class QueryBook:
-    """Every plan's candidate queries with the retriever's replies, searched once in large batches."""
+    """Every plan's candidate queries with the retriever's replies, searched once in large batches.
 
-    def __init__(self, world: MarkedWorld, plans: Sequence[QuestionPlan], retriever: Retriever, random: Random) -> None:
+    `num_passages`: how many passages a reply has; a query is good when one of them is the evidence.
+    """
+
+    def __init__(
+        self,
+        world: MarkedWorld,
+        plans: Sequence[QuestionPlan],
+        retriever: Retriever,
+        random: Random,
+        num_passages: int = PASSAGES_PER_QUERY,
+    ) -> None:
         self._passages = world.passages
         relations = _relations_by_kind(plans)
         worded = {
@@ -74,7 +84,8 @@ class QueryBook:
             for plan in plans
             for position in range(len(plan.hops))
         }
-        hits = _search_all(retriever, {unmark(query) for queries in worded.values() for query in queries})
+        asked = {unmark(query) for queries in worded.values() for query in queries}
+        hits = _search_all(retriever, asked, num_passages)
         self._queries = {
             (plan.id, position): _sort_out(worded[plan.id, position], hits, hop)
             for plan in plans
@@ -168,11 +179,11 @@ def _bad_wordings(plan: QuestionPlan, position: int, relations: dict[str, list[s
     return worded
 
 
-def _search_all(retriever: Retriever, queries: set[str]) -> dict[str, tuple[str, ...]]:
+def _search_all(retriever: Retriever, queries: set[str], num_passages: int) -> dict[str, tuple[str, ...]]:
     ordered, found = sorted(queries), {}
     for start in range(0, len(ordered), _SEARCH_BATCH):
         batch = ordered[start : start + _SEARCH_BATCH]
-        replies = retriever.search(batch, PASSAGES_PER_QUERY)
+        replies = retriever.search(batch, num_passages)
         found.update({query: tuple(hit.passage.id for hit in hits) for query, hits in zip(batch, replies, strict=True)})
     return found
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ from flows.settings.model_folder import MODEL_SETTINGS, local_folder
 from schemas.commands import command
 from schemas.paths import local_path
 from sdsearch.model.policy import load_model, load_tokenizer
-from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini
+from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini, train_reader
 from sdsearch.world.probe import Estimate
 from storage.disk.files import write_bytes_atomic
 from storage.disk.folders import MANIFEST
@@ -28,9 +29,10 @@ from storage.disk.manifest import write_folder_atomic
 _STEPS_PER_LINE = 500
 
 
-def build(folder: Path, seed: int, console: Console) -> None:
+def build(folder: Path, seed: int, console: Console, start: str | None = None, num_reading_steps: int = 0) -> None:
     """Build the policy, write it to `folder` as save_pretrained does, and print its figures.
 
+    `start` is a policy to begin with instead of building one, `num_reading_steps` how long it is then trained to read.
     Raises UserError, before the work begins, for a folder that holds something else or cannot be written, and
     WriteFailedError when the disk refuses it at the end.
     """
@@ -40,7 +42,13 @@ def build(folder: Path, seed: int, console: Console) -> None:
     # The number of threads decides the last bits of sums, and so the weights: the shipped ones were made with one.
     torch.set_num_threads(1)
     with _progress(console) as show:
-        model, tokenizer, figures = build_mini(seed, show)
+        if start is None:
+            model, tokenizer = build_mini(seed, show)
+        else:
+            model, tokenizer = _load(start)
+        if num_reading_steps:
+            train_reader(model, tokenizer, seed, show, num_reading_steps)
+        figures = measure_mini(model, tokenizer, seed, show)
 
     def save(path: Path) -> None:
         model.save_pretrained(path)
@@ -56,8 +64,7 @@ def build(folder: Path, seed: int, console: Console) -> None:
 def measure(folder: str, seed: int, console: Console) -> None:
     """Print what a mini policy can do; raises UserError for a folder that holds none."""
     torch.set_num_threads(1)
-    path = model_folder(folder)
-    model, tokenizer = load_model(path, "float32"), load_tokenizer(path)
+    model, tokenizer = _load(folder)
     with _progress(console) as show:
         figures = measure_mini(model, tokenizer, seed, show)
     print_figures(figures, console)
@@ -85,6 +92,12 @@ def print_figures(figures: MiniFigures, console: Console) -> None:
             ("figure", "mean", "standard error"), [(n, e.mean, e.standard_error) for n, e in estimates.items()], title
         )
     )
+
+
+def _load(folder: str) -> tuple[Any, Any]:
+    """Return a policy's model and tokenizer; UserError for a folder that holds none."""
+    path = model_folder(folder)
+    return load_model(path, "float32"), load_tokenizer(path)
 
 
 @contextmanager

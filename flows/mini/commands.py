@@ -16,11 +16,19 @@ mini_app = typer.Typer(no_args_is_help=True, help="The mini policy that ships wi
 def mini_build(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the policy to.")] = Path("mini"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with this policy instead of building one; 'mini' is the shipped one."),
+    ] = None,
+    reading: Annotated[
+        int,
+        typer.Option("--reading", min=0, help="Steps of further training in reading, with one passage and with three."),
+    ] = 0,
 ) -> None:
     """Train the mini policy again from the embedded world, and print what it can do."""
     from flows.mini.build import build
 
-    build(out, seed, make_console())
+    build(out, seed, make_console(), start, reading)
 
 
 @mini_app.command("measure")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.console.terminal import format_seconds
+from flows.study.alike import runs_alike
 from flows.study.plan import PlannedRun
 from flows.study.trainings import RunFailure, title_line
 from flows.study.worker import ERROR_PREFIX, Order, TrainOrder
@@ -105,7 +106,10 @@ class SideBySide:
                 self._tell(f"{title}, finished already")
                 continue
             order = TrainOrder(
-                run=plan.run, workspace=str(self._workspace.root), settings_json=plan.settings.model_dump_json()
+                run=plan.run,
+                workspace=str(self._workspace.root),
+                settings_json=plan.settings.model_dump_json(),
+                alike=runs_alike(planned, plan),
             )
             jobs.append(Job(plan.run, (plan.run,), order, title, partial(self._figures_of, plan)))
         return carry_out_jobs(jobs, self._study.name, self._workspace, self._num_workers, self._tell)

@@ -18,6 +18,7 @@ from flows.console.interrupts import resumable
 from flows.console.terminal import print_line
 from flows.run.lines import note_line
 from flows.run.progress import RichReporter
+from flows.study.alike import runs_alike, take_over_start
 from flows.study.held_out import check_held_out, read_held_out
 from flows.study.plan import PlannedRun, load_study, plan_runs
 from flows.study.reporting import finished_runs, report
@@ -33,6 +34,7 @@ from storage.database.stage_rows import file_of
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.studies import read_held_out_readings, write_study
+from storage.storage import Storage
 from storage.workspace import Workspace, open_existing
 
 What = Literal["train", "report", "report_held_out"]
@@ -126,6 +128,7 @@ def _in_terminal(study: Study, workspace: Workspace, console: Console, num_worke
         tell(f"{title_line(study, plan, number)}{', finished already' if finished else ''}")
 
     def train(plan: PlannedRun) -> None:
+        take_over_start(Storage(workspace), plan.run, runs_alike(plan_runs(study), plan))
         with console.status("loading the libraries"):
             from flows.training.loop import train_plain
         with RichReporter(None, console) as reporter:

@@ -23,6 +23,7 @@ from flows.console.streams import prepare_streams
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
 from flows.run.progress import RichReporter
+from flows.study.alike import take_over_start
 from schemas.base import Record
 from schemas.settings.root import STORED, Settings
 from storage.storage import Storage
@@ -39,6 +40,7 @@ class TrainOrder(Record):
     run: str = Field(description="Name of the run.")
     workspace: str = Field(description="Absolute path of the workspace.")
     settings_json: str = Field(description="All settings of the run.")
+    alike: tuple[str, ...] = Field(description="Runs whose start may have been evaluated for this one too.")
 
 
 class EvaluateOrder(Record):
@@ -80,16 +82,17 @@ def carry_out(order: Order, console: Console, until: TextIO) -> int:
 def _work(order: Order, console: Console) -> None:
     # Checked by the study already, whose plugins have completed their options.
     settings = Settings.model_validate_json(order.settings_json, context=STORED)
+    storage = Storage(Workspace.open(order.workspace), settings.storage.database_deadline_s)
     match order:
         case TrainOrder():
             from flows.training.loop import train_plain
 
+            take_over_start(storage, order.run, order.alike)
             with RichReporter(None, console) as reporter:
                 train_plain(settings, order.run, Path(order.workspace), reporter)
         case EvaluateOrder():
             from flows.evaluation.work import evaluate
 
-            storage = Storage(Workspace.open(order.workspace), settings.storage.database_deadline_s)
             for name, version in order.evaluations.items():
                 with RichReporter(None, console) as reporter:
                     evaluate(EvaluationPlan(name, order.source, version, settings), storage, reporter)

@@ -44,7 +44,6 @@ from sdsearch.world.scripts import PASSAGES_PER_QUERY, QueryBook
 from sdsearch.world.tokenizer import train_tokenizer
 
 NUM_STEPS = 5000
-NUM_READER_STEPS = 2500
 _PEAK_RATE = 2e-3
 _READER_RATE = 1e-3
 _TOKENS_PER_BATCH = 2500
@@ -84,7 +83,7 @@ class MiniFigures(NamedTuple):
 
 def build_mini(
     seed: int, progress: Callable[[BuildProgress], None], num_steps: int = NUM_STEPS
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, MiniFigures]:
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Build the mini policy; the same seed, machine and number of threads give the same weights."""
     progress(BuildProgress("world", 0, 1, None))
     world, passages = load_marked_world(), load_passages()
@@ -96,7 +95,7 @@ def build_mini(
     stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
     _train(model, stage, plans, seed, progress, num_steps)
-    return model, tokenizer, measure_mini(model, tokenizer, seed, progress)
+    return model, tokenizer
 
 
 def train_reader(
@@ -104,7 +103,7 @@ def train_reader(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     progress: Callable[[BuildProgress], None],
-    num_steps: int = NUM_READER_STEPS,
+    num_steps: int,
 ) -> None:
     """Train a built policy on, in place, until it reads better: how well it searches stays as it was meant to be.
 

@@ -58,7 +58,10 @@ def by_variant(workspace: Workspace, study: str) -> dict[str, Settings]:
 
 
 def test_the_shipped_studies_are_no_settings_files() -> None:
-    assert shipped_studies() == ["study_curves", "study_paper", "study_quick"]
+    assert shipped_studies() == [
+        *("study_ablations", "study_curves", "study_mini", "study_paper", "study_quick", "study_reference"),
+        "study_strength",
+    ]
     assert not set(shipped_studies()) & set(shipped_configs())
 
 
@@ -77,6 +80,33 @@ def test_the_quick_study_compares_the_method_with_its_baseline(workspace: Worksp
     assert (method.iterations, method.evaluation.every, method.distillation.warmup_iterations) == (12, 4, 3)
     assert not baseline.distillation.enabled
     assert baseline.model_copy(update={"distillation": method.distillation}) == method
+
+
+@pytest.mark.parametrize("study", ["study_mini", "study_strength", "study_ablations"])
+def test_a_bench_study_can_be_reported_on_test(workspace: Workspace, study: str) -> None:
+    loaded = load_study(study, workspace)
+    plans, protocol = plan_runs(loaded), loaded.protocol
+    assert len(loaded.seeds) == 5
+    for plan in plans:
+        settings = plan.settings
+        assert (settings.evaluation.split, protocol.report_split) == ("dev", "test")
+        assert all(settings.evaluates_after(updates) for updates in protocol.updates)
+        assert max(protocol.updates) == settings.iterations
+        assert settings.storage.keep_evaluated
+        assert (settings.retrieval.num_passages, settings.model.torch_threads) == (1, 1)
+    assert {chosen.updates for chosen in protocol.primary} <= {None, *protocol.updates}
+
+
+def test_the_strengths_are_crossed_with_the_warm_ups(workspace: Workspace) -> None:
+    variants = by_variant(workspace, "study_strength")
+    assert not variants.pop("grpo").distillation.enabled
+    found = {(v.distillation.strength.share, v.distillation.warmup_iterations) for v in variants.values()}  # type: ignore[union-attr]
+    assert found == {(share, warmup) for share in (0.15, 0.5, 1.0, 2.0, 4.0) for warmup in (0, 6)}
+
+
+def test_the_benchs_ablations_are_the_papers(workspace: Workspace) -> None:
+    paper, bench = load_study("study_paper", workspace), load_study("study_ablations", workspace)
+    assert bench.variants == paper.variants
 
 
 def test_the_papers_study_has_every_row_once(workspace: Workspace) -> None:

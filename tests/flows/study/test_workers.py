@@ -16,13 +16,17 @@ import pytest
 from rich.console import Console
 
 from flows.app import run_command
+from flows.run.progress import SilentReporter
+from flows.study.alike import runs_alike, take_over_start
 from flows.study.plan import load_study, plan_runs
 from flows.study.worker import TrainOrder, carry_out
+from flows.training.loop import train_plain
 from schemas.records.ledger import StageKey
 from schemas.records.study import StudyResults
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 from storage.runs.lock import RunLock, held_runs, lock_holder
+from storage.storage import Storage
 from storage.workspace import Workspace
 
 STUDY = """
@@ -157,6 +161,31 @@ def test_a_killed_worker_is_named_and_the_other_goes_on(
 
 
 @pytest.mark.slow
+def test_runs_that_begin_alike_are_evaluated_once_at_the_start(
+    path: Path, tmp_path: Path, serial: dict[str, tuple[str, dict[StageKey, str]]]
+) -> None:
+    workspace = Workspace.open(tmp_path)
+    storage, (first, second) = Storage(workspace), plan_runs(load_study(str(path), workspace))
+    assert runs_alike([first, second], second) == (first.run,)
+    train_plain(first.settings, first.run, tmp_path, SilentReporter())
+    take_over_start(storage, second.run, runs_alike([first, second], second))
+    train_plain(second.settings, second.run, tmp_path, SilentReporter())
+    (attempt,) = storage.ledger.history(StageKey(run=second.run, iteration=0, stage="evaluate")).attempts
+    assert (attempt.status, attempt.adopted_from) == ("done", first.run)
+    assert outcome(workspace) == serial
+    rows = storage.database.query("SELECT run, count(*) AS n FROM evaluation_answers WHERE iteration = 0 GROUP BY run")
+    assert {row["run"]: row["n"] for row in rows.to_pylist()} == dict.fromkeys(RUNS, 4)
+    # What was evaluated with other settings does not count.
+    third = second.settings.model_copy(
+        update={"rollout": second.settings.rollout.model_copy(update={"temperature": 0.7})}
+    )
+    take_over_start(storage, "third", [first.run])
+    train_plain(third.model_copy(update={"iterations": 1}), "third", tmp_path, SilentReporter())
+    statuses = [a.status for a in storage.ledger.history(StageKey(run="third", iteration=0, stage="evaluate")).attempts]
+    assert statuses == ["stale", "done"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(path: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
     with started(path, tmp_path) as process:
@@ -171,7 +200,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(path: Path, tmp_path: Pat
 def test_a_run_that_cannot_be_trained_says_why_in_one_line(path: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
     plan = plan_runs(load_study(str(path), workspace))[0]
-    order = TrainOrder(run=plan.run, workspace=str(tmp_path), settings_json=plan.settings.model_dump_json())
+    order = TrainOrder(run=plan.run, workspace=str(tmp_path), settings_json=plan.settings.model_dump_json(), alike=())
     console = Console(file=io.StringIO(), width=200)
     with RunLock(workspace, plan.run), io.StringIO() as closed, pytest.MonkeyPatch.context() as patch:
         patch.setattr("flows.study.worker._end_with", lambda stream: None)

@@ -22,6 +22,7 @@ from schemas.records.rollout import Answer, Search
 from sdsearch.protocol.parsing import parse_action
 from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
 from sdsearch.protocol.tokens import decode, encode_foreign
+from sdsearch.world import build
 from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
     MAX_OBSERVATION_TOKENS,
@@ -180,6 +181,44 @@ def _hop_of(plan: QuestionPlan, script: Script, turn: ScriptedTurn) -> list[Hop]
     """The hop a turn was after: the first whose evidence no earlier turn was credited with."""
     num_found = sum(earlier.found for earlier in script.turns[: script.turns.index(turn)])
     return [plan.hops[min(num_found, len(plan.hops) - 1)]]
+
+
+def test_a_book_of_one_passage_calls_good_what_brings_the_evidence_first() -> None:
+    world = MarkedWorld(_passages(), tuple(_plans()))
+    book = QueryBook(world, world.plans, _WordRetriever(world), Random(0), num_passages=1)
+    more = _stage().book
+    pairs = [(plan, place) for plan in world.plans for place in range(len(plan.hops))]
+    for plan, place in pairs:
+        gold, queries = plan.hops[place].gold, book.at(plan, place)
+        assert all(len(candidate.hits) <= 1 for candidate in queries.all)
+        assert all(set(candidate.hits) <= gold and candidate.hits for candidate in queries.good)
+        assert not any(set(candidate.hits) & gold for candidate in queries.bad)
+        assert {c.query for c in queries.good} <= {c.query for c in more.at(plan, place).good}
+
+
+def test_a_policy_trained_to_read_is_the_same_twice_and_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = _stage()
+    train_plans = tuple(plan._replace(split="train") for plan in stage.world.plans)
+    world = MarkedWorld(stage.world.passages, train_plans)
+    monkeypatch.setattr(build, "load_marked_world", lambda: world)
+    monkeypatch.setattr(build, "make_retriever", lambda passages: _WordRetriever(world))
+    asked: list[int] = []
+    real = build.QueryBook
+    monkeypatch.setattr(build, "QueryBook", lambda *given: (asked.append(given[-1]), real(*given))[1])
+
+    def trained() -> tuple[list[float], torch.Tensor]:
+        model = make_mini_model(len(_tokenizer()), _tokenizer().pad_token_id, _tokenizer().eos_token_id, 3)
+        said: list[build.BuildProgress] = []
+        build.train_reader(model, _tokenizer(), 0, said.append, num_steps=3)
+        return [p.loss for p in said if p.loss is not None], model.lm_head.weight.detach().clone()
+
+    (losses, weights), (again, other) = trained(), trained()
+    assert losses == again
+    assert len(losses) == 3
+    assert torch.equal(weights, other)
+    fresh = make_mini_model(len(_tokenizer()), _tokenizer().pad_token_id, _tokenizer().eos_token_id, 3).lm_head.weight
+    assert not torch.equal(weights, fresh)
+    assert asked == [1, 3, 1, 3]
 
 
 def test_critical_targets_repeat_a_correct_attempt_and_never_an_incorrect_one() -> None:

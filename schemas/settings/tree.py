@@ -53,7 +53,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner, *fields = arguments
-        return _allowed(inner, [*metadata, *(item for field in fields for item in getattr(field, "metadata", ()))])
+        own = (item for field in fields for item in getattr(field, "metadata", (field,)))
+        return _allowed(inner, [*metadata, *own])
     if origin is Literal:
         return either([repr(value) for value in arguments])
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -24,7 +24,7 @@ from schemas.settings.root import EvaluationSettings, Settings
 from storage.workspace import validate_run_name
 
 _CHANGEABLE: Final = re.compile(
-    r"(data|retrieval|sampling|evaluation|storage)\..+|rollout\.questions_per_batch|model\.(device|torch_threads)"
+    r"(data|retrieval|sampling|evaluation|storage|tracking)\..+|rollout\.questions_per_batch|model\.(device|torch_threads)"
 )
 ALL: Final = "all"
 
@@ -101,7 +101,7 @@ def settings_of_run(source: RunRecord, overrides: Sequence[str], command: str) -
         if not _CHANGEABLE.fullmatch(name):
             raise UserError(
                 f"--set {name}: {command} takes the run's own settings; data.*, retrieval.*, sampling.*, "
-                "evaluation.*, storage.*, rollout.questions_per_batch and model.device can be changed"
+                "evaluation.*, storage.*, tracking.*, rollout.questions_per_batch and model.device can be changed"
             )
     return settings
 

@@ -21,11 +21,12 @@ _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?")
 _CHANGEABLE: Final = re.compile(
     r"hindsight\..+|distillation\.(teacher|ema_decay|positions|gate|gate_options\..+|divergence|divergence_options\..+)"
     r"|distillation\.(support|tail|top_k)"
-    r"|update\.(max_tokens_per_microbatch|head_chunk)"
+    r"|update\.(max_tokens_per_microbatch|head_chunk)|tracking(\..+)?"
 )
 _OF_THE_LOSS: Final = re.compile(
     r"distillation\.(enabled|alpha|warmup_iterations|clip|form|strength(\..+)?|schedule(\..+)?)"
 )
+_TRACKING: Final = "tracking"  # Trackers change nothing of what is replayed.
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def replay_settings(source: RunRecord, overrides: Sequence[str]) -> Settings:
 def requested_changes(source: RunRecord, settings: Settings) -> str:
     """Return `name: source's -> replay's` for each setting that was asked for, empty for none."""
     changes = setting_differences(source.settings_json, settings)
-    asked = [change for change in changes if not _OF_THE_LOSS.fullmatch(change[0])]
+    asked = [c for c in changes if not _OF_THE_LOSS.fullmatch(c[0]) and c[0].partition(".")[0] != _TRACKING]
     return ", ".join(f"{name}: {before} -> {after}" for name, before, after in asked)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from flows.console.errors import UserError
-from flows.replay.plan import ReplayPlan, check_replayable, format_iterations, parse_iterations, plan_replay
+from flows.replay.plan import (
+    ReplayPlan,
+    check_replayable,
+    format_iterations,
+    parse_iterations,
+    plan_replay,
+    requested_changes,
+)
 from flows.settings.load import load_settings
 from flows.training.checkpoints import retain_checkpoints
 from schemas.records.ledger import RunRecord, StageKey
@@ -153,3 +161,14 @@ def test_checkpoints_that_an_unfinished_replay_needs_stay(storage: Storage) -> N
 def test_a_plan_says_its_iterations() -> None:
     plan = plan_replay(source_run(), "2:3", [], "shown")
     assert plan == ReplayPlan("shown", "first", 2, 3, plan.settings)
+
+
+def test_trackers_are_no_change_and_a_run_of_before_them_can_be_replayed() -> None:
+    source = source_run()
+    values = json.loads(source.settings_json)
+    del values["tracking"]
+    former = source.model_copy(update={"settings_json": json.dumps(values)})
+    plan = plan_replay(former, "2", ["hindsight.labels=none", "tracking.sinks=['tensorboard']"], None)
+    assert plan.settings.tracking.sinks == ("tensorboard",)
+    assert requested_changes(former, plan.settings) == "hindsight.labels: outcome -> none"
+    assert plan.run == plan_replay(source, "2", ["hindsight.labels=none"], None).run

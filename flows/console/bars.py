@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -183,5 +183,8 @@ def _handlers() -> Iterator[logging.Handler]:
     }
 
 
-def _is_terminal(stream: TextIO | Any) -> bool:
-    return bool(getattr(stream, "isatty", bool)())
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream is not None and stream.isatty())
+    except (AttributeError, ValueError):  # Anything that can be written to, and what was closed since.
+        return False

@@ -135,7 +135,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/training/nothing_learnt.py": ("tests/sdsearch/training/test_nothing_learnt.py",),
     "flows/api/method.py": ("tests/flows/api/test_by_hand.py",),
     "flows/api/iteration.py": ("tests/flows/api/test_by_hand.py",),
-    "flows/ask/plan.py": ("tests/flows/ask/test_talk.py",),
+    "flows/ask/plan.py": ("tests/flows/ask/test_plan.py",),
     "flows/ask/steps.py": ("tests/flows/ask/test_steps.py",),
     "flows/ask/blocks.py": ("tests/flows/ask/test_ask.py",),
     "flows/ask/work.py": ("tests/flows/ask/test_ask.py",),

@@ -123,7 +123,15 @@ def describe_differences(stored_json: str, settings: Settings) -> str:
 
 def setting_differences(stored_json: str, settings: Settings) -> list[tuple[str, Any, Any]]:
     """Return (name, stored, wanted) of each setting that differs from a run's stored ones."""
-    return _differences(with_added(json.loads(stored_json)), settings.model_dump(mode="json"))
+    return _differences(_completed(stored_json), settings.model_dump(mode="json"))
+
+
+def _completed(stored_json: str) -> Any:
+    """Return stored settings with the defaults of those that came later; as they are where they do not fit any more."""
+    try:
+        return Settings.model_validate_json(stored_json, context=STORED).model_dump(mode="json")
+    except ValidationError:
+        return with_added(json.loads(stored_json))
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> list[tuple[str, Any, Any]]:

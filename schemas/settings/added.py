@@ -8,6 +8,7 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.strength": {"kind": "alpha", "max_share": 1.0},
     "distillation.schedule": {"kind": "constant"},
     "distillation.clip": "joint",
+    "storage.keep_evaluated": False,
     "distillation.teacher": "live",
     "distillation.ema_decay": 0.95,
     "distillation.form": "loss",

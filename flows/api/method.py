@@ -140,7 +140,8 @@ def build_blocks(
 ) -> list[HindsightBlock]:
     """Build the groups' hindsight blocks with the policy's tokenizer, as `settings.hindsight` says.
 
-    The settings are the policy's when none are given; others show what another masking, labels or members do.
+    The settings are the policy's when none are given; others show what another masking, labels or members do. What
+    hindsight.memory adds of earlier iterations is not looked up here.
 
     Examples:
         >>> run = sdsearch.open_run("workspace", "first")
@@ -187,7 +188,7 @@ def compute_teacher(
         groups,
         blocks,
         TeacherSettings.of(settings),
-        policy.teacher(settings),
+        policy._teacher(settings),
     )
     return Teacher(targets, credit, tensors)
 

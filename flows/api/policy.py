@@ -47,7 +47,7 @@ class Policy:
         with without_progress_bars():
             return self._live.frozen_reference
 
-    def teacher(self, settings: Settings) -> TeacherWeights:
+    def _teacher(self, settings: Settings) -> TeacherWeights:
         """Return what opens the model with the teacher's weights, as distillation.teacher of the settings says."""
         with without_progress_bars():
             return self._live.teacher(settings.distillation)

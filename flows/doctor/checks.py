@@ -99,7 +99,7 @@ def _needs(settings: Settings, shape: ModelShape) -> TrainingNeeds:
         shape,
         bytes_each=2 if settings.model.dtype == "bfloat16" else 4,
         lora_rank=_lora_rank(settings),
-        has_reference=settings.grpo.kl_coefficient > 0,
+        has_reference=settings.grpo.kl_coefficient > 0 or settings.distillation.teacher == "initial",
         measures_parts=settings.update.gradient_parts_every > 0,
         tokens=min(
             settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * settings.longest_conversation

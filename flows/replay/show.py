@@ -12,6 +12,7 @@ from flows.replay.plan import ReplayPlan, format_iterations, requested_changes
 from flows.run.progress import SilentReporter
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.settings.root import Settings
+from schemas.settings.rules import ANSWER_LEAKS
 from storage.database.canned import load_canned
 from storage.database.connection import Database
 
@@ -31,6 +32,8 @@ class ReplayReporter(SilentReporter):
         changes = requested_changes(self._source, settings) or "same settings"
         iterations = format_iterations(self._plan.iterations)
         print_line(self._console, f"replay {run}: iterations {iterations} of run {self._source.run}; {changes}")
+        if settings.hindsight.answer:
+            self.noted(ANSWER_LEAKS)
 
     def noted(self, sentence: str) -> None:
         """Print what a person should know."""

@@ -12,6 +12,7 @@ from flows.console.terminal import make_table, print_line
 from flows.settings.layers import DEFAULT, leaves, sources
 from flows.settings.load import resolve, setting_differences, shipped_configs
 from schemas.commands import as_toml
+from schemas.settings.rules import ANSWER_LEAKS
 
 Form = Literal["table", "toml"]
 
@@ -33,6 +34,8 @@ def show_config(config: str, overrides: Sequence[str], form: Form, *, everything
         if everything or source_of[name] != DEFAULT
     ]
     console.print(make_table(("setting", "value", "from"), rows))
+    if resolved.settings.hindsight.answer:
+        print_line(console, f"note: {ANSWER_LEAKS}")
     if not everything:
         num_defaults = sum(source == DEFAULT for source in source_of.values())
         print_line(console, f"{num_defaults} more have the program's defaults: --all shows them")

@@ -17,9 +17,13 @@ def label_outcome(metric: float, rho: float) -> Label:
 
 
 class HindsightAttempt(Record):
-    """One sibling in a block."""
+    """One sibling in a block, or a rollout of an earlier iteration for the same question."""
 
-    rollout_index: int = Field(ge=0, description="Which sibling it is.")
+    rollout_index: int = Field(ge=0, description="Its place among its siblings.")
+    sampled_in: int | None = Field(
+        default=None,
+        description="Iteration that it was sampled in, where hindsight.memory adds it; empty: the block's own.",
+    )
     label: Label | None = Field(description="CORRECT or INCORRECT; empty when the labels are switched off.")
     contents: tuple[str, ...] = Field(
         description="Its neutralised queries in order (masking = queries), or whatever else the masking "
@@ -45,10 +49,14 @@ class HindsightBlock(Record):
         default=0, ge=0, description="Attempts whose contents were cut because the block was too long."
     )
     num_cut_tokens: int = Field(default=0, ge=0, description="Tokens that the whole block has more than this one.")
-    homogeneous: bool = Field(description="True when all siblings have the same label.")
+    homogeneous: bool = Field(description="True when all siblings, and what hindsight.memory adds, have one outcome.")
     outcomes: tuple[Label, ...] = Field(
         default=(),
         description="Each sibling's outcome, whatever labels the block shows; empty in blocks of earlier versions.",
     )
     text: str = Field(description="The block.")
     token_ids: tuple[int, ...] = Field(description="Its tokens.")
+    contrast_text: str = Field(
+        default="", description="The same block with the labels of hindsight.contrast; empty without a contrast."
+    )
+    contrast_token_ids: tuple[int, ...] = Field(default=(), description="The tokens of contrast_text.")

@@ -94,6 +94,11 @@ class Turn(Record):
         return self.action.query if isinstance(self.action, Search) and self.observation is not None else None
 
     @property
+    def written_query(self) -> str | None:
+        """The query that it wrote, whether it was sent or not; None where it wrote none."""
+        return self.action.query if isinstance(self.action, Search) else None
+
+    @property
     def hits(self) -> tuple[SearchHit, ...]:
         """What its search returned, best first; empty where it did not search."""
         return self.observation.hits if self.observation else ()
@@ -115,7 +120,7 @@ class Rollout(Record):
     @property
     def written_queries(self) -> tuple[str, ...]:
         """What was searched for, and the query of a last turn that searched for nothing (see Turn.searched_query)."""
-        return tuple(turn.action.query for turn in self.turns if isinstance(turn.action, Search))
+        return tuple(query for turn in self.turns if (query := turn.written_query) is not None)
 
     @property
     def answer(self) -> str | None:

@@ -24,7 +24,7 @@ class QueryCredit(Record):
     turn: int = Field(ge=0, description="Its turn in the rollout, from 0.")
     token_id: int = Field(description="The token that was sampled.")
     token: str = Field(description="Its text.")
-    teacher_logprob: float = Field(description="Teacher's log-probability of it, nats.")
+    teacher_logprob: float = Field(description="Teacher's log-probability of it, nats; with a contrast the target's.")
     student_logprob: float = Field(description="Log-probability under the policy that sampled it, nats.")
     jsd: float = Field(
         description="Exact Jensen-Shannon divergence of teacher and student over the whole vocabulary, nats."

@@ -83,6 +83,27 @@ class HindsightSettings(Section):
         description="Which siblings a block shows: all (paper); all but the focal one, the focal one alone, or those "
         "whose outcome is CORRECT (its ablations).",
     )
+    contrast: Literal["none", "flipped", "unlabelled"] = Field(
+        default="none",
+        description="A second teacher pass whose effect is subtracted, so that what any block does cancels out: none "
+        "(paper), or over the same block with inverted labels, or without labels.",
+    )
+    memory: int = Field(
+        default=0,
+        ge=0,
+        description="For a group whose outcomes are all equal: of how many earlier iterations, the newest in which its "
+        "question was sampled, the block shows the rollouts too (0: paper).",
+    )
+    answer: bool = Field(
+        default=False,
+        description="Whether the block ends in the golden answers, which leaks them to the teacher (paper: no).",
+    )
+    own_query: Literal["keep", "drop", "paraphrase"] = Field(
+        default="keep",
+        description="The query that the teacher judges, where the block shows it: kept (paper), replaced by a mark, or "
+        "by another text of as many tokens; then each query has a block of its own. Shows how much of the teacher's "
+        "lift is copying.",
+    )
     unsent_queries: Literal["drop", "keep"] = Field(
         default="drop",
         description="Queries that brought no documents into their rollout (on its last turn, which is not sent): left "

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from schemas.settings.root import Settings
 
 
+ANSWER_LEAKS: Final = (
+    "hindsight.answer is true: the golden answers are in the blocks and leak to the teacher, so the policy may learn "
+    "queries that only someone who knows the answer would write; not comparable with the paper"
+)
+"""What is said wherever these settings are shown."""
+
+
 class Rule(NamedTuple):
     """A sentence for a person, and when it holds."""
 
@@ -69,6 +76,29 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "leave labels = 'outcome'",
     ),
     Rule(
+        lambda s: (
+            s.hindsight.masking == "current_documents"
+            and (s.hindsight.contrast != "none" or s.hindsight.memory > 0 or s.hindsight.answer)
+        ),
+        "hindsight.masking 'current_documents' shows no attempts, so hindsight.contrast, .memory and .answer have no "
+        "effect; leave contrast = 'none', memory = 0 and answer = false",
+    ),
+    Rule(
+        lambda s: s.hindsight.contrast != "none" and s.hindsight.labels == "none",
+        "hindsight.contrast changes the labels of the block, and hindsight.labels 'none' shows none; set labels = "
+        "'outcome', or contrast = 'none'",
+    ),
+    Rule(
+        lambda s: s.hindsight.members == "focal_only" and s.hindsight.memory > 0,
+        "hindsight.members 'focal_only' shows the focal rollout alone, which hindsight.memory would contradict; set "
+        "memory = 0",
+    ),
+    Rule(
+        lambda s: s.hindsight.own_query != "keep" and s.hindsight.masking in ("none", "current_documents"),
+        "hindsight.own_query looks for a query among the block's queries; set masking = 'queries', or own_query = "
+        "'keep'",
+    ),
+    Rule(
         lambda s: s.hindsight.members == "correct_only" and s.hindsight.labels == "shuffled",
         "hindsight.members 'correct_only' chooses attempts by their outcome, which hindsight.labels 'shuffled' would "
         "contradict; set labels = 'outcome' or 'none'",
@@ -103,6 +133,10 @@ REFUSED: Final[tuple[Rule, ...]] = (
 """Combinations that are refused when settings are read."""
 
 NOTED: Final[tuple[Rule, ...]] = (
+    Rule(
+        lambda s: s.distils and s.hindsight.answer,
+        ANSWER_LEAKS,
+    ),
     Rule(
         lambda s: s.only_warms_up,
         "distillation.warmup_iterations is not below iterations: this run is plain GRPO to its end; lower it, or raise "

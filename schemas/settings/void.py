@@ -15,6 +15,10 @@ _HINDSIGHT = (
     "hindsight.masking_options",
     "hindsight.labels",
     "hindsight.members",
+    "hindsight.contrast",
+    "hindsight.memory",
+    "hindsight.answer",
+    "hindsight.own_query",
     "hindsight.unsent_queries",
     "hindsight.homogeneous",
     "hindsight.rho",
@@ -60,7 +64,8 @@ def _shows_no_label(s: Settings) -> bool:
     by_outcome = isinstance(schedule, RetireSchedule) and schedule.gap == "log_ratio"
     if by_outcome or s.distillation.gate not in _BLIND_GATES:
         return False
-    return unlabelled and hindsight.members != "correct_only" and hindsight.homogeneous == "keep"
+    chooses = hindsight.members == "correct_only" or hindsight.homogeneous == "skip"
+    return unlabelled and not (chooses or hindsight.memory or hindsight.own_query == "paraphrase")
 
 
 VOID: Final[tuple[Void, ...]] = (

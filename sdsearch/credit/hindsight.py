@@ -7,8 +7,8 @@ teacher's tokens after it are the student's own.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 from transformers import PreTrainedTokenizerBase
@@ -17,100 +17,27 @@ from schemas.records.hindsight import HindsightAttempt, HindsightBlock, Label, l
 from schemas.records.rollout import Group, Rollout
 from schemas.records.score import Score
 from schemas.settings.root import HindsightSettings
-from sdsearch.credit.block_variants import BlockVariant, Member, QueriesOnly, open_variant
-from sdsearch.protocol.fitting import largest, num_pieces, shorten, shorten_all
+from sdsearch.credit.block_text import EncodedBlock, Render, encode_block, encode_documents, neutralise, with_answer
+from sdsearch.credit.block_variants import BlockVariant, Member, open_variant
+from sdsearch.credit.contrast import encode_pair
+from sdsearch.credit.own_query import replacement, with_replaced
 from sdsearch.protocol.tokens import TAGS, encode_foreign, neutralise_tags
 from sdsearch.seeds import derive_seed
 
-_LABEL = re.compile(r"\([(\s]*((?:in)?correct)[)\s]*\)", re.IGNORECASE)
+
+class ScoredGroup(NamedTuple):
+    """A group with its scores, in the order of its rollouts."""
+
+    group: Group
+    scores: Sequence[Score]
 
 
-def neutralise(text: str, tags: tuple[str, ...] = TAGS) -> str:
-    """Make foreign text safe inside a block: one line, no tags, no separator, no label."""
-    flat = " ".join(text.split()).replace("|", "/")
-    # Tags last: `<|search>` is one only after the line before.
-    return neutralise_tags(_LABEL.sub(lambda match: match[1].lower(), flat), tags)
+class _View(NamedTuple):
+    """What a block is for, and the siblings that it shows."""
 
-
-Render = Callable[[Sequence[HindsightAttempt]], str]
-
-
-def render_block(attempts: Sequence[HindsightAttempt]) -> str:
-    """Return the paper's block as text: the header, then a line an attempt in the given order."""
-    return QueriesOnly().render(attempts)
-
-
-class EncodedBlock(NamedTuple):
-    """A block's text and tokens, the attempts as they stand in it, and what it lost to fit."""
-
-    attempts: tuple[HindsightAttempt, ...]
-    text: str
-    token_ids: list[int]
-    num_dropped: int
-    num_shortened: int
-    num_cut_tokens: int
-
-
-def encode_block(
-    tokenizer: PreTrainedTokenizerBase,
-    attempts: Sequence[HindsightAttempt],
-    max_tokens: int,
-    render: Render = render_block,
-    tags: tuple[str, ...] = TAGS,
-) -> EncodedBlock:
-    """Return the block that fits: the longest attempts are cut first, to a common length; labels stay whole.
-
-    Where not even a mark an attempt has room, attempts leave from the end; without room for the header it is empty.
-    """
-    whole = encode_foreign(tokenizer, render(attempts), tags)
-    if len(whole) <= max_tokens:
-        return EncodedBlock(tuple(attempts), render(attempts), whole, 0, 0, 0)
-    for kept in range(len(attempts), -1, -1):
-        shown = _cut_evenly(tokenizer, attempts[:kept], max_tokens, render, tags)
-        if shown is not None:
-            token_ids = encode_foreign(tokenizer, render(shown), tags)
-            num_shortened = sum(cut != full for cut, full in zip(shown, attempts, strict=False))
-            lost = len(attempts) - kept, num_shortened, len(whole) - len(token_ids)
-            return EncodedBlock(tuple(shown), render(shown), token_ids, *lost)
-    return EncodedBlock((), "", [], len(attempts), 0, len(whole))
-
-
-def _cut_evenly(
-    tokenizer: PreTrainedTokenizerBase,
-    attempts: Sequence[HindsightAttempt],
-    max_tokens: int,
-    render: Render,
-    tags: tuple[str, ...],
-) -> list[HindsightAttempt] | None:
-    """Return the attempts cut to the largest common length with which they fit, None where they fit with none."""
-
-    def cut(max_pieces: int) -> list[HindsightAttempt]:
-        contents = [shorten_all(attempt.contents, max_pieces) for attempt in attempts]
-        return [a.model_copy(update={"contents": shown}) for a, shown in zip(attempts, contents, strict=True)]
-
-    def fits(max_pieces: int) -> bool:
-        return len(encode_foreign(tokenizer, render(cut(max_pieces)), tags)) <= max_tokens
-
-    longest = max((sum(map(num_pieces, attempt.contents)) for attempt in attempts), default=0)
-    pieces = largest(fits, longest + 1)
-    return None if pieces is None else cut(pieces)
-
-
-def encode_documents(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int, tags: tuple[str, ...] = TAGS
-) -> EncodedBlock:
-    """Return the block of a turn's documents, cut at its end where it is too long."""
-    whole = encode_foreign(tokenizer, text, tags)
-    if len(whole) <= max_tokens:
-        return EncodedBlock((), text, whole, 0, 0, 0)
-
-    def fits(max_pieces: int) -> bool:
-        return len(encode_foreign(tokenizer, shorten(text, max_pieces), tags)) <= max_tokens
-
-    pieces = largest(fits, num_pieces(text) + 1)
-    text = "" if pieces is None else shorten(text, pieces)
-    token_ids = encode_foreign(tokenizer, text, tags)
-    return EncodedBlock((), text, token_ids, 0, 0, len(whole) - len(token_ids))
+    focal_rollout: int | None
+    focal_turn: int | None
+    members: tuple[Rollout, ...]
 
 
 def build_blocks(
@@ -122,42 +49,117 @@ def build_blocks(
     tokenizer: PreTrainedTokenizerBase,
     max_context_tokens: int,
     tags: tuple[str, ...] = TAGS,
+    memory: Sequence[ScoredGroup] = (),
 ) -> list[HindsightBlock]:
     """Return a group's blocks: one for all, or one a rollout or a turn where the settings ask for it.
 
     `scores` are the group's, in the order of its rollouts. A block never takes room that a rollout needs.
+    memory: earlier groups of the same question whose rollouts the blocks show after the siblings, in the given order.
     """
-    variant = open_variant(settings)
-    labels = _labels(group, scores, settings, seed)
-    outcomes = tuple(_outcomes(scores, settings))
     longest = len(group.prompt_token_ids) + max(len(rollout.token_ids) for rollout in group.rollouts)
     room = max(0, max_context_tokens - longest)
     max_tokens = room if settings.block_tokens is None else min(settings.block_tokens, room)
-    blocks = []
-    for focal_rollout, focal_turn, members in _views(group, scores, settings, variant):
-        if focal_turn is None:
-            attempts = [_attempt(group, r, scores[r.index], labels[r.index], settings, variant, tags) for r in members]
-            encoded = encode_block(tokenizer, attempts, max_tokens, variant.render, tags)
-        else:
-            assert focal_rollout is not None, "a turn belongs to a rollout"
-            shown = neutralise_tags(variant.shown_at(group.rollouts[focal_rollout], focal_turn), tags)
-            encoded = encode_documents(tokenizer, shown, max_tokens, tags)
-        blocks.append(
-            HindsightBlock(
-                group_id=group.id,
-                focal_rollout=focal_rollout,
-                focal_turn=focal_turn,
+    builder = _Builder(ScoredGroup(group, scores), memory, settings, seed, tokenizer, max_tokens, tags)
+    return list(builder.blocks())
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the blocks of one group."""
+
+    own: ScoredGroup
+    memory: Sequence[ScoredGroup]
+    settings: HindsightSettings
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    tags: tuple[str, ...]
+
+    def blocks(self) -> Iterator[HindsightBlock]:
+        variant, settings = open_variant(self.settings), self.settings
+        golden = self.own.group.question.golden_answers if settings.answer else ()
+        render = with_answer(variant.render, golden, self.tags)
+        remembered = [attempt for earlier in self.memory for attempt in self._remembered(earlier, variant)]
+        homogeneous = is_homogeneous([self.own, *self.memory], settings)
+        for view in _views(*self.own, settings, variant):
+            contrast_text, contrast_ids = "", list[int]()
+            if variant.of_turns:
+                encoded = self._documents(view, variant)
+            else:
+                attempts = [*self._attempts(self.own, view.members, variant), *remembered]
+                if settings.own_query != "keep":
+                    attempts = self._without_own(view, attempts)
+                    if not attempts:
+                        continue
+                encoded, contrast_text, contrast_ids = self._encoded(attempts, render)
+            yield HindsightBlock(
+                group_id=self.own.group.id,
+                focal_rollout=view.focal_rollout,
+                focal_turn=view.focal_turn,
                 attempts=encoded.attempts,
                 num_dropped_attempts=encoded.num_dropped,
                 num_shortened_attempts=encoded.num_shortened,
                 num_cut_tokens=encoded.num_cut_tokens,
-                homogeneous=len(set(outcomes)) == 1,
-                outcomes=outcomes,
+                homogeneous=homogeneous,
+                outcomes=tuple(_outcomes(self.own.scores, settings)),
                 text=encoded.text,
                 token_ids=tuple(encoded.token_ids),
+                contrast_text=contrast_text,
+                contrast_token_ids=tuple(contrast_ids),
             )
-        )
-    return blocks
+
+    def _encoded(self, attempts: Sequence[HindsightAttempt], render: Render) -> tuple[EncodedBlock, str, list[int]]:
+        if self.settings.contrast == "none":
+            return encode_block(self.tokenizer, attempts, self.max_tokens, render, self.tags), "", []
+        return encode_pair(self.tokenizer, attempts, self.max_tokens, render, self.tags, self.settings.contrast)
+
+    def _documents(self, view: _View, variant: BlockVariant) -> EncodedBlock:
+        assert view.focal_rollout is not None, "a turn belongs to a rollout"
+        assert view.focal_turn is not None, "documents are a turn's"
+        shown = variant.shown_at(self.own.group.rollouts[view.focal_rollout], view.focal_turn)
+        return encode_documents(self.tokenizer, neutralise_tags(shown, self.tags), self.max_tokens, self.tags)
+
+    def _remembered(self, earlier: ScoredGroup, variant: BlockVariant) -> list[HindsightAttempt]:
+        members = earlier.group.rollouts
+        if self.settings.members == "correct_only":
+            members = _correct(earlier, self.settings)
+        sampled_in = {"sampled_in": earlier.group.iteration}
+        return [attempt.model_copy(update=sampled_in) for attempt in self._attempts(earlier, members, variant)]
+
+    def _attempts(
+        self, scored: ScoredGroup, members: Sequence[Rollout], variant: BlockVariant
+    ) -> list[HindsightAttempt]:
+        labels = _labels(*scored, self.settings, self.seed)
+        return [
+            _attempt(scored.group, r, scored.scores[r.index], labels[r.index], self.settings, variant, self.tags)
+            for r in members
+        ]
+
+    def _without_own(self, view: _View, attempts: Sequence[HindsightAttempt]) -> list[HindsightAttempt]:
+        """Return the attempts without the query of the view's turn; none where it cannot be replaced."""
+        assert self.settings.own_query != "keep", "asked for otherwise"
+        assert view.focal_rollout is not None, "a query belongs to a rollout"
+        assert view.focal_turn is not None, "a query belongs to a turn"
+        group, outcomes = self.own.group, _outcomes(self.own.scores, self.settings)
+        focal = group.rollouts[view.focal_rollout]
+        query = neutralise(_queries_by_turn(focal, self.settings)[view.focal_turn], self.tags)
+        same_label = [
+            neutralise(text, self.tags)
+            for rollout in group.rollouts
+            if outcomes[rollout.index] == outcomes[focal.index]
+            for text in _queries(rollout, self.settings)
+        ]
+        seed = derive_seed(self.seed, "own query", focal.id, view.focal_turn)
+        instead = replacement(query, self.settings.own_query, same_label, self._num_tokens, seed)
+        return [] if instead is None else with_replaced(attempts, query, instead)
+
+    def _num_tokens(self, query: str) -> int:
+        return len(encode_foreign(self.tokenizer, f" {query}", self.tags))
+
+
+def is_homogeneous(groups: Sequence[ScoredGroup], settings: HindsightSettings) -> bool:
+    """Whether all rollouts of these groups have the same outcome."""
+    return len({outcome for scored in groups for outcome in _outcomes(scored.scores, settings)}) == 1
 
 
 def correct_rollouts(scores: Sequence[Score], metric: str, rho: float) -> frozenset[str]:
@@ -167,6 +169,11 @@ def correct_rollouts(scores: Sequence[Score], metric: str, rho: float) -> frozen
 
 def _outcomes(scores: Sequence[Score], settings: HindsightSettings) -> list[Label]:
     return [label_outcome(getattr(score, settings.label_metric), settings.rho) for score in scores]
+
+
+def _correct(scored: ScoredGroup, settings: HindsightSettings) -> tuple[Rollout, ...]:
+    outcomes = _outcomes(scored.scores, settings)
+    return tuple(r for r in scored.group.rollouts if outcomes[r.index] == "CORRECT")
 
 
 def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, seed: int) -> Sequence[Label | None]:
@@ -184,28 +191,47 @@ def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, 
 
 def _views(
     group: Group, scores: Sequence[Score], settings: HindsightSettings, variant: BlockVariant
-) -> list[tuple[int | None, int | None, tuple[Rollout, ...]]]:
-    """Return (focal rollout, focal turn, members) of each block that the group needs."""
+) -> Iterator[_View]:
+    """Yield what each block that the group needs is for: all, a rollout, or one of its turns."""
     rollouts = group.rollouts
     if variant.of_turns:
-        return [
-            (rollout.index, turn, ())
-            for rollout in rollouts
-            for turn in range(len(rollout.turns))
-            if variant.shown_at(rollout, turn)
-        ]
+        for rollout in rollouts:
+            for turn in range(len(rollout.turns)):
+                if variant.shown_at(rollout, turn):
+                    yield _View(rollout.index, turn, ())
+        return
+    for view in _views_of_siblings(ScoredGroup(group, scores), settings):
+        if settings.own_query == "keep":
+            yield view
+            continue
+        for rollout in rollouts if view.focal_rollout is None else (rollouts[view.focal_rollout],):
+            for turn in _queries_by_turn(rollout, settings):
+                yield _View(rollout.index, turn, view.members)
+
+
+def _views_of_siblings(scored: ScoredGroup, settings: HindsightSettings) -> list[_View]:
+    rollouts = scored.group.rollouts
     match settings.members:
         case "group":
-            return [(None, None, rollouts)]
+            return [_View(None, None, rollouts)]
         case "correct_only":
-            outcomes = _outcomes(scores, settings)
-            return [(None, None, tuple(r for r in rollouts if outcomes[r.index] == "CORRECT"))]
+            return [_View(None, None, _correct(scored, settings))]
         case "leave_one_out":
-            return [(focal.index, None, tuple(r for r in rollouts if r is not focal)) for focal in rollouts]
+            return [_View(focal.index, None, tuple(r for r in rollouts if r is not focal)) for focal in rollouts]
         case "focal_only":
-            return [(focal.index, None, (focal,)) for focal in rollouts]
+            return [_View(focal.index, None, (focal,)) for focal in rollouts]
         case unknown:
             assert_never(unknown)
+
+
+def _queries(rollout: Rollout, settings: HindsightSettings) -> tuple[str, ...]:
+    return rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
+
+
+def _queries_by_turn(rollout: Rollout, settings: HindsightSettings) -> dict[int, str]:
+    """Return the same queries by their turns."""
+    shown = [turn.searched_query if settings.unsent_queries == "drop" else turn.written_query for turn in rollout.turns]
+    return {index: query for index, query in enumerate(shown) if query is not None}
 
 
 def _attempt(
@@ -218,7 +244,6 @@ def _attempt(
     tags: tuple[str, ...],
 ) -> HindsightAttempt:
     """Return what a block shows of a sibling, made harmless: a block's own lines are no one else's to write."""
-    queries = rollout.queries if settings.unsent_queries == "drop" else rollout.written_queries
-    texts = variant(Member(group, rollout, score, label, queries))
+    texts = variant(Member(group, rollout, score, label, _queries(rollout, settings)))
     contents = tuple(neutralise(text, tags) for text in texts)
     return HindsightAttempt(rollout_index=rollout.index, label=label, contents=contents)

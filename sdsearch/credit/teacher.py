@@ -23,8 +23,10 @@ from schemas.records.hindsight import HindsightBlock, Label
 from schemas.records.rollout import Group, Rollout
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
+from sdsearch.credit.contrast import contrast_target
 from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
 from sdsearch.credit.gates import gated, open_gate
+from sdsearch.credit.positions import distilled_positions, turn_of_position
 from sdsearch.credit.readings import Readings, Told, TopTokens, credit_of, told
 from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
 from sdsearch.model.dropout import without_randomness
@@ -92,22 +94,22 @@ class _View:
 
     @property
     def teacher(self) -> TokenSequence:
+        return self._under(self.block.token_ids)
+
+    @property
+    def contrast(self) -> TokenSequence:
+        return self._under(self.block.contrast_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all its passes see."""
+        contrast = self.contrast.num_tokens if self.block.contrast_token_ids else 0
+        return self.student.num_tokens + self.teacher.num_tokens + contrast
+
+    def _under(self, block_ids: Sequence[int]) -> TokenSequence:
         prompt, offset = self.group.prompt_token_ids, self.group.block_offset
-        context = (*prompt[:offset], *self.block.token_ids, *prompt[offset:])
+        context = (*prompt[:offset], *block_ids, *prompt[offset:])
         return TokenSequence(context, self.rollout.token_ids, self.positions)
-
-
-def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
-    """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
-    match positions, unsent_queries:
-        case "completion", _:
-            return rollout.completion_positions
-        case "query", "drop":
-            return rollout.query_positions
-        case "query", "keep":
-            return rollout.written_query_positions
-        case unknown:
-            raise AssertionError(f"no such positions: {unknown}")
 
 
 def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
@@ -143,9 +145,12 @@ def compute_targets(
         students = _by_view(model, [view.student for view in views], settings.max_tokens_per_microbatch)
         with opened() as teaching:
             teachers = _by_view(teaching, [view.teacher for view in views], settings.max_tokens_per_microbatch)
+            contrasts: Sequence[Tensor | None] = [None] * len(views)
+            if views and views[0].block.contrast_token_ids:
+                contrasts = _by_view(teaching, [view.contrast for view in views], settings.max_tokens_per_microbatch)
     readings = [
-        _compare(model, opened, student, taught, view.student.targets, settings)
-        for view, student, taught in zip(views, students, teachers, strict=True)
+        _compare(model, opened, student, (taught, contrast), view.student.targets, settings)
+        for view, student, taught, contrast in zip(views, students, teachers, contrasts, strict=True)
     ]
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
@@ -172,7 +177,8 @@ def _views(
 ) -> Iterator[_View]:
     by_group: dict[str, list[HindsightBlock]] = {}
     for block in blocks:
-        empty = not block.token_ids or (not block.attempts and block.focal_turn is None)
+        shows = block.attempts or block.focal_turn is not None or hindsight.answer
+        empty = not (block.token_ids and shows)
         if not empty and not (hindsight.homogeneous == "skip" and block.homogeneous):
             by_group.setdefault(block.group_id, []).append(block)
     for group in groups:
@@ -185,15 +191,6 @@ def _views(
                 positions = tuple(position for position in read if block.focal_turn in (None, turn_of[position]))
                 if positions:
                     yield _View(group, rollout, positions, block)
-
-
-def turn_of_position(rollout: Rollout) -> list[int]:
-    """Return for each token after the prompt the turn it belongs to."""
-    turns = []
-    for index, turn in enumerate(rollout.turns):
-        observed = len(turn.observation.token_ids) if turn.observation else 0
-        turns.extend([index] * (len(turn.generation.token_ids) + observed))
-    return turns
 
 
 def _by_view(model: nn.Module, sequences: Sequence[TokenSequence], max_tokens: int) -> list[Tensor]:
@@ -212,11 +209,15 @@ def _compare(
     model: nn.Module,
     teacher: TeacherWeights,
     student_QD: Tensor,
-    teacher_QD: Tensor,
+    taught: tuple[Tensor, Tensor | None],
     targets: Sequence[int],
     settings: TeacherSettings,
 ) -> Readings:
-    """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time."""
+    """Read both distributions at each token; the logits of `head_chunk` tokens exist at a time.
+
+    taught: the hidden states (Q, D) of the teacher, and of its contrast where there is one.
+    """
+    teacher_QD, contrast_QD = taught
     distillation, head_chunk = settings.distillation, settings.head_chunk
     targets_Q1 = torch.tensor(targets, device=student_QD.device)[:, None]
     measure = open_divergence(distillation)
@@ -226,6 +227,9 @@ def _compare(
         student_QV = read_logprobs(head(model), student_QD[part], settings.temperature)
         with teacher() as teaching:  # Tuning may change the output layer too.
             teacher_QV = read_logprobs(head(teaching), teacher_QD[part], settings.temperature)
+            if contrast_QD is not None:
+                contrast_QV = read_logprobs(head(teaching), contrast_QD[part], settings.temperature)
+                teacher_QV = contrast_target(teacher_QV, contrast_QV, student_QV)
         ids_QK = _support(teacher_QV, student_QV, distillation)
         teacher_QC, student_QC = (truncate(full_QV, ids_QK, distillation.tail) for full_QV in (teacher_QV, student_QV))
         numbers = [
@@ -285,6 +289,6 @@ def _pointer(
         positions=positions,
         support_size=support,
         context_shift=len(views[0].block.token_ids),
-        num_tokens=sum(view.student.num_tokens + view.teacher.num_tokens for view in views),
+        num_tokens=sum(view.num_tokens for view in views),
         mean_jsd=sum(each.numbers[2] for each in said) / len(said),
     )

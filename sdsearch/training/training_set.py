@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from schemas.records.rollout import Group, Rollout
 from schemas.records.score import Score
 from schemas.records.teacher import TeacherTargets
-from sdsearch.credit.teacher import TargetTensors, turn_of_position
+from sdsearch.credit.positions import turn_of_position
+from sdsearch.credit.teacher import TargetTensors
 from sdsearch.model.batching import TokenSequence
 from sdsearch.training.loss import TrainingRollout
 

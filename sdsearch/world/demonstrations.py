@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.records.hindsight import HindsightAttempt, Label
 from schemas.records.passage import Passage, SearchHit
-from sdsearch.credit.hindsight import encode_block, neutralise
+from sdsearch.credit.block_text import encode_block, neutralise
 from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
 from sdsearch.protocol.tokens import encode
 from sdsearch.world.markup import MarkedWorld, NameSource, QuestionPlan, Renaming

@@ -17,7 +17,8 @@ from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.settings.method import BLOCK_TOKENS
 from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
-from sdsearch.credit.hindsight import build_blocks, encode_block
+from sdsearch.credit.block_text import encode_block
+from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.evaluation.answering import Asking, evaluate

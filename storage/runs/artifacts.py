@@ -47,17 +47,16 @@ class ArtifactStore:
         Raises DamagedArtifactError for a missing or broken file, RecordMismatchError for other records.
         """
         path = self.path(ref)
-        try:
-            # A dataset reader would add the folders run=, iteration=, stage= as columns.
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedArtifactError(
-                f"{path} cannot be read as parquet ({error}); run the stage that wrote it again"
-            ) from error
+        table = _read_table(path)
         try:
             return table_to_records(record_type, table)
         except RecordMismatchError as error:
             raise RecordMismatchError(f"{path}: {error}") from error
+
+    def read_field(self, ref: ArtifactRef, name: str, record_type: type[R]) -> list[R]:
+        """Read of a file's records one field alone, which is a record itself; DamagedArtifactError as above."""
+        rows = _read_table(self.path(ref), [name]).column(name).to_pylist()
+        return [record_type.model_validate(row) for row in rows]
 
     def write_tensors(self, key: StageKey, name: str, tensors: Mapping[str, Tensor]) -> ArtifactRef:
         """Write named tensors to NAME.safetensors in the stage's folder."""
@@ -93,6 +92,16 @@ class ArtifactStore:
                 f"file name {file_name!r} cannot be used: a name has letters, digits, '.', '_' and '-'"
             )
         return self.workspace.stage_folder(key) / file_name
+
+
+def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        # A dataset reader would add the folders run=, iteration=, stage= as columns.
+        return pq.ParquetFile(path).read(columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedArtifactError(
+            f"{path} cannot be read as parquet ({error}); run the stage that wrote it again"
+        ) from error
 
 
 def write_parquet(path: Path, record_type: type[R], records: Sequence[R]) -> None:

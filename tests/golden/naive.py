@@ -151,6 +151,10 @@ class Naive:
             context = [*group.prompt_token_ids[:offset], *block.token_ids, *group.prompt_token_ids[offset:]]
             p = self.fixed(self.teacher, context, rollout)[position].exp()
             plain = self.fixed(self.teacher, group.prompt_token_ids, rollout)[position].exp()
+            if block.contrast_token_ids:
+                other = [*group.prompt_token_ids[:offset], *block.contrast_token_ids, *group.prompt_token_ids[offset:]]
+                moved = plain * p / self.fixed(self.teacher, other, rollout)[position].exp()
+                p = moved / moved.sum()
             chosen = {"teacher": p, "student": plain, "full": None}[distillation.support]
             ids = None if chosen is None else most_likely(chosen, distillation.top_k)
             terms.append(

@@ -16,6 +16,7 @@ _LOSS_TESTS = (
     "tests/sdsearch/training/test_update.py",
 )
 _TEACHER_TESTS = (
+    "tests/sdsearch/credit/test_contrast.py",
     "tests/sdsearch/credit/test_teacher_weights.py",
     "tests/sdsearch/credit/test_teacher.py",
     "tests/golden/test_same_context.py",
@@ -100,7 +101,16 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "sdsearch/training/training_set.py": _LOSS_TESTS,
     "sdsearch/credit/teacher.py": _TEACHER_TESTS,
-    "sdsearch/credit/hindsight.py": (*_TEXT_TESTS, *_TEACHER_TESTS),
+    "sdsearch/credit/positions.py": _TEACHER_TESTS,
+    "sdsearch/credit/hindsight.py": (
+        "tests/sdsearch/credit/test_block_members.py",
+        *_TEXT_TESTS,
+        *_TEACHER_TESTS,
+    ),
+    "flows/training/memory.py": ("tests/flows/training/test_block_settings.py",),
+    "sdsearch/credit/block_text.py": ("tests/sdsearch/credit/test_block_members.py", *_TEXT_TESTS),
+    "sdsearch/credit/own_query.py": ("tests/sdsearch/credit/test_block_members.py",),
+    "sdsearch/credit/contrast.py": ("tests/sdsearch/credit/test_contrast.py",),
     "sdsearch/protocol/fitting.py": ("tests/property/test_block_room.py", "tests/sdsearch/credit/test_hindsight.py"),
     "sdsearch/protocol/tokens.py": (
         "tests/sdsearch/protocol/test_parsing.py",

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records.hindsight import HindsightAttempt
+from sdsearch.credit.block_text import encode_block, neutralise
 from sdsearch.credit.block_variants import HEADER
-from sdsearch.credit.hindsight import encode_block, neutralise
 from sdsearch.protocol.fitting import MARK
 from sdsearch.protocol.tokens import encode_foreign
 from tests.support.builders import make_tokenizer

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock
 from schemas.records.rollout import Group, Observation, Search
 from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSettings
+from sdsearch.credit.block_text import neutralise, render_block
 from sdsearch.credit.block_variants import HEADER
-from sdsearch.credit.hindsight import build_blocks, neutralise, render_block
+from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.protocol.tokens import TAGS, neutralise_tags
 from tests.support.builders import make_groups, make_tokenizer

@@ -40,6 +40,8 @@ CASES = [
     (["reward.name=tests.support.plugging:length"], "reward.metric=em", "reward.name is another"),
     (["reward.name=tests.support.plugging:length"], "reward.format_bonus=0.5", "reward.name is another"),
     ([DISTILS], "hindsight.max_block_tokens=1024", ""),
+    (["distillation.enabled=false"], "hindsight.contrast=flipped", "distillation.enabled is false"),
+    (["distillation.enabled=false"], "hindsight.memory=2", "distillation.enabled is false"),
     ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
 ]
 # The same settings act where nothing stands in their way.
@@ -48,6 +50,8 @@ ACTING = [
     ([DISTILS], "hindsight.rho=0.5"),
     ([DISTILS, "hindsight.labels=none", "hindsight.members=correct_only"], "hindsight.rho=0.5"),
     ([DISTILS, "hindsight.labels=none", "hindsight.homogeneous=skip"], "hindsight.rho=0.5"),
+    ([DISTILS, "hindsight.labels=none", "hindsight.memory=1"], "hindsight.rho=0.5"),
+    ([DISTILS, "hindsight.labels=none", "hindsight.own_query=paraphrase"], "hindsight.rho=0.5"),
     ([DISTILS], "distillation.top_k=7"),
     ([DISTILS, "hindsight.labels=none", "distillation.gate=outcome"], "hindsight.rho=0.5"),
     (

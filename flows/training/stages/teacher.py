@@ -24,6 +24,7 @@ TEACHER: Final = StageKind(
     reads=(
         "hindsight.homogeneous",
         "hindsight.unsent_queries",
+        "hindsight.answer",
         "distillation.teacher",
         "distillation.ema_decay",
         "distillation.positions",

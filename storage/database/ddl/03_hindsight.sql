@@ -12,6 +12,8 @@ CREATE TABLE hindsight_blocks (
     num_cut_tokens INTEGER NOT NULL,
     text VARCHAR NOT NULL,
     token_ids INTEGER[] NOT NULL,
+    contrast_text VARCHAR NOT NULL,
+    contrast_token_ids INTEGER[] NOT NULL,
     PRIMARY KEY (run, iteration, block_index)
 );
 COMMENT ON TABLE hindsight_blocks IS 'One row a hindsight block: the text that the teacher sees and the student does not.';
@@ -25,6 +27,7 @@ CREATE TABLE hindsight_attempts (
     attempt_index INTEGER NOT NULL,
     group_id VARCHAR NOT NULL,
     rollout_index INTEGER NOT NULL,
+    sampled_in INTEGER,
     label VARCHAR,
     contents VARCHAR[] NOT NULL,
     PRIMARY KEY (run, iteration, block_index, attempt_index)

@@ -69,6 +69,7 @@ COMMENT ON COLUMN v_learning_curve.greedy_valid_share IS 'Share of rollouts with
 CREATE VIEW v_labels AS
 SELECT run, iteration, group_id, rollout_index, any_value(label) AS label
 FROM hindsight_attempts
+WHERE sampled_in IS NULL
 GROUP BY run, iteration, group_id, rollout_index;
 COMMENT ON VIEW v_labels IS 'The label that each rollout has in its group''s hindsight blocks.';
 COMMENT ON COLUMN v_labels.label IS 'CORRECT or INCORRECT, as its group''s blocks show it; empty when the labels are switched off.';

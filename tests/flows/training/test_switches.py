@@ -100,11 +100,17 @@ RUNS = {
     "correct": [
         "hindsight.members=correct_only",
         "hindsight.rho=0.7",
-        "distillation.teacher=ema",
         "hindsight.max_block_tokens=32",
         "grpo.importance_cap=1.0",
     ],
     "grpo": ["distillation.enabled=false"],
+    "contrasted": [
+        "hindsight.contrast=flipped",
+        "hindsight.own_query=paraphrase",
+        "distillation.teacher=ema",
+        "distillation.clip=own",
+    ],
+    "unlabelled": ["hindsight.contrast=unlabelled", "hindsight.own_query=drop"],
 }
 
 

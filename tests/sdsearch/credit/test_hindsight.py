@@ -6,8 +6,9 @@ import pytest
 
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock, label_outcome
 from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSettings
+from sdsearch.credit.block_text import encode_block, render_block
 from sdsearch.credit.block_variants import HEADER
-from sdsearch.credit.hindsight import build_blocks, encode_block, render_block
+from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from tests.support.builders import make_groups, make_tokenizer
 

@@ -9,8 +9,9 @@ from schemas.records.hindsight import HindsightBlock
 from schemas.records.rollout import Group
 from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightSettings, RewardSettings
 from sdsearch.credit.hindsight import build_blocks
+from sdsearch.credit.positions import distilled_positions, turn_of_position
 from sdsearch.credit.scoring import score_groups
-from sdsearch.credit.teacher import TeacherSettings, compute_targets, distilled_positions, turn_of_position
+from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from tests.golden.naive import divergence_from_formula, most_likely
 from tests.support.builders import make_groups, make_model, make_tokenizer
 

@@ -1,0 +1,27 @@
+"""Which of a rollout's tokens are distilled, and whose turn each is."""
+
+from __future__ import annotations
+
+from schemas.records.rollout import Rollout
+
+
+def distilled_positions(rollout: Rollout, positions: str, unsent_queries: str) -> tuple[int, ...]:
+    """Return the offsets of the tokens that L_SD reads: the query tokens, or all sampled ones (ablation)."""
+    match positions, unsent_queries:
+        case "completion", _:
+            return rollout.completion_positions
+        case "query", "drop":
+            return rollout.query_positions
+        case "query", "keep":
+            return rollout.written_query_positions
+        case unknown:
+            raise AssertionError(f"no such positions: {unknown}")
+
+
+def turn_of_position(rollout: Rollout) -> list[int]:
+    """Return for each token after the prompt the turn it belongs to."""
+    turns = []
+    for index, turn in enumerate(rollout.turns):
+        observed = len(turn.observation.token_ids) if turn.observation else 0
+        turns.extend([index] * (len(turn.generation.token_ids) + observed))
+    return turns

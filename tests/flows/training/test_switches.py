@@ -110,7 +110,7 @@ RUNS = {
         "distillation.teacher=ema",
         "distillation.clip=own",
     ],
-    "unlabelled": ["hindsight.contrast=unlabelled", "hindsight.own_query=drop"],
+    "unlabelled": ["hindsight.contrast=unlabelled", "hindsight.own_query=drop", "distillation.form=advantage"],
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Final
 
@@ -41,6 +41,7 @@ class Runtime:
         self.reporter = reporter
         self.questions = Questions(settings.data, lambda questions: self.prompts.find_unfit(questions))
         self._noted: set[str] = set()
+        self._started = ExitStack()
 
     @cached_property
     def policy(self) -> LivePolicy:
@@ -125,8 +126,13 @@ class Runtime:
         if "policy" in vars(self):
             self.policy.abandon()
 
+    def at_close(self, end: Callable[[], None]) -> None:
+        """Have something that was started for the run ended with it."""
+        self._started.callback(end)
+
     def close(self) -> None:
         """End what the run started."""
+        self._started.close()
         if "sampler" in vars(self):
             self.sampler.close()
         if "_retriever" in vars(self):

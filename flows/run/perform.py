@@ -38,6 +38,7 @@ class Attempt:
         self.record = record  # Once the attempt is over: the one that did the stage.
         self.needed = needed
         self.outputs = list(record.outputs)
+        self.num_ranks = record.num_ranks
         self._files = files
         self._partial_results = partial_results
 
@@ -143,6 +144,7 @@ class StageRunner:
         try:
             yield attempt
             record = finish(record, donor.outputs if donor else attempt.outputs)
+            record = record.model_copy(update={"num_ranks": donor.num_ranks if donor else attempt.num_ranks})
             rows = rows_of(record, self.storage.ledger.done(record.key_of("sample")), self._outcomes, self.files.read)
         except BaseException as error:
             # Whatever ended the attempt is told to the ledger and goes on its way. What is no Exception came from

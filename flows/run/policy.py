@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from torch import Tensor
 
 from flows.run.averages import Average, read_average, save_average
 from flows.run.model_files import model_folder
 from flows.settings.model_folder import MODEL_SETTINGS, exported
-from schemas.errors import library_errors
+from schemas.errors import UserError, library_errors
 from schemas.records.ledger import ArtifactRef
 from schemas.settings.root import DistillationSettings, Settings
 from sdsearch.credit.teacher import TeacherWeights
@@ -35,7 +36,7 @@ from storage.runs.checkpoints import CheckpointStore
 
 _ADAPTER_FILE = "adapter_model.safetensors"
 # In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
-_OPTIMISER_FILE = "optimiser/state.safetensors"
+OPTIMISER_FILE = "optimiser/state.safetensors"
 
 
 def check_device(device: str) -> None:
@@ -43,6 +44,15 @@ def check_device(device: str) -> None:
     remedy = "set model.device = 'cpu', or run where the device is"
     with library_errors(f"model.device '{device}' cannot be used on this machine", remedy):
         torch.zeros(1, device=device).item()
+
+
+def check_ranks(device: str, ranks: int) -> None:
+    """Raise UserError when there are fewer cards than ranks, which have one each; on a CPU any number fits."""
+    if torch.device(device).type == "cuda" and torch.cuda.device_count() < ranks:
+        raise UserError(
+            f"distributed.ranks is {ranks}, and this machine has {torch.cuda.device_count()} CUDA devices, of which "
+            "each rank needs one; lower distributed.ranks"
+        )
 
 
 class LivePolicy:
@@ -95,7 +105,7 @@ class LivePolicy:
         if self._optimiser is None:
             self._optimiser = make_optimiser(self.model, self._settings.update)
             if self._folder is not None:
-                load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / _OPTIMISER_FILE))
+                load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / OPTIMISER_FILE))
         return self._optimiser
 
     @property
@@ -165,18 +175,21 @@ class LivePolicy:
         """
 
         def save(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            save_tensors(folder / _OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
+            self._save_files(folder, optimiser_state(self.model, self.optimiser))
             if average is not None:
                 own = average_step(average.weights, self.model, average.decay)
                 save_average(folder, Average(own, average.decay))
-            if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
-                write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 
         reference = self._checkpoints.write(self._run, version, save)
         self.version = version
         return reference
+
+    def _save_files(self, folder: Path, state: dict[str, Tensor], **weights: dict[str, Tensor]) -> None:
+        self.model.save_pretrained(folder, **weights)
+        self.tokenizer.save_pretrained(folder)
+        save_tensors(folder / OPTIMISER_FILE, state)
+        if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
+            write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 
     def sha256(self) -> str:
         """Return the hash of the trained tensors."""

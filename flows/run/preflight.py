@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flows.plugins.check import check_sinks, open_plugins
 from flows.run.block_room import block_room
 from flows.run.live import Runtime
-from flows.run.policy import check_device, set_threads
+from flows.run.policy import check_device, check_ranks, set_threads
 from flows.run.progress import Reporter
 from schemas.settings.root import Settings
 from sdsearch.credit.divergence import try_divergence
@@ -81,7 +81,9 @@ def _trackers(runtime: Runtime) -> str:
 def _device(runtime: Runtime) -> str:
     device = runtime.settings.model.device
     check_device(device)
-    return device
+    ranks = runtime.settings.distributed.ranks
+    check_ranks(device, ranks)
+    return device if ranks == 1 else f"{device}, {ranks} ranks"
 
 
 def _sampler(runtime: Runtime) -> str:

@@ -14,7 +14,7 @@ from flows.training.stages.sample import sample_groups
 from flows.training.stages.score import score_rollouts
 from flows.training.stages.teacher import compute_teacher
 from flows.training.stages.update import update_weights
-from flows.training.trainer import InProcessTrainer, Trainer
+from flows.training.trainer import Trainer, open_trainer
 from schemas.records.ledger import StageRecord
 from storage.runs.lock import RunLock
 
@@ -51,7 +51,9 @@ class Training:
         num_done: the last iteration that was done before.
         """
         runner = StageRunner(live, lock.check, num_done)
-        return cls(live, runner, InProcessTrainer(live, runner.files))
+        trainer = open_trainer(live, runner.files)
+        live.at_close(trainer.close)
+        return cls(live, runner, trainer)
 
     def iterate(self, iteration: int, last_update: StageRecord | None, evaluation_is_due: bool) -> StageRecord:
         """One iteration: turn the policy of the last update into the next one."""

@@ -133,14 +133,15 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
     """Return the record of a run with these settings, None when the name is free.
 
     How the retriever is reached may have changed, such as the address of a server, what is done where nothing is
-    learnt, and the trackers: the record has the new settings.
+    learnt, the ranks, and the trackers: the record has the new settings.
     """
     try:
         record = storage.find_run(run)
     except RunNotFoundError:
         return None
     is_same = record.settings_hash == settings.content_hash()
-    if is_same and stored_settings(record).tracking == settings.tracking:
+    former = stored_settings(record)
+    if is_same and (former.tracking, former.distributed) == (settings.tracking, settings.distributed):
         return record
     if is_same or all(_may_change(name) for name, _, _ in setting_differences(record.settings_json, settings)):
         return record.model_copy(
@@ -155,7 +156,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
 
 
 def _may_change(name: str) -> bool:
-    return name in _MAY_CHANGE or name.partition(".")[0] == "tracking"
+    return name in _MAY_CHANGE or name.partition(".")[0] in ("tracking", "distributed")
 
 
 def _keep_settings(storage: Storage, record: RunRecord) -> None:

@@ -19,6 +19,11 @@ class Trainer(Protocol):
     of iteration n begins from version n - 1, and an update writes version n.
     """
 
+    @property
+    def num_ranks(self) -> int:
+        """How many processes do the work together."""
+        ...
+
     def compute_teacher(self, attempt: StageRecord, sampled: StageRecord, blocks: StageRecord) -> list[ArtifactRef]:
         """Write the teacher's distributions, the pointers into them, and the credit of each distilled token."""
         ...
@@ -32,9 +37,15 @@ class Trainer(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what was started for the work."""
+        ...
+
 
 class InProcessTrainer:
     """A `Trainer` in the run's own process, on the policy that also samples."""
+
+    num_ranks = 1
 
     def __init__(self, live: Runtime, files: StageFiles) -> None:
         self._live = live
@@ -49,3 +60,16 @@ class InProcessTrainer:
     ) -> list[ArtifactRef]:
         """Errors as of `Trainer`."""
         return train(self._live, self._files, attempt, sampled, scored, targets)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def open_trainer(live: Runtime, files: StageFiles) -> Trainer:
+    """Return who trains by the settings: this process, or ranks that are started when a stage first needs them."""
+    if live.settings.distributed.ranks == 1:
+        return InProcessTrainer(live, files)
+    # torch's launcher is loaded for runs that start ranks alone.
+    from flows.training.ranks.trainer import RankedTrainer
+
+    return RankedTrainer(live)

@@ -62,6 +62,7 @@ class StageRecord(Record):
     )
     duration_s: float = Field(description="Wall-clock seconds; 0 while the stage runs, and when its process died.")
     error: str = Field(description="What went wrong; empty when done.")
+    num_ranks: int = Field(default=1, ge=1, description="Processes that did the work together (distributed.ranks).")
     sampling: SamplingReport | None = Field(
         default=None, description="What the vLLM engine did (see v_sampling); empty where none sampled."
     )

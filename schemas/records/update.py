@@ -95,6 +95,11 @@ class StepReport(Record):
         description="Read tokens without a log-probability of the sampler; their ratio is taken as 1."
     )
     learning_rate: float = Field(description="Learning rate of the step.")
+    waiting_share: float | None = Field(
+        default=None,
+        description="Share of the step's passes in which ranks wait for the one with the longest micro-batch, counted "
+        "in tokens; empty with one rank.",
+    )
 
 
 class UpdateReport(Record):

@@ -15,6 +15,7 @@ from schemas.names import Name
 from schemas.plugins import Names, Options
 from schemas.settings.added import without_added
 from schemas.settings.data import DataSettings
+from schemas.settings.distributed import DistributedSettings
 from schemas.settings.method import (
     DistillationSettings,
     GrpoSettings,
@@ -155,17 +156,18 @@ class Settings(Section):
     hindsight: HindsightSettings = HindsightSettings()
     distillation: DistillationSettings = DistillationSettings()
     update: UpdateSettings = UpdateSettings()
+    distributed: DistributedSettings = DistributedSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     nothing_learnt: NothingLearntSettings = NothingLearntSettings()
     storage: StorageSettings = StorageSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def content_hash(self) -> str:
-        """Return the hash of all settings but those of trackers, with which a run may go on as it likes.
+        """Return the hash of all settings but trackers and ranks, with which a run may go on as it likes.
 
         One that was added after runs were made changes it by its value alone.
         """
-        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking"})))
+        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking", "distributed"})))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:

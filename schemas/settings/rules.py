@@ -117,6 +117,19 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "'split', or model.device = 'cuda:0'",
     ),
     Rule(
+        lambda s: s.distributed.ranks > 1 and s.distillation.teacher == "ema",
+        "distillation.teacher 'ema' is averaged by one process; set distributed.ranks = 1, or teacher = 'live'",
+    ),
+    Rule(
+        lambda s: (
+            s.distributed.sharding == "hybrid"
+            and s.distributed.ranks > 1
+            and s.distributed.ranks % s.distributed.shard_ranks > 0
+        ),
+        "distributed.sharding 'hybrid' makes copies that are spread over shard_ranks ranks each; let ranks be a "
+        "multiple of shard_ranks, or set sharding = 'full'",
+    ),
+    Rule(
         lambda s: _repeats(s.data.training_sets) or _repeats(s.data.test_sets(s.evaluation.split)),
         "data.train or data.test names a data set's split twice; name each once",
     ),

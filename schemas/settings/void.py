@@ -126,6 +126,16 @@ VOID: Final[tuple[Void, ...]] = (
         ("evaluation.every",),
         "it is above iterations, so start and end alone are evaluated",
     ),
+    Void(
+        lambda s: s.distributed.ranks == 1,
+        ("distributed.sharding", "distributed.shard_ranks", "distributed.timeout_s"),
+        "distributed.ranks is 1",
+    ),
+    Void(
+        lambda s: s.distributed.ranks > 1 and s.distributed.sharding != "hybrid",
+        ("distributed.shard_ranks",),
+        "distributed.sharding is not 'hybrid'",
+    ),
     Void(lambda s: s.evaluation.num_questions == 0, ("evaluation.seed",), "all questions are evaluated on, none drawn"),
 )
 
@@ -151,7 +161,7 @@ def effective(settings: Settings) -> Settings:
             if name != "distillation.enabled":
                 changes.setdefault(section, {})[field] = _default(settings, name)
     sections = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
-    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage", "tracking")}
+    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage", "distributed", "tracking")}
     return settings.model_copy(update={**sections, **untrained})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from schemas.records.rollout import Rollout
 from schemas.records.teacher import QueryCredit, TopToken
+from sdsearch.model.ranks import num_ranks
 
 NUM_TOP_TOKENS: Final = 5
 """How many of each distribution's most probable tokens are kept to be looked at; no loss reads them."""
@@ -44,6 +45,12 @@ class Readings:
     teacher_logprobs_QP: Tensor
     student_ids_QP: Tensor
     student_logprobs_QP: Tensor
+
+    def sendable(self) -> Readings:
+        """Return them in the CPU's memory where other ranks are to be sent them, else as they are."""
+        if num_ranks() == 1:
+            return self
+        return Readings(**{name: tensor.cpu() for name, tensor in vars(self).items()})
 
 
 class Told(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import assert_never
 
 import torch
@@ -28,9 +28,13 @@ from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
 from sdsearch.credit.gates import gated, open_gate
 from sdsearch.credit.positions import distilled_positions, turn_of_position
 from sdsearch.credit.readings import Readings, Told, TopTokens, credit_of, told
-from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.model.balance import own_sequences
+from sdsearch.model.batching import TokenSequence
 from sdsearch.model.dropout import without_randomness
+from sdsearch.model.passes import hidden_by_sequence
 from sdsearch.model.policy import head, output_layer, read_logprobs
+from sdsearch.model.ranks import merged
+from sdsearch.model.sharding import together
 from sdsearch.protocol.tokens import decode
 
 
@@ -141,17 +145,7 @@ def compute_targets(
     check_support(model, settings.distillation)
     opened: TeacherWeights = teacher or (lambda: nullcontext(model))
     views = list(_views(groups, blocks, settings.hindsight, settings.distillation))
-    with without_randomness(model):
-        students = _by_view(model, [view.student for view in views], settings.max_tokens_per_microbatch)
-        with opened() as teaching:
-            teachers = _by_view(teaching, [view.teacher for view in views], settings.max_tokens_per_microbatch)
-            contrasts: Sequence[Tensor | None] = [None] * len(views)
-            if views and views[0].block.contrast_token_ids:
-                contrasts = _by_view(teaching, [view.contrast for view in views], settings.max_tokens_per_microbatch)
-    readings = [
-        _compare(model, opened, student, (taught, contrast), view.student.targets, settings)
-        for view, student, taught, contrast in zip(views, students, teachers, contrasts, strict=True)
-    ]
+    readings = _read_views(model, opened, views, settings)
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
     row, text_of = 0, cache(lambda token: decode(tokenizer, [token]))
@@ -193,16 +187,30 @@ def _views(
                     yield _View(group, rollout, positions, block)
 
 
-def _by_view(model: nn.Module, sequences: Sequence[TokenSequence], max_tokens: int) -> list[Tensor]:
-    """Return the hidden states (Q, D) of each sequence's read positions."""
-    hidden: list[Tensor] = [torch.empty(0)] * len(sequences)
-    device = next(model.parameters()).device
-    for members in microbatches(sequences, max_tokens):
-        hidden_ND = TokenBatch.of([sequences[i] for i in members], device).hidden_at_reads(model)
-        parts = hidden_ND.split([len(sequences[i].reads) for i in members])
-        for index, part in zip(members, parts, strict=True):
-            hidden[index] = part
-    return hidden
+def _read_views(
+    model: nn.Module, teacher: TeacherWeights, views: Sequence[_View], settings: TeacherSettings
+) -> list[Readings]:
+    """Run all passes over the views and compare them; each rank does a part, and all return the whole."""
+    max_tokens = settings.max_tokens_per_microbatch
+    numbers = own_sequences([view.teacher for view in views], max_tokens)
+    own = [views[number] for number in numbers]
+    contrasts: Sequence[Tensor | None] = [None] * len(own)
+    with without_randomness(model):
+        students = hidden_by_sequence(model, [view.student for view in own], max_tokens)
+        with teacher() as teaching:
+            teachers = hidden_by_sequence(teaching, [view.teacher for view in own], max_tokens)
+            if views and views[0].block.contrast_token_ids:
+                contrasts = hidden_by_sequence(teaching, [view.contrast for view in own], max_tokens)
+
+    def compare() -> list[Readings]:
+        return [
+            _compare(model, teacher, student, (taught, contrast), view.student.targets, settings)
+            for view, student, taught, contrast in zip(own, students, teachers, contrasts, strict=True)
+        ]
+
+    readings = together(model, partial(together, teaching, compare))
+    found = merged(dict(zip(numbers, (each.sendable() for each in readings), strict=True)))
+    return [found[number] for number in range(len(views))]
 
 
 def _compare(
@@ -270,12 +278,10 @@ def _by_rollout(views: Sequence[_View]) -> Iterator[list[int]]:
 
 
 def _stack(readings: Sequence[Readings]) -> TargetTensors:
-    if readings:
-        return TargetTensors(
-            torch.cat([reading.ids_QK for reading in readings]).cpu(),
-            torch.cat([reading.teacher_QC for reading in readings]).cpu(),
-        )
-    return no_targets()
+    if not readings:
+        return no_targets()
+    ids, teacher = zip(*((each.ids_QK, each.teacher_QC) for each in readings), strict=True)
+    return TargetTensors(torch.cat(ids).cpu(), torch.cat(teacher).cpu())
 
 
 def _pointer(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdsearch.model.attention import run_trees
-from sdsearch.model.policy import backbone
+from sdsearch.model.policy import backbone, head
 from sdsearch.model.visibility import Tree, TreeLayout
 
 
@@ -82,17 +82,24 @@ class TokenBatch:
         return run_trees(backbone(model), self.input_ids_T, self.layout)[self.places_N]
 
 
+def idle_pass(model: nn.Module) -> Tensor:
+    """Run one token through the whole model, and return a scalar whose gradient is zero.
+
+    For a rank that has no micro-batch in a round: the others wait for it where sharded weights are gathered.
+    """
+    batch = TokenBatch.of([TokenSequence((0,), (0,), (0,))], next(model.parameters()).device)
+    return head(model)(batch.hidden_at_reads(model)).float().sum() * 0
+
+
 def microbatches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:
     """Yield indices of the sequences that read something, in batches of at most `max_tokens` tokens.
 
     Sequences of one context stay together, unless they are more than a batch holds. Largest first, so that an
     out-of-memory error comes at once; a sequence longer than the budget gets a batch of its own.
     """
-    reading = [index for index, sequence in enumerate(sequences) if sequence.reads]
-    parts = [part for members in _by_context(sequences, reading) for part in _split(sequences, members, max_tokens)]
     batch: list[int] = []
     room = 0
-    for members in sorted(parts, key=lambda members: -_num_tokens(sequences, members)):
+    for members in sorted(trees_of(sequences, max_tokens), key=lambda members: -_num_tokens(sequences, members)):
         needed = _num_tokens(sequences, members)
         if batch and needed > room:
             yield batch
@@ -101,6 +108,13 @@ def microbatches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterato
         batch += members
     if batch:
         yield batch
+
+
+def trees_of(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:
+    """Yield indices of the sequences that read something, those of one context together as far as the budget goes."""
+    reading = [index for index, sequence in enumerate(sequences) if sequence.reads]
+    for members in _by_context(sequences, reading):
+        yield from _split(sequences, members, max_tokens)
 
 
 def _by_context(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> list[list[int]]:

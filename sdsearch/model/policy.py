@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
@@ -203,7 +203,11 @@ def _with_part(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Mo
     """Return a module that shares everything with another one but the part at a path."""
     if not path:
         return part
-    twin = copy.copy(module)
+    # Not copy.copy: FSDP's classes make a module anew. Their hooks gather weights, which are there by now.
+    twin: nn.Module = object.__new__(type(module))
+    twin.__dict__.update(vars(module))
+    if isinstance(module, FSDPModule):
+        twin.__dict__.update(_forward_pre_hooks={}, _forward_hooks={})
     inner = _with_part(module.get_submodule(path[0]), path[1:], part)
     twin.__dict__["_modules"] = {**module._modules, path[0]: inner}
     return twin
@@ -232,7 +236,10 @@ def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
 def reference_weights(model: nn.Module, frozen: nn.Module | None) -> Iterator[nn.Module]:
     """Give the reference policy: the adapters switched off, or the frozen copy in full fine-tuning."""
     if isinstance(model, PeftModel):
+        adapters = list(trainable_parameters(model).values())
         with model.disable_adapter():
+            for adapter in adapters:  # PEFT has them want no gradient; FSDP asks once, and it may be now.
+                adapter.requires_grad_(True)
             yield model
     else:
         assert frozen is not None, "full fine-tuning keeps a frozen copy as its reference"

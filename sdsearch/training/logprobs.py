@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.model.balance import own_batches
+from sdsearch.model.batching import TokenBatch, TokenSequence, idle_pass
 from sdsearch.model.policy import head, read_logprobs, reference_weights
+from sdsearch.model.ranks import merged
+from sdsearch.model.sharding import together
 from sdsearch.training.loss import ScoredRollout, TrainingRollout
 from sdsearch.training.loss_settings import LossSettings
 
@@ -51,19 +55,25 @@ def sampled_tensor(logprobs: Sequence[float | None]) -> Tensor:
 @torch.no_grad()
 def sequence_logprobs(model: nn.Module, sequences: Sequence[TokenSequence], settings: LossSettings) -> list[Tensor]:
     """Return the log-probabilities (N,) of each sequence's read tokens at the rollout temperature, on the CPU."""
-    results: list[Tensor] = [torch.empty(0)] * len(sequences)
-    device = next(model.parameters()).device
-    logits_fn = head(model)
-    for members in microbatches(sequences, settings.max_tokens_per_microbatch):
-        batch = TokenBatch.of([sequences[i] for i in members], device)
-        hidden_ND = batch.hidden_at_reads(model)
-        parts = []
-        for start in range(0, len(hidden_ND), settings.head_chunk):
-            part = slice(start, start + settings.head_chunk)
-            logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.temperature)
-            parts.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
-        for index, part in zip(
-            members, torch.cat(parts).split([len(sequences[i].reads) for i in members]), strict=True
-        ):
-            results[index] = part.cpu()
-    return results
+    own: dict[int, Tensor] = {}
+    for members in own_batches(sequences, settings.max_tokens_per_microbatch):
+        if members is None:
+            together(model, partial(idle_pass, model))
+            continue
+        part = [sequences[index] for index in members]
+        logprobs_N = together(model, partial(_read, model, part, settings))
+        pieces = logprobs_N.split([len(sequence.reads) for sequence in part])
+        own.update((index, piece.cpu()) for index, piece in zip(members, pieces, strict=True))
+    read = merged(own)
+    return [read.get(index, torch.empty(0)) for index in range(len(sequences))]
+
+
+def _read(model: nn.Module, sequences: Sequence[TokenSequence], settings: LossSettings) -> Tensor:
+    batch = TokenBatch.of(sequences, next(model.parameters()).device)
+    hidden_ND, logits_fn = batch.hidden_at_reads(model), head(model)
+    parts = []
+    for start in range(0, len(hidden_ND), settings.head_chunk):
+        part = slice(start, start + settings.head_chunk)
+        logprobs_NV = read_logprobs(logits_fn, hidden_ND[part], settings.temperature)
+        parts.append(logprobs_NV.gather(1, batch.targets_N[part, None])[:, 0])
+    return torch.cat(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from schemas.settings.root import GrpoSettings
 from sdsearch.credit.divergence import open_divergence
 from sdsearch.credit.turn_advantage import leaned_advantage
-from sdsearch.model.batching import TokenBatch, TokenSequence, microbatches
+from sdsearch.model.balance import own_batches, waiting_share
+from sdsearch.model.batching import TokenBatch, TokenSequence, idle_pass, microbatches
+from sdsearch.model.ranks import num_ranks, totals
+from sdsearch.model.sharding import together
 from sdsearch.training.gradient import added_apart, sum_precisely, zero_gradient
 from sdsearch.training.lm_head import DistillationTargets, TokenReadings, read_tokens
 from sdsearch.training.loss_settings import LossSettings
@@ -106,22 +110,46 @@ def accumulate_gradient(
     members = [member for member in members if _has_gradient(member, settings, alpha)]
     sequences = [member.scored.rollout.sequence for member in members]
     parameters = sum_precisely(model)
-    totals: list[StepTerms] = []
-    for indices in microbatches(sequences, settings.max_tokens_per_microbatch):
-        terms = _terms(model, [members[i] for i in indices], settings, alpha)
-        grpo_loss = terms.policy_loss + settings.grpo.kl_coefficient * terms.kl
-        distils = alpha > 0 and terms.sd_loss.requires_grad
-        if sd_gradient is None or not distils:
-            (grpo_loss + alpha * terms.sd_loss if distils else grpo_loss).backward()
+    parts: list[StepTerms] = []
+    batches = own_batches(sequences, settings.max_tokens_per_microbatch)
+    for indices in batches:
+        terms = None if indices is None else _terms(model, [members[i] for i in indices], settings, alpha)
+        grpo_loss, sd_loss = _losses(model, terms, settings, alpha)
+        if sd_gradient is None or sd_loss is None:
+            (grpo_loss if sd_loss is None else grpo_loss + sd_loss).backward()
         else:
             with added_apart(parameters, sd_gradient):
-                (alpha * terms.sd_loss).backward(retain_graph=True)
+                sd_loss.backward(retain_graph=True)
             grpo_loss.backward()
-        totals.append(StepTerms(**{name: value.detach() for name, value in vars(terms).items()}))
-    if not totals:
+        if terms is not None:
+            parts.append(StepTerms(**{name: value.detach() for name, value in vars(terms).items()}))
+    if not batches:
         for parameter, zeros in zip(parameters, zero_gradient(model), strict=True):
             parameter.grad = zeros if parameter.grad is None else parameter.grad
-    return _sum_terms(totals)
+    return _sum_terms(parts)
+
+
+def _losses(
+    model: nn.Module, terms: StepTerms | None, settings: LossSettings, alpha: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return a round's GRPO loss and alpha * L_SD; None where nothing is distilled.
+
+    Sharded gradients are summed by all ranks together: of a round in which this rank has no work (`terms` is None), or
+    nothing to distil where others may have, they are zeros.
+    """
+    if terms is None:
+        nothing = together(model, partial(idle_pass, model))
+        return nothing, nothing if alpha > 0 else None
+    grpo_loss = terms.policy_loss + settings.grpo.kl_coefficient * terms.kl
+    if alpha > 0 and terms.sd_loss.requires_grad:
+        return grpo_loss, alpha * terms.sd_loss
+    return grpo_loss, terms.policy_loss * 0 if alpha > 0 and num_ranks() > 1 else None
+
+
+def step_waiting(members: Sequence[StepMember], settings: LossSettings, alpha: float) -> float | None:
+    """Return which share of a step's passes the ranks wait for one another, in tokens; None with one rank."""
+    sequences = [m.scored.rollout.sequence for m in members if _has_gradient(m, settings, alpha)]
+    return waiting_share(sequences, settings.max_tokens_per_microbatch)
 
 
 @torch.no_grad()
@@ -148,8 +176,13 @@ def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettin
     device = next(model.parameters()).device
     batch = TokenBatch.of([member.scored.rollout.sequence for member in members], device)
     targets, sd_weight_Q = _distillation(members, settings, alpha, device)
-    hidden_ND = batch.hidden_at_reads(model)
-    readings = read_tokens(model, hidden_ND, batch.targets_N, targets, settings.temperature, settings.head_chunk)
+
+    def read() -> tuple[Tensor, Tensor, Tensor]:
+        hidden_ND = batch.hidden_at_reads(model)
+        read = read_tokens(model, hidden_ND, batch.targets_N, targets, settings.temperature, settings.head_chunk)
+        return read.logprob_N, read.entropy_N, read.divergence_Q  # FSDP looks for gradients in tuples, not in records.
+
+    readings = TokenReadings(*together(model, read))
     reach = alpha if settings.distillation.form == "advantage" else 0.0
     return step_terms(readings, members, settings.grpo, sd_weight_Q, device, reach)
 
@@ -244,9 +277,7 @@ def _distillation(
 
 
 def _sum_terms(parts: Sequence[StepTerms]) -> StepTerms:
-    if not parts:
-        return StepTerms(**{field.name: torch.zeros(()) for field in fields(StepTerms)})
-    columns = {name: torch.stack([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    largest = ("ratio_max", "sampler_max_difference")
-    sums = {name: values.max() if name in largest else values.sum() for name, values in columns.items()}
-    return StepTerms(**sums)
+    nothing = StepTerms(**{field.name: torch.zeros(()) for field in fields(StepTerms)})
+    columns = {name: torch.stack([getattr(part, name) for part in parts or [nothing]]) for name in vars(nothing)}
+    largest = {name: columns.pop(name).max() for name in ("ratio_max", "sampler_max_difference")}
+    return StepTerms(**totals({name: values.sum() for name, values in columns.items()}, largest))

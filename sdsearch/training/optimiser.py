@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch.optim import AdamW
 
 from schemas.settings.root import UpdateSettings
 from sdsearch.model.policy import trainable_parameters
+from sdsearch.model.ranks import whole
 
 Schedule = Literal["constant", "linear", "cosine"]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_MASTER = "master"
+MASTER: Final = "master"
+"""What the name of a weight's fp32 master begins with in a stored state."""
 
 
 def make_optimiser(model: nn.Module, settings: UpdateSettings) -> AdamW:
@@ -80,7 +82,7 @@ def optimiser_state(model: nn.Module, optimiser: AdamW) -> dict[str, Tensor]:
         if weight in optimiser.state
         for moment in _MOMENTS
     }
-    return {**moments, **{f"{_MASTER}.{name}": master.detach() for name, master in masters.items()}}
+    return {**moments, **{f"{MASTER}.{name}": master.detach() for name, master in masters.items()}}
 
 
 def load_optimiser_state(model: nn.Module, optimiser: AdamW, state: dict[str, Tensor]) -> None:
@@ -88,7 +90,7 @@ def load_optimiser_state(model: nn.Module, optimiser: AdamW, state: dict[str, Te
     masters = _masters(model, optimiser)
     weights = {**trainable_parameters(model), **masters}
     expected = {f"{moment}.{name}" for name in weights for moment in _MOMENTS}
-    expected |= {f"{_MASTER}.{name}" for name in masters}
+    expected |= {f"{MASTER}.{name}" for name in masters}
     if state and set(state) != expected:
         odd = sorted(set(state) ^ expected)[:3]
         raise ValueError(f"the optimiser state does not fit the policy's trainable parameters: {odd} …")
@@ -96,7 +98,7 @@ def load_optimiser_state(model: nn.Module, optimiser: AdamW, state: dict[str, Te
         if state:
             optimiser.state[weight] = {moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS}
         if state and name in masters:
-            weight.data.copy_(state[f"{_MASTER}.{name}"])
+            weight.data.copy_(state[f"{MASTER}.{name}"])
 
 
 def scale_gradient(model: nn.Module, max_norm: float) -> float:
@@ -105,7 +107,7 @@ def scale_gradient(model: nn.Module, max_norm: float) -> float:
     A gradient that is not finite stays as it is.
     """
     parameters = [p for p in trainable_parameters(model).values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_norm and torch.isfinite(norm):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return float(norm)

@@ -12,6 +12,7 @@ from schemas.errors import UserError
 from schemas.records.update import RefusedRollout, RefusedStep, StepReport
 from schemas.settings.root import Settings
 from sdsearch.model.policy import trainable_parameters
+from sdsearch.model.ranks import whole
 from sdsearch.training.logprobs import sequence_logprobs
 from sdsearch.training.loss import StepMember, accumulate_gradient
 from sdsearch.training.loss_settings import LossSettings
@@ -79,7 +80,7 @@ def _describe_rollout(model: nn.Module, member: StepMember, settings: LossSettin
         policy_loss=float(terms.policy_loss),
         kl=float(terms.kl),
         sd_loss=float(terms.sd_loss),
-        grad_norm=float(torch.nn.utils.get_total_norm(gradients)),
+        grad_norm=float(whole(torch.nn.utils.get_total_norm(gradients))),
     )
 
 
@@ -88,7 +89,7 @@ def _values(logprobs_N: Tensor | None) -> tuple[float, ...] | None:
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    return tuple(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    return tuple(name for name, tensor in tensors.items() if not bool(whole(torch.isfinite(tensor)).all()))
 
 
 def _is_finite(rollout: RefusedRollout) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdsearch.model.policy import trainable_parameters
+from sdsearch.model.ranks import whole
 from sdsearch.training.gradient import zero_gradient
 from sdsearch.training.loss import StepMember, StepTerms, accumulate_gradient
 from sdsearch.training.loss_settings import LossSettings
@@ -97,9 +98,9 @@ def _add(model: nn.Module, sd_gradient: Sequence[Tensor]) -> None:
 def _norm_of_sum(model: nn.Module, sd_gradient: Sequence[Tensor]) -> float:
     """Return the norm of the sum of both parts, of which one tensor exists at a time."""
     pairs = zip(trainable_parameters(model).values(), sd_gradient, strict=True)
-    norms = [(part if p.grad is None else p.grad + part).norm() for p, part in pairs]
+    norms = [whole((part if p.grad is None else p.grad + part).norm()) for p, part in pairs]
     return float(torch.stack(norms).norm())
 
 
 def _norm(gradient: Sequence[Tensor]) -> float:
-    return float(torch.nn.utils.get_total_norm(list(gradient)))
+    return float(whole(torch.nn.utils.get_total_norm(list(gradient))))

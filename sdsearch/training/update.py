@@ -18,7 +18,7 @@ from sdsearch.model.policy import set_gradient_checkpointing
 from sdsearch.seeds import derive_seed
 from sdsearch.training.gradient import rounding_noise
 from sdsearch.training.logprobs import score_once
-from sdsearch.training.loss import ScoredRollout, StepMember, TrainingRollout, total_loss, weigh
+from sdsearch.training.loss import ScoredRollout, StepMember, TrainingRollout, step_waiting, total_loss, weigh
 from sdsearch.training.loss_settings import LossSettings
 from sdsearch.training.optimiser import learning_rate_at
 from sdsearch.training.refusal import NonFiniteUpdateError, describe_refused
@@ -67,7 +67,7 @@ def update_policy(
                 model, members, loss_settings, strength, update.max_grad_norm, measure_parts=measure_parts
             )
             strength = gradient.strength
-            report = _report(step, members, gradient, settings.grpo.kl_coefficient, settings.model.dtype)
+            report = _report(step, members, gradient, loss_settings, settings.model.dtype)
             if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
                 refused = describe_refused(model, members, settings, iteration, report)
                 model.zero_grad(set_to_none=True)
@@ -96,7 +96,7 @@ def optimiser_steps(
 
 
 def _report(
-    step: _Step, members: Sequence[StepMember], gradient: StepGradient, kl_coefficient: float, dtype: str
+    step: _Step, members: Sequence[StepMember], gradient: StepGradient, settings: LossSettings, dtype: str
 ) -> StepReport:
     totals, alpha, strength = gradient.totals, gradient.alpha, gradient.strength
     num_read = int(totals.num_read)
@@ -110,7 +110,7 @@ def _report(
         num_completion_tokens=sum(len(member.scored.rollout.sequence.reads) for member in members),
         num_read_tokens=num_read,
         num_distilled_tokens=sum(len(member.scored.rollout.distilled) for member in members) if alpha else 0,
-        loss=total_loss(totals, kl_coefficient, alpha),
+        loss=total_loss(totals, settings.grpo.kl_coefficient, alpha),
         policy_loss=float(totals.policy_loss),
         sd_loss=float(totals.sd_loss),
         kl=float(totals.kl),
@@ -135,4 +135,5 @@ def _report(
         sampler_max_difference=float(totals.sampler_max_difference) if num_read else None,
         num_missing_logprobs=int(totals.num_missing_logprobs),
         learning_rate=step.learning_rate,
+        waiting_share=step_waiting(members, settings, alpha),
     )

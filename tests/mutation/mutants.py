@@ -52,7 +52,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/training/lm_head.py": _LOSS_TESTS,
     "sdsearch/training/policy_gradient.py": _LOSS_TESTS,
     "sdsearch/training/weights.py": _LOSS_TESTS,
-    "sdsearch/training/loss.py": _LOSS_TESTS,
+    "sdsearch/training/loss.py": (*_LOSS_TESTS, "tests/sdsearch/training/test_ranks.py"),
+    "sdsearch/model/sharding.py": ("tests/sdsearch/training/test_ranks.py",),
+    "sdsearch/model/ranks.py": ("tests/sdsearch/training/test_ranks.py",),
+    "sdsearch/model/balance.py": ("tests/sdsearch/model/test_balance.py", "tests/sdsearch/training/test_ranks.py"),
     "sdsearch/training/gradient.py": ("tests/sdsearch/training/test_gradient.py", *_LOSS_TESTS),
     "sdsearch/training/logprobs.py": (
         *_LOSS_TESTS,

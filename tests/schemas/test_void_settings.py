@@ -42,6 +42,8 @@ CASES = [
     ([DISTILS], "hindsight.max_block_tokens=1024", ""),
     (["distillation.enabled=false"], "hindsight.contrast=flipped", "distillation.enabled is false"),
     (["distillation.enabled=false"], "hindsight.memory=2", "distillation.enabled is false"),
+    ([DISTILS], "distributed.timeout_s=9.0", "distributed.ranks is 1"),
+    ([DISTILS, "distributed.ranks=4"], "distributed.shard_ranks=4", "distributed.sharding is not 'hybrid'"),
     ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
 ]
 # The same settings act where nothing stands in their way.

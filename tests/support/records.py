@@ -282,6 +282,6 @@ def fill(database: Database, rows: StageRows, run: str = "first") -> None:
             insert(connection, table_name, table)
         connection.execute(
             "INSERT INTO stages SELECT ?, 3, stage, 1, 'done', '', '', '', [], 0, 1, 'host', 1, now()::TIMESTAMP, "
-            "now()::TIMESTAMP, 2.0, '', NULL, NULL, NULL FROM (VALUES ('sample'), ('update')) AS stages (stage)",
+            "now()::TIMESTAMP, 2.0, '', 1, NULL, NULL, NULL FROM (VALUES ('sample'), ('update')) AS stages (stage)",
             [run],
         )

@@ -14,6 +14,7 @@ from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
+from sdsearch.model.ranks import rank
 from sdsearch.training.strength import asks_teacher
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ TEACHER: Final = StageKind(
         "update.max_tokens_per_microbatch",
         "update.head_chunk",
     ),
-    code=(__name__,),
+    code=(__name__, "flows.training.ranks.policy"),
 )
 
 
@@ -53,6 +54,7 @@ def compute_teacher(
     with runner.attempt(TEACHER, iteration, upstream) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.compute_teacher(attempt.record, sampled, blocks)
+            attempt.num_ranks = trainer.num_ranks
     return attempt.record
 
 
@@ -68,7 +70,7 @@ def _averaged(runner: StageRunner, sampled: StageRecord) -> list[StageRecord]:
 def teach(
     live: Runtime, files: StageFiles, attempt: StageRecord, sampled: StageRecord, blocks: StageRecord
 ) -> list[ArtifactRef]:
-    """Do the stage's work in this process, as `Trainer.compute_teacher` says."""
+    """Do the stage's work, as `Trainer.compute_teacher` says; of several ranks the first one writes the files."""
     settings, policy = live.settings, live.policy
     state = strength_before(live.storage.ledger, files, settings, attempt.run, attempt.iteration)
     active = asks_teacher(settings, attempt.iteration, state)
@@ -81,6 +83,8 @@ def teach(
         TeacherSettings.of(settings),
         policy.teacher(settings.distillation) if active else None,
     )
+    if rank():
+        return []
     stored = {"ids": tensors.ids_QK, "logprobs": tensors.teacher_QC}
     return [
         live.storage.artifacts.write_tensors(attempt.key, "distributions", stored),

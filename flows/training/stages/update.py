@@ -22,6 +22,8 @@ from schemas.settings.root import Settings
 from schemas.settings.strength import RetireSchedule
 from sdsearch.credit.hindsight import correct_rollouts
 from sdsearch.credit.teacher import TargetTensors
+from sdsearch.model.ranks import rank
+from sdsearch.seeds import derive_seed
 from sdsearch.training.loss import TrainingRollout
 from sdsearch.training.strength import Strength, begin_iteration, measured_gap
 from sdsearch.training.training_set import training_rollouts
@@ -45,7 +47,7 @@ UPDATE: Final = StageKind(
         "distillation",
         "update",
     ),
-    code=(__name__, "flows.run.policy"),
+    code=(__name__, "flows.run.policy", "flows.training.ranks.policy"),
 )
 
 
@@ -61,6 +63,7 @@ def update_weights(
     with runner.attempt(UPDATE, iteration, [sampled, scored, targets, *_outcomes_read(runner.settings)]) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.update_weights(attempt.record, sampled, scored, targets)
+            attempt.num_ranks = trainer.num_ranks
     (report,) = runner.files.read(attempt.record, "update", UpdateReport)
     if attempt.needed and (lost := told_of_noise(iteration, report.steps)) is not None:
         runner.note_once("noise", lost)
@@ -76,10 +79,11 @@ def train(
     scored: StageRecord,
     targets: StageRecord,
 ) -> list[ArtifactRef]:
-    """Do the stage's work in this process, as `Trainer.update_weights` says."""
+    """Do the stage's work, as `Trainer.update_weights` says; of several ranks the first one writes the files."""
     policy, iteration = live.policy, attempt.iteration
     policy.move_to(iteration - 1)
-    torch.manual_seed(attempt.seed)  # A model with dropout draws from torch's own generator.
+    # A model with dropout draws from torch's own generator, on each rank other numbers.
+    torch.manual_seed(derive_seed(attempt.seed, "rank", rank()) if rank() else attempt.seed)
     stored = live.storage.artifacts.read_tensors(file_of(targets, "distributions"))
     rollouts = training_rollouts(
         files.read(sampled, "groups", Group),
@@ -96,6 +100,8 @@ def train(
     average = policy.average(live.settings.distillation.ema_decay) if policy.keeps_average else None
     steps = _take_steps(live, attempt, rollouts, strength)
     checkpoint = policy.save_as(iteration, average)
+    if rank():
+        return []
     report = UpdateReport(
         iteration=iteration,
         policy_version=iteration,

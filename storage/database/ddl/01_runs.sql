@@ -47,6 +47,7 @@ CREATE TABLE stages (
     finished_at TIMESTAMP,
     duration_s DOUBLE NOT NULL,
     error VARCHAR NOT NULL,
+    num_ranks INTEGER NOT NULL,
     sampling STRUCT(
         sampler VARCHAR,
         num_turns BIGINT,

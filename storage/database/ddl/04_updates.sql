@@ -32,6 +32,7 @@ CREATE TABLE update_metrics (
     sampler_max_difference DOUBLE,
     num_missing_logprobs BIGINT NOT NULL,
     learning_rate DOUBLE NOT NULL,
+    waiting_share DOUBLE,
     update_num_tokens BIGINT NOT NULL,
     PRIMARY KEY (run, iteration, step)
 );

@@ -203,6 +203,8 @@ IMPOSSIBLE = {
     ("distillation.strength={kind='gradient_share', min_alpha=2.0}", "distillation.strength.max_alpha=1.0"): (
         "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha"
     ),
+    ("distributed.ranks=2", "distillation.teacher=ema"): "set distributed.ranks = 1, or teacher = 'live'",
+    ("distributed.ranks=3", "distributed.sharding=hybrid"): "let ranks be a multiple of shard_ranks",
     ("hindsight.masking=current_documents", "hindsight.members=focal_only"): "leave members = 'group'",
     ("hindsight.masking=current_documents", "hindsight.labels=none"): "leave labels = 'outcome'",
     ("hindsight.masking=current_documents", "hindsight.answer=true"): "leave contrast = 'none', memory = 0 and answer",

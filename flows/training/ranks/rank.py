@@ -1,0 +1,36 @@
+"""The process of a rank: `python -m flows.training.ranks.rank OWNER PORT WORKSPACE RUN SOURCE`, started by the agent.
+
+OWNER is the run's process. Ranks are in sessions of their own, so that no signal of a terminal reaches them, and they
+must notice by themselves that it is gone: from the first moment on, before torch is loaded, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+_WATCH_S: Final = 0.3
+
+
+def end_with(owner: int) -> None:
+    """End this process as soon as its parent is not `owner` any more."""
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(_WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="owner", daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run's process, which ends the ranks.
+    from flows.training.ranks.serve import serve
+
+    serve(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5] or None)

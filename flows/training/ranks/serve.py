@@ -1,0 +1,96 @@
+"""One rank of a run: waits for commands of the process that holds the run, and does each together with the others.
+
+It waits in the store, not in a collective, so that no watchdog counts the time in which the run samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
+
+from flows.console.errors import PEOPLES_ERRORS
+from flows.run.live import Runtime
+from flows.run.policy import set_threads
+from flows.run.progress import SilentReporter
+from flows.run.stage_files import StageFiles
+from flows.training.ranks.messages import ANSWER, COMMAND, END, ERROR, HOST, PROGRESS, SETTINGS, Command, Failure
+from flows.training.ranks.policy import ShardedPolicy
+from flows.training.stages.teacher import teach
+from flows.training.stages.update import train
+from schemas.records.ledger import ArtifactRef
+from schemas.settings.root import STORED, Settings
+from storage.storage import Storage
+from storage.workspace import Workspace
+
+_FOREVER: Final = timedelta(days=30)
+WORK: Final[dict[str, Callable[..., list[ArtifactRef]]]] = {work.__name__: work for work in (teach, train)}
+"""What a command may name."""
+
+
+class _Progress(SilentReporter):
+    """Tells the run's process how far a stage is."""
+
+    def __init__(self, store: TCPStore) -> None:
+        self._store = store
+
+    def stage_progress(self, done: int, total: int) -> None:
+        """Say it once: all ranks are as far."""
+        if dist.get_rank() == 0:
+            self._store.set(PROGRESS, json.dumps([done, total]))
+
+
+def _open_group(settings: Settings) -> None:
+    device = torch.device(settings.model.device).type
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Objects travel by gloo: they need no device.
+    backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=settings.distributed.timeout_s))
+
+
+def _own_device(settings: Settings) -> Settings:
+    """Return the settings with this rank's device in place of the run's."""
+    if torch.device(settings.model.device).type != "cuda":
+        return settings
+    model = settings.model.model_copy(update={"device": f"cuda:{os.environ['LOCAL_RANK']}"})
+    return settings.model_copy(update={"model": model})
+
+
+def serve(port: int, workspace: Path, run: str, source: str | None) -> None:
+    """Do the commands one after another until there are no more."""
+    store = TCPStore(HOST, port, is_master=False, timeout=_FOREVER)
+    try:
+        settings = Settings.model_validate_json(store.get(SETTINGS), context=STORED)
+        set_threads(settings)
+        _open_group(settings)
+        storage = Storage(Workspace.open(workspace))
+        live = Runtime(settings, run, storage, _Progress(store), source)
+        policy_of = source or run
+        live.policy = ShardedPolicy(
+            _own_device(settings), policy_of, storage.checkpoints, storage.ledger.start_of(policy_of)
+        )
+        files = StageFiles(storage.artifacts)
+        for number in itertools.count():
+            command = Command.model_validate_json(store.get(f"{COMMAND}/{number}"))
+            if command.work == END:
+                break
+            refs = WORK[command.work](live, files, *command.records)
+            files.forget()
+            if dist.get_rank() == 0:
+                store.set(f"{ANSWER}/{number}", json.dumps([ref.model_dump(mode="json") for ref in refs]))
+    except Exception as error:
+        is_for_people = isinstance(error, PEOPLES_ERRORS)
+        text = str(error) if is_for_people else f"{type(error).__name__}: {error}"
+        failure = Failure(text=" ".join(text.split()), is_for_people=is_for_people)
+        store.set(f"{ERROR}/{os.environ['RANK']}", failure.model_dump_json())
+        raise
+    dist.destroy_process_group()

@@ -1,0 +1,30 @@
+"""Over how many processes teacher and update are spread: how a run is computed, never what is computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Positive, Section
+
+
+class DistributedSettings(Section):
+    """Ranks that train one policy together (PyTorch's FSDP2 under its own elastic launcher)."""
+
+    ranks: Positive = Field(
+        default=1,
+        description="Processes on this machine that the teacher and update stages run on, each with a device of its "
+        "own; 1 is the run's own process.",
+    )
+    sharding: Literal["full", "replicate", "hybrid"] = Field(
+        default="full",
+        description="full: weights, gradients and optimiser are spread over the ranks (FSDP); replicate: each rank has "
+        "a whole copy (DDP); hybrid: copies, each spread over shard_ranks ranks (HSDP).",
+    )
+    shard_ranks: Annotated[int, Field(ge=2)] = Field(
+        default=2, description="Ranks that share one copy of the weights; read with sharding 'hybrid' alone."
+    )
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="Longest wait of a rank for another one, seconds; then the stage fails."
+    )

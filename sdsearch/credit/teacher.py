@@ -171,7 +171,7 @@ def _views(
 ) -> Iterator[_View]:
     by_group: dict[str, list[HindsightBlock]] = {}
     for block in blocks:
-        shows = block.attempts or block.focal_turn is not None or hindsight.answer
+        shows = hindsight.answer or block.attempts or block.focal_turn is not None
         empty = not (block.token_ids and shows)
         if not empty and not (hindsight.homogeneous == "skip" and block.homogeneous):
             by_group.setdefault(block.group_id, []).append(block)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -70,15 +71,23 @@ class Recorder:
         return getattr(section, name)
 
 
+SMALL = ["model.torch_threads=1", "data.questions_per_iteration=2", "evaluation.num_questions=2"]
+# The second run reads what acts only beside other settings.
+RUNS = (["iterations=2"], ["iterations=1", "distillation.teacher=ema", "distillation.warmup_iterations=0"])
+
+
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The settings that each stage read while it worked, and what was read between the stages."""
+    """The settings that each stage read while it worked, and what was read between the stages, over all runs."""
     found: dict[str, set[str]] = defaultdict(set)
+    for overrides in RUNS:
+        record(found, load_settings("tiny", [*SMALL, *overrides]), tmp_path_factory.mktemp("read"))
+    return found
+
+
+def record(found: dict[str, set[str]], settings: Settings, workspace: Path) -> None:
+    """Add to `found`, by the stage's name, the settings that a run reads."""
     working = [_BEFORE]
-    settings = load_settings(
-        "tiny",
-        ["model.torch_threads=1", "iterations=2", "data.questions_per_iteration=2", "evaluation.num_questions=2"],
-    )
     attempt = StageRunner.attempt
 
     @contextmanager
@@ -89,11 +98,10 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             working[0] = _BEFORE
 
     recorded = cast(Settings, Recorder(settings, lambda name: found[working[0]].add(name)))
-    storage = open_storage(tmp_path_factory.mktemp("read"))
+    storage = open_storage(workspace)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StageRunner, "attempt", attempted)
         drive(Job("first", storage, recorded), SilentReporter())
-    return found
 
 
 def covers(declared: str, name: str) -> bool:

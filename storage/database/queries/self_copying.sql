@@ -21,7 +21,7 @@ chosen AS (
 ),
 
 compared AS (
-    SELECT own_query, outcome, c.mean_log_ratio, c.num_tokens
+    SELECT c.run, own_query, outcome, c.mean_log_ratio
     FROM v_query_credit AS c
     JOIN chosen USING (run)
     JOIN rollouts AS r USING (run, iteration, rollout_id)
@@ -29,6 +29,7 @@ compared AS (
 )
 
 SELECT
+    run,
     own_query,
     count(*) AS queries,
     round(avg(mean_log_ratio), 4) AS lift,
@@ -38,5 +39,5 @@ SELECT
         avg(mean_log_ratio) FILTER (outcome = 'CORRECT') - avg(mean_log_ratio) FILTER (outcome = 'INCORRECT'), 4
     ) AS lift_of_outcome
 FROM compared
-GROUP BY own_query
+GROUP BY run, own_query
 ORDER BY array_position(['keep', 'drop', 'paraphrase'], own_query)

@@ -97,10 +97,12 @@ class ShardedPolicy(LivePolicy):
         return self._sha256
 
     def _save(self, folder: Path, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        config = causal_lm(self.model).config
-        config.dtype = _TYPES[self._settings.model.dtype]
         # A dictionary of its own: transformers empties it. What is not trained (LoRA's base) is in no checkpoint.
         self._save_files(folder, state, state_dict=dict(weights))
+        if self._has_masters:  # transformers wrote the type of the shards.
+            config = causal_lm(self.model).config
+            config.dtype = _TYPES[self._settings.model.dtype]
+            config.save_pretrained(folder)
 
     @property
     def _compute_type(self) -> torch.dtype | None:

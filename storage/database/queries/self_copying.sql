@@ -1,6 +1,7 @@
--- How much of the teacher's lift on a query is copying: the run beside its replays with hindsight.own_query 'drop' and
--- 'paraphrase', over the queries that all of them have; lift is the mean log-ratio, teacher minus student, in nats. A replay
--- that changes something else too is left out, and of several of a kind the latest counts.
+-- How much of the teacher's lift on a query is copying: a run beside replays that change its own query in the block.
+-- These are replays with hindsight.own_query 'drop' and 'paraphrase', over the queries that all of them have; lift is the
+-- mean log-ratio, teacher minus student, in nats. A replay that changes something else too is left out, and of several of
+-- a kind the latest counts.
 WITH related AS (
     SELECT
         run,

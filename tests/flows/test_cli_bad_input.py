@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from flows.app import run_command
 from flows.run.model_files import model_folder
+from flows.settings.load import load_settings
 from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.support.records import make_run
@@ -71,7 +72,8 @@ def runs_in(workspace: Path) -> list[str]:
 
 def create_run(workspace: Path, run: str) -> Storage:
     storage = Storage(Workspace.open(workspace))
-    storage.create_run(make_run(run))
+    settings = load_settings("tiny").model_dump_json()
+    storage.create_run(make_run(run).model_copy(update={"settings_json": settings}))
     assert storage.sync.flush()
     return storage
 

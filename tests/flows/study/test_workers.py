@@ -29,6 +29,8 @@ from storage.runs.lock import RunLock, held_runs, lock_holder
 from storage.storage import Storage
 from storage.workspace import Workspace
 
+pytestmark = pytest.mark.long
+
 STUDY = """
 name = "twins"
 base = "tiny"

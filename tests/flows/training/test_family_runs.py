@@ -15,6 +15,8 @@ from flows.training.job import open_storage
 from flows.training.trainer import InProcessTrainer
 from tests.flows.training.test_training import TABLES, quick, rows, train
 
+pytestmark = pytest.mark.long
+
 SHORT = ("distillation.warmup_iterations=0", "iterations=1", "distillation.alpha=0.9")
 SWITCHES = {
     "plain": (),

@@ -19,6 +19,8 @@ from flows.training.job import open_storage
 from flows.training.trainer import InProcessTrainer
 from tests.flows.training.test_training import TABLES, quick, rows, train
 
+pytestmark = pytest.mark.long
+
 SHARE = "distillation.strength={kind='gradient_share', share=0.7, every=2}"
 RETIRE = "distillation.schedule={kind='retire', gap='entropy', closed=0.9, smoothing=0.0}"
 CHOSEN = (SHARE, RETIRE, "distillation.clip=own", "distillation.warmup_iterations=0", "iterations=4")

@@ -24,6 +24,8 @@ from sdsearch.model.policy import trainable_parameters
 from storage.storage import Storage
 from tests.flows.training.test_training import TABLES, quick, rows, train
 
+pytestmark = pytest.mark.long
+
 CHOSEN = ("distillation.warmup_iterations=0", "iterations=4", "evaluation.every=9", "storage.keep_checkpoints=9")
 EMA = ("distillation.teacher=ema", "distillation.ema_decay=0.6")
 LORA = ("model.tuning=lora", "model.lora_rank=4", "model.lora_targets=['q_proj', 'down_proj']")

@@ -39,7 +39,7 @@ class Heard(SilentReporter):
         self.warnings.append(text)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with the run `first`, which was trained without a tracker."""
     folder = tmp_path_factory.mktemp("tracked")

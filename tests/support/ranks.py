@@ -1,4 +1,7 @@
-"""Functions that several processes call together, as the ranks of a run do: gloo on the CPU, forked from the test."""
+"""Functions that several processes call together, as the ranks of a run do: gloo on the CPU.
+
+The processes are started anew: a fork of a process with threads may die.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
     """Return what each rank's call returned; an error in one of them is raised."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
-            _one, (ranks, folder, function, arguments), nprocs=ranks, start_method="fork", join=True, daemon=True
+            _one, (ranks, folder, function, arguments), nprocs=ranks, start_method="spawn", join=True, daemon=True
         )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 

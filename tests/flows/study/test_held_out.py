@@ -23,6 +23,8 @@ from storage.storage import Storage
 from storage.workspace import Workspace
 from tests.flows.study.test_workers import STUDY
 
+pytestmark = pytest.mark.long
+
 PROTOCOL = """
 [protocol]
 updates = [1, 2]

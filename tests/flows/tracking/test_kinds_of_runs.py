@@ -15,7 +15,7 @@ from tests.support.tracking import KEPT
 RECORDER = "tests.support.tracking:Recorder"
 TRACKED = ["--set", f"tracking.sinks=['{RECORDER}']"]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def steps(run: str) -> list[int]:

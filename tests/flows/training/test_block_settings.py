@@ -26,6 +26,8 @@ from storage.errors import DamagedArtifactError
 from storage.storage import Storage
 from tests.flows.training.test_training import TABLES, rows
 
+pytestmark = pytest.mark.long
+
 CHOSEN = [
     "data.questions_per_iteration=3",
     "rollout.group_size=2",

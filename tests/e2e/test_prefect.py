@@ -288,10 +288,11 @@ def _die_and_finish_alone(url: str, resume: list[str], workspace: Path, folder: 
     """Kill -9 a resumed run that no runner watches; resume it again, and take its server away meanwhile."""
     log, home = folder / "log", folder / "other"
     dying = start(resume, log, home, PREFECT_API_URL=url)
+    # The interrupted process may have sampled iteration 2 already: the file alone does not show that this one runs.
+    (stuck,) = await_state(url, "r1", "RUNNING")
     await_file(workspace, "run=r1/iteration=00002/stage=sample/stage.json")
     dying.kill()
     dying.wait()
-    (stuck,) = await_state(url, "r1", "RUNNING")
     with Proxy(int(url.rsplit(":", 1)[1].removesuffix("/api"))) as proxy:
         last = start(resume, log, home, PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", **ONE_RETRY)
         assert await_state(url, "r1", "CRASHED", "RUNNING")[0] == stuck

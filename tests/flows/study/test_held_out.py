@@ -21,16 +21,15 @@ from schemas.records.study import StudyResults
 from storage.runs.studies import read_held_out_readings
 from storage.storage import Storage
 from storage.workspace import Workspace
-from tests.flows.study.test_workers import STUDY
+from tests.support.studies import TWINS, study_toml
 
 pytestmark = pytest.mark.long
 
 PROTOCOL = """
-[protocol]
 updates = [1, 2]
 report_questions = 3
 """
-KEPT = '"storage.keep_evaluated=true", "evaluation.every=1",'
+KEPT = ("storage.keep_evaluated=true", "evaluation.every=1")
 RUNS = ("twins-grpo-s0", "twins-sd-s0")
 
 
@@ -57,8 +56,7 @@ def in_this_process(
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "twins.toml"
-    text = STUDY.replace('"distillation.warmup_iterations=0",', f'"distillation.warmup_iterations=0", {KEPT}')
-    path.write_text(text + PROTOCOL, encoding="utf-8")
+    path.write_text(study_toml("twins", (*TWINS, *KEPT), protocol=PROTOCOL), encoding="utf-8")
     return path
 
 

@@ -31,23 +31,12 @@ from storage.database.rows import evaluation_rows
 from storage.database.tables import insert
 from storage.workspace import Workspace
 from tests.support.records import make_evaluation, make_run
+from tests.support.studies import study_toml
 
-STUDY = """
-name = "micro"
-base = "tiny"
-set = [
-    "iterations=1", "data.questions_per_iteration=1", "rollout.group_size=2", "rollout.max_searches=1",
-    "rollout.max_new_tokens=6", "evaluation.num_questions=2", "model.torch_threads=1",
-    "grpo.kl_coefficient=0", "distillation.warmup_iterations=0",
-]
-baseline = "grpo"
-seeds = [0, 1]
-[variants.grpo]
-title = "GRPO"
-set = ["distillation.enabled=false"]
-[variants.sd]
-title = "SD-Search"
-"""
+MICRO = (
+    *("iterations=1", "data.questions_per_iteration=1", "rollout.group_size=2", "rollout.max_searches=1"),
+    *("rollout.max_new_tokens=6", "evaluation.num_questions=2", "grpo.kl_coefficient=0"),
+)
 VARIANTS = ("grpo", "sd")
 RUNS = ["micro-grpo-s0", "micro-grpo-s1", "micro-sd-s0", "micro-sd-s1"]
 FILES = {
@@ -122,7 +111,7 @@ def stage_attempts(workspace: Workspace) -> Counter[tuple[str, int, str]]:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "micro.toml"
-    path.write_text(STUDY, encoding="utf-8")
+    path.write_text(study_toml("micro", MICRO, seeds=(0, 1)), encoding="utf-8")
     return path
 
 

@@ -28,25 +28,10 @@ from storage.runs.ledger import Ledger
 from storage.runs.lock import RunLock, held_runs, lock_holder
 from storage.storage import Storage
 from storage.workspace import Workspace
+from tests.support.studies import TWINS, study_toml
 
 pytestmark = pytest.mark.long
 
-STUDY = """
-name = "twins"
-base = "tiny"
-set = [
-    "iterations=2", "data.questions_per_iteration=2", "rollout.group_size=2", "rollout.max_searches=1",
-    "rollout.max_new_tokens=24", "evaluation.num_questions=2", "model.torch_threads=1",
-    "distillation.warmup_iterations=0",
-]
-baseline = "grpo"
-seeds = [0]
-[variants.grpo]
-title = "GRPO"
-set = ["distillation.enabled=false"]
-[variants.sd]
-title = "SD-Search"
-"""
 RUNS = ("twins-grpo-s0", "twins-sd-s0")
 DEADLINE_S = 120.0
 
@@ -100,7 +85,7 @@ def num_done_twice(workspace: Workspace) -> int:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "twins.toml"
-    path.write_text(STUDY, encoding="utf-8")
+    path.write_text(study_toml("twins", TWINS), encoding="utf-8")
     return path
 
 

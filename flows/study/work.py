@@ -6,7 +6,7 @@ The runs' own ledger says what is done: a study that was stopped goes on where i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, assert_never
@@ -52,11 +52,17 @@ class Carried(NamedTuple):
         if self.failures:
             raise UserError(
                 f"study {study.name}: {len(self.failures)} of its runs failed: "
-                f"{'; '.join(f'{run} ({reason})' for run, reason in self.failures)}; continue it with: "
+                f"{'; '.join(_by_reason(self.failures))}; continue it with: "
                 f"{command('study', study.name, workspace=workspace.root)}"
             )
         assert self.results is not None, "every run is finished"
         return self.results
+
+
+def _by_reason(failures: Sequence[RunFailure]) -> Iterator[str]:
+    """Yield each reason once, with the runs that it ended."""
+    for reason in dict.fromkeys(failure.reason for failure in failures):
+        yield f"{', '.join(failure.run for failure in failures if failure.reason == reason)} ({reason})"
 
 
 def carry_out(study: Study, workspace: Workspace, trainings: Trainings) -> Carried:

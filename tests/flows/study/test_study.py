@@ -13,14 +13,15 @@ import pytest
 from rich.console import Console
 
 import flows.training.stages.update
+from benchmarks.store_study import store
 from flows.app import run_command
 from flows.console.errors import UserError
 from flows.inspect.web.report import report as write_report
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.reporting import report
-from flows.study.trainings import OneByOne
-from flows.study.work import carry_out
+from flows.study.trainings import OneByOne, RunFailure
+from flows.study.work import Carried, carry_out
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
@@ -255,6 +256,33 @@ def test_a_report_of_a_study_is_one_file_with_its_tables(
     assert "data:image/svg+xml;base64," in text
     assert all(outcome.run in text for outcome in results.outcomes)
     assert "sdsearch study " in text
+
+
+def test_results_are_kept_with_the_documentation(
+    results: StudyResults, study: Study, workspace: Workspace, tmp_path: Path
+) -> None:
+    page = store("micro", workspace.root, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "(micro/curves.svg)" in text
+    assert {path.name for path in (tmp_path / "micro").iterdir()} == {"study.json", "curves.svg", "figures_dev.csv"}
+    (figures,) = results.figures
+    for row in figures.rows:
+        assert f"| {results.title_of(row.variant)} |" in text
+        assert f"{row.value.mean:.3f}" in text
+    unfinished = tmp_path / "micro.toml"
+    unfinished.write_text(study_toml("micro", MICRO, seeds=(0, 7)), encoding="utf-8")
+    with pytest.raises(UserError, match=r"2 runs are not finished \(micro-grpo-s7"):
+        store(str(unfinished), workspace.root, tmp_path)
+    report(study, workspace)
+
+
+def test_a_reason_that_ended_several_runs_is_said_once(study: Study, tmp_path: Path) -> None:
+    failures = [RunFailure("a", "no model"), RunFailure("b", "the disk is full"), RunFailure("c", "no model")]
+    with pytest.raises(UserError) as caught:
+        Carried(None, failures).checked(study, Workspace.open(tmp_path))
+    assert str(caught.value).startswith(
+        "study micro: 3 of its runs failed: a, c (no model); b (the disk is full); continue it with: sdsearch study"
+    )
 
 
 def test_nothing_finished_is_nothing_to_report(study: Study, tmp_path: Path) -> None:

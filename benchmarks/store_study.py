@@ -4,8 +4,8 @@
     sdsearch study study_mini --report-test --workers 2
     python benchmarks/store_study.py study_mini
 
-It writes docs/results/STUDY/ (the study, every figure of every run as CSV, the learning curves as SVG) and
-docs/results/STUDY.md. Nothing of it is written by hand: another workspace with the same runs gives the same tables.
+It writes into docs/results: a folder (the study, every figure of every run as CSV, the learning curves as SVG) and a
+page. Nothing of it is written by hand: another workspace with the same runs gives the same tables.
 """
 
 from __future__ import annotations

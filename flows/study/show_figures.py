@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -27,26 +28,41 @@ _COSTS = ("variant", "runs", "training s", "evaluation s", "sampled tokens", "up
 
 def print_figures(figures: StudyFigures, results: StudyResults, console: Console) -> None:
     """Print the primary comparisons, and with the questions for choosing the cost."""
-    title = f"primary comparisons, {_questions(figures)}"
+    title = f"primary comparisons, {questions_of(figures)}"
     console.print(make_table(_PRIMARY, list(_primary_rows(figures, results)), title))
     if figures is results.figures[0]:
         console.print(make_table(_COSTS, _cost_rows(figures, results), "cost of a run, mean over seeds"))
 
 
-def figures_markdown(figures: StudyFigures, results: StudyResults) -> str:
-    """Return all figures as Markdown: the primary comparisons, a table a mode and figure, the cost."""
-    parts = [
-        f"# {figures.study}: figures on {_questions(figures)}",
-        "## Primary comparisons",
-        markdown_table(_PRIMARY, list(_primary_rows(figures, results))),
-        NOTES,
-    ]
+class FigureTable(NamedTuple):
+    """A table of figures: the section that it belongs to, its own title ("" for a section's only table), its cells."""
+
+    section: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def figure_tables(figures: StudyFigures, results: StudyResults) -> Iterator[FigureTable]:
+    """Yield all figures: the primary comparisons, a table a mode and figure, the cost."""
+    yield FigureTable("Primary comparisons", "", _PRIMARY, list(_primary_rows(figures, results)))
     for mode in dict.fromkeys(row.mode for row in figures.rows):
-        parts.append(f"## {mode.capitalize()} decoding")
         rows = [row for row in figures.rows if row.mode == mode]
         for figure in dict.fromkeys(row.figure for row in rows):
-            parts += [f"{_heading(figure, results)}:", _figure_table([r for r in rows if r.figure == figure], results)]
-    parts += ["## Cost of a run", markdown_table(_COSTS, _cost_rows(figures, results))]
+            of_figure = [row for row in rows if row.figure == figure]
+            columns, cells = _by_updates(of_figure, results)
+            yield FigureTable(f"{mode.capitalize()} decoding", _heading(figure, results), columns, cells)
+    yield FigureTable("Cost of a run", "", _COSTS, _cost_rows(figures, results))
+
+
+def figures_markdown(figures: StudyFigures, results: StudyResults) -> str:
+    """Return all figures as Markdown."""
+    parts, section = [f"# {figures.study}: figures on {questions_of(figures)}"], ""
+    for number, table in enumerate(figure_tables(figures, results)):
+        parts += [f"## {table.section}"] * (table.section != section)
+        parts += [f"{table.title}:"] * bool(table.title)
+        parts += [markdown_table(table.columns, table.rows), *([NOTES] if number == 0 else [])]
+        section = table.section
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,15 +90,16 @@ def _primary_rows(figures: StudyFigures, results: StudyResults) -> Iterator[tupl
             yield (results.title_of(row.variant), row.mode, name, _value(row), *tested)
 
 
-def _figure_table(rows: Sequence[FigureRow], results: StudyResults) -> str:
+def _by_updates(rows: Sequence[FigureRow], results: StudyResults) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return one figure's columns and rows: a row a variant, a column a number of updates."""
     points = list(dict.fromkeys(row.updates for row in rows))
-    columns = ["variant", *("whole curve" if point is None else f"after {point}" for point in points)]
+    columns = ("variant", *("whole curve" if point is None else f"after {point}" for point in points))
     lines = []
     for variant in dict.fromkeys(row.variant for row in rows):
         of_variant = {row.updates: row for row in rows if row.variant == variant}
         cells = (_cell(of_variant[point]) if point in of_variant else "–" for point in points)
         lines.append((results.title_of(variant), *cells))
-    return markdown_table(columns, lines)
+    return columns, lines
 
 
 def _cell(row: FigureRow) -> str:
@@ -113,5 +130,6 @@ def _heading(figure: str, results: StudyResults) -> str:
     return f"{name} EM {results.study.protocol.threshold:g}" if figure == "updates_until" else name
 
 
-def _questions(figures: StudyFigures) -> str:
+def questions_of(figures: StudyFigures) -> str:
+    """Return in words which questions the figures are of."""
     return f"{figures.num_questions} {figures.split} questions of {figures.dataset}"

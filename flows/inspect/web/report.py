@@ -25,6 +25,8 @@ from flows.study.plot import draw_curves
 from flows.study.reporting import report as study_results
 from flows.study.rewards import draw_rewards
 from flows.study.show import NOTES, columns_of, evaluated_modes, rows_of_mode
+from flows.study.show_figures import NOTES as FIGURE_NOTES
+from flows.study.show_figures import figure_tables, questions_of
 from schemas.commands import command, quoted
 from schemas.errors import UserError
 from schemas.records.ledger import RunRecord
@@ -120,6 +122,11 @@ def _study(source: Source, results: StudyResults) -> dict[str, Any]:
             for mode in evaluated_modes(results)
         ],
         "notes": NOTES.replace("*", ""),
+        "figures": [
+            {"title": f"Figures on {questions_of(figures)}", "tables": list(figure_tables(figures, results))}
+            for figures in reversed(results.figures)
+        ],
+        "figure_notes": FIGURE_NOTES.replace("*", ""),
         "curves": base64.b64encode(draw_curves(results, "svg")).decode(),
         "rewards": base64.b64encode(rewards).decode() if rewards else None,
         "variants": [

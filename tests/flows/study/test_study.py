@@ -253,6 +253,9 @@ def test_a_report_of_a_study_is_one_file_with_its_tables(
     for summary in results.summaries:
         assert f"{summary.final_em.mean:.3f}" in text
         assert results.title_of(summary.variant) in text
+    for row in results.figures[0].rows:
+        assert f"{row.value.mean:.3f}" in text
+    assert "Primary comparisons" in text
     assert "data:image/svg+xml;base64," in text
     assert all(outcome.run in text for outcome in results.outcomes)
     assert "sdsearch study " in text

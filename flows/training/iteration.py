@@ -59,7 +59,7 @@ class Training:
         """One iteration: turn the policy of the last update into the next one."""
         do, live, runner, trainer = self.do, self.live, self.runner, self.trainer
         sampled = do.sample_groups(live, runner, iteration, last_update)
-        scored = do.score_rollouts(runner, iteration, sampled)
+        scored = do.score_rollouts(live, runner, iteration, sampled)
         blocks = do.build_hindsight(live, runner, iteration, sampled, scored)
         targets = do.compute_teacher(trainer, runner, iteration, sampled, blocks)
         updated = do.update_weights(trainer, runner, iteration, sampled, scored, targets)

@@ -33,3 +33,18 @@ class Score(Record):
     reward: float = Field(allow_inf_nan=False, description="Raw reward.")
     parts: tuple[RewardPart, ...] = Field(description="What the reward is made of, in its own order; never empty.")
     advantage: float = Field(description="Group-relative advantage: (reward - group mean) / scale.")
+    answer_probabilities: tuple[float, ...] = Field(
+        default=(),
+        description="With reward.turn 'information_gain': how probable the golden answer was before each turn.",
+    )
+    turn_rewards: tuple[float, ...] = Field(
+        default=(), description="What each turn earned: the gain in that probability, and the last one the reward."
+    )
+    turn_advantages: tuple[float, ...] = Field(
+        default=(), description="Each turn's advantage, which its tokens then have instead; empty without turn rewards."
+    )
+
+    @property
+    def has_advantage(self) -> bool:
+        """Whether any of its tokens has an advantage that is not 0."""
+        return any(self.turn_advantages) if self.turn_advantages else self.advantage != 0

@@ -131,6 +131,9 @@ class RefusedRollout(Record):
     )
     reference_logprobs: tuple[float, ...] | None = Field(description="Of the reference; None without KL.")
     advantage: float = Field(description="Group-relative advantage.")
+    turn_advantages: tuple[float, ...] = Field(
+        default=(), description="With reward.turn: the advantage of each sampled token, which is its turn's."
+    )
     policy_loss: float = Field(description="Clipped surrogate, nats.")
     kl: float = Field(description="k3 estimate of KL(policy || reference), nats.")
     sd_loss: float = Field(description="Distillation term before alpha, nats.")

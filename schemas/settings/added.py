@@ -9,6 +9,8 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.schedule": {"kind": "constant"},
     "distillation.clip": "joint",
     "storage.keep_evaluated": False,
+    "reward.turn": "none",
+    "reward.turn_discount": 1.0,
     "hindsight.contrast": "none",
     "hindsight.memory": 0,
     "hindsight.answer": False,

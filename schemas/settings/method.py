@@ -27,6 +27,18 @@ class RewardSettings(Section):
         default=0.0, ge=0, description="Added to the reward when the format is valid; never enters a label (ours)."
     )
 
+    turn: Literal["none", "information_gain"] = Field(
+        default="none",
+        description="What each turn earns of its own: nothing (paper), or the gain in the golden answer's likelihood "
+        "that it brought, and the last turn the reward (IGPO): then each turn has an advantage of its own.",
+    )
+    turn_discount: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="With turn 'information_gain': what a turn's advantage takes of the next turn's (ours).",
+    )
+
     @property
     def given(self) -> Options:
         """The options that the reward is made with."""

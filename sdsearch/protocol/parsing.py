@@ -44,6 +44,7 @@ class TagProtocol(ActionProtocol):
 
     stops: ClassVar[Mapping[str, StopReason]] = {SEARCH_CLOSE: "search_closed", ANSWER_CLOSE: "answer_closed"}
     tags: ClassVar[tuple[str, ...]] = TAGS
+    answer_opening: ClassVar[str] = ANSWER_OPEN
     instructions: ClassVar[str] = (
         "Answer the question below. Reason inside <think> and </think> first, every time you receive new "
         "information. If you lack knowledge, call the search engine with <search> your query </search>; it replies "

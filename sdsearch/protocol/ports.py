@@ -18,12 +18,14 @@ class ActionProtocol(Section):
     `stops`: the strings that end a turn. `tags`: names of tags `<name>` and `</name>` that only the policy and the
     environment may write: in questions, passages and queries they lose their angle brackets. `instructions`: what
     stands before the question where rollout.template is 'instruct'. `documents`: what is put before and after the
-    passages that a search brings. `notices`: the reply to a turn that is neither a search nor an answer.
+    passages that a search brings. `answer_opening`: what the policy writes right before an answer. `notices`: the
+    reply to a turn that is neither a search nor an answer.
     """
 
     stops: ClassVar[Mapping[str, StopReason]]
     tags: ClassVar[tuple[str, ...]]
     instructions: ClassVar[str]
+    answer_opening: ClassVar[str] = "<answer>"
     documents: ClassVar[tuple[str, str]] = ("\n<documents>\n", "\n</documents>\n")
     notices: ClassVar[Mapping[MalformedReason, str]] = {
         "no_action": "No search or answer was found.",

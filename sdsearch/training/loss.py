@@ -46,6 +46,17 @@ class TrainingRollout:
     teacher_QC: Tensor
     gates: tuple[float, ...] = ()  # of the distilled tokens, 0 to 1; () takes all of each
     leanings: tuple[float, ...] = ()  # one a read, -1 to 1: what the teacher says of its turn; () is 0
+    turn_advantages: tuple[float, ...] = ()  # one a read: its turn's; () is `advantage` at each
+
+    @property
+    def advantages(self) -> tuple[float, ...]:
+        """The advantage of each read."""
+        return self.turn_advantages or (self.advantage,) * len(self.sequence.reads)
+
+    @property
+    def has_advantage(self) -> bool:
+        """Whether any of its tokens has an advantage that is not 0."""
+        return any(self.turn_advantages) if self.turn_advantages else bool(self.advantage)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ def total_loss(terms: StepTerms, kl_coefficient: float, alpha: float) -> float:
 def _has_gradient(member: StepMember, settings: LossSettings, alpha: float) -> bool:
     """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
     rollout, distils = member.scored.rollout, alpha and settings.distillation.form == "loss"
-    return bool(rollout.advantage or settings.grpo.kl_coefficient or (distils and rollout.distilled))
+    return bool(rollout.has_advantage or settings.grpo.kl_coefficient or (distils and rollout.distilled))
 
 
 def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettings, alpha: float) -> StepTerms:
@@ -202,7 +213,7 @@ def step_terms(
     scored = [member.scored for member in members]
     counts = [len(item.rollout.sequence.reads) for item in scored]
     given_N = torch.cat([item.sampled_N for item in scored]).to(device)
-    advantage_N = _spread([item.rollout.advantage for item in scored], counts, device)
+    advantage_N = torch.tensor([value for item in scored for value in item.rollout.advantages], device=device)
     if reach:
         leaning_N = torch.tensor([value for item in scored for value in _leanings(item.rollout)], device=device)
         advantage_N = leaned_advantage(advantage_N, leaning_N, reach)

@@ -77,6 +77,7 @@ def _describe_rollout(model: nn.Module, member: StepMember, settings: LossSettin
         trainer_logprobs=_values(scored.trainer_N),
         reference_logprobs=_values(scored.reference_N),
         advantage=rollout.advantage,
+        turn_advantages=rollout.turn_advantages,
         policy_loss=float(terms.policy_loss),
         kl=float(terms.kl),
         sd_loss=float(terms.sd_loss),

@@ -47,7 +47,7 @@ def compute_step_gradient(
     advantage has no GRPO gradient to take a share of: it is not measured and alpha stays.
     """
     model.zero_grad(set_to_none=True)
-    is_mixed = any(member.scored.rollout.advantage for member in members)
+    is_mixed = any(member.scored.rollout.has_advantage for member in members)
     measures = strength.measures and is_mixed and strength.weight > 0
     clips_own = settings.distillation.clip == "own" and strength.weight > 0
     if not (measure_parts or measures or clips_own):

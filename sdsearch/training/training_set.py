@@ -20,7 +20,7 @@ def training_rollouts(
     tensors: TargetTensors,
 ) -> list[TrainingRollout]:
     """Return the training rollouts in sampling order; a rollout without a pointer is not distilled."""
-    advantage_of = {score.rollout_id: score.advantage for score in scores}
+    score_of = {score.rollout_id: score for score in scores}
     pointer_of = {pointer.rollout_id: pointer for pointer in pointers}
     rollouts = []
     for group in groups:
@@ -32,12 +32,13 @@ def training_rollouts(
                     rollout_id=rollout.id,
                     sequence=TokenSequence(group.prompt_token_ids, rollout.token_ids, rollout.completion_positions),
                     sampled_logprobs=rollout.sampled_logprobs,
-                    advantage=advantage_of[rollout.id],
+                    advantage=score_of[rollout.id].advantage,
                     distilled=pointer.positions if pointer else (),
                     ids_QK=tensors.ids_QK[rows],
                     teacher_QC=tensors.teacher_QC[rows],
                     gates=pointer.gates if pointer else (),
                     leanings=_leanings(rollout, pointer),
+                    turn_advantages=_of_turns(rollout, score_of[rollout.id].turn_advantages),
                 )
             )
     return rollouts
@@ -47,5 +48,10 @@ def _leanings(rollout: Rollout, pointer: TeacherTargets | None) -> tuple[float, 
     """Return what the teacher says of the turn of each sampled token; empty where it says nothing."""
     if pointer is None or not any(pointer.turn_leanings):
         return ()
-    turn_of = turn_of_position(rollout)
-    return tuple(pointer.turn_leanings[turn_of[position]] for position in rollout.completion_positions)
+    return _of_turns(rollout, pointer.turn_leanings)
+
+
+def _of_turns(rollout: Rollout, values: Sequence[float]) -> tuple[float, ...]:
+    """Return for each sampled token the value of its turn; empty where turns have none."""
+    turn_of = turn_of_position(rollout) if values else []
+    return tuple(values[turn_of[position]] for position in rollout.completion_positions) if values else ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -133,8 +133,22 @@ def _turns(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "observation_text": [observation.text if observation else None for observation in observations],
         "observation_token_ids": [observation.token_ids if observation else None for observation in observations],
         "num_tokens_cut": [observation.num_tokens_cut if observation else None for observation in observations],
+        **{column: _of_turns(flat, field) for column, field in _TURN_COLUMNS.items()},
     }
     return build_from_records("turns", run, iteration, [turn.generation for turn in turns], columns)
+
+
+_TURN_COLUMNS: Final = {
+    "answer_probability": "answer_probabilities",
+    "turn_reward": "turn_rewards",
+    "turn_advantage": "turn_advantages",
+}
+"""The columns of `turns` that a score holds turn by turn, and its fields."""
+
+
+def _of_turns(flat: Sequence[_Scored], field: str) -> list[float | None]:
+    """Return a field of the scores, one value a turn; None for each turn where it is empty."""
+    return [v for item in flat for v in getattr(item.score, field) or [None] * len(item.rollout.turns)]
 
 
 def _searches(run: str, iteration: int, flat: Sequence[_Scored], retried: Sequence[RetriedQuery]) -> pa.Table:
@@ -214,7 +228,7 @@ def _num_distinct_queries(group: Group) -> int:
 
 
 def _zero_advantage(siblings: Sequence[_Scored]) -> bool:
-    return all(item.score.advantage == 0 for item in siblings)
+    return not any(item.score.has_advantage for item in siblings)
 
 
 def _std(values: Sequence[float]) -> float:

@@ -94,6 +94,9 @@ CREATE TABLE turns (
     observation_text VARCHAR,
     observation_token_ids INTEGER[],
     num_tokens_cut INTEGER,
+    answer_probability DOUBLE,
+    turn_reward DOUBLE,
+    turn_advantage DOUBLE,
     PRIMARY KEY (run, iteration, rollout_id, turn)
 );
 COMMENT ON TABLE turns IS 'One row a turn: one generation and the environment''s reply.';
@@ -107,6 +110,9 @@ COMMENT ON COLUMN turns.token_start IS 'Place of the turn''s first token among t
 COMMENT ON COLUMN turns.observation_kind IS 'documents or notice; empty on the last turn.';
 COMMENT ON COLUMN turns.observation_text IS 'What the environment replied.';
 COMMENT ON COLUMN turns.observation_token_ids IS 'Its tokens; the policy is never trained on them.';
+COMMENT ON COLUMN turns.answer_probability IS 'How probable the policy found the golden answer before the turn, geometric mean over its tokens; empty without reward.turn.';
+COMMENT ON COLUMN turns.turn_reward IS 'What the turn earned: the gain in that probability, and the last turn the rollout''s reward.';
+COMMENT ON COLUMN turns.turn_advantage IS 'The advantage of its tokens, in place of the rollout''s.';
 
 CREATE TABLE searches (
     run VARCHAR NOT NULL,

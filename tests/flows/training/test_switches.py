@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import stdev
 from typing import Any, Literal, get_args, get_origin
 
@@ -98,6 +99,8 @@ RUNS = {
         "update.max_tokens_per_microbatch=700",
     ],
     "correct": [
+        "reward.turn=information_gain",
+        "reward.turn_discount=0.9",
         "hindsight.members=correct_only",
         "hindsight.rho=0.7",
         "hindsight.max_block_tokens=32",
@@ -208,6 +211,23 @@ def test_advantages(trained: Trained) -> None:
             flat = len(set(group)) == 1
             expected = 0.0 if flat else (row["reward"] - sum(group) / len(group)) / scale(group, batch)
             assert row["advantage"] == pytest.approx(expected), run
+
+
+def test_turn_rewards(trained: Trained) -> None:
+    rewards = {name: row["reward"] for name, row in trained.rollouts("correct").items()}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in rewards}
+    for row in sorted(trained.rows("correct", "turns"), key=lambda row: row["turn"]):
+        turns[row["rollout_id"]].append(row)
+    for name, rows in turns.items():
+        found = [row["answer_probability"] for row in rows]
+        gains = [after - before for before, after in pairwise(found)]
+        assert [row["turn_reward"] for row in rows] == pytest.approx([*gains, rewards[name]])
+        assert all(0 < probability <= 1 for probability in found)
+    credit = [(len(row["token_ids"]), row["turn_advantage"]) for rows in turns.values() for row in rows]
+    assert len({advantage for _, advantage in credit}) > len(rewards)
+    per_token = sum(n * a for n, a in credit) / sum(n for n, _ in credit)
+    assert trained.steps("correct", "policy_loss")[0] == pytest.approx(-per_token, abs=2e-2), "a cap of 1 cuts a little"
+    assert all(row["turn_reward"] is None for row in trained.rows("plain", "turns"))
 
 
 def test_aggregation_of_a_step_at_the_weights_that_sampled(trained: Trained) -> None:

@@ -24,6 +24,7 @@ from flows.orchestration.commands import up
 from flows.plugins.commands import plugins
 from flows.replay.commands import replay
 from flows.retrieval.commands import corpus_app, index_app, retriever_app
+from flows.screen.commands import screen
 from flows.settings.commands import config_app
 from flows.study.commands import study
 from flows.training.commands import resume, train
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
-WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, study, evaluate)
+WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, screen, study, evaluate)
 READING: tuple[Callable[..., None], ...] = (ask, doctor, runs, show, inspect, report, sql, plugins, up, schema)
 for _command in WORKING:
     app.command(epilog=SIGNALS_HELP)(_command)

@@ -152,6 +152,10 @@ class Workspace:
         """The folder of one version of a run's policy."""
         return self.checkpoints(run) / f"version={version:05d}"
 
+    def screen_folder(self, name: str) -> Path:
+        """The folder of a screening's files."""
+        return self.root / "screens" / validate_run_name(name)
+
     @property
     def studies(self) -> Path:
         """The folder of the studies."""

@@ -26,6 +26,7 @@ from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.rollout import Group, Rollout
 from schemas.records.run_inputs import RunInputs
 from schemas.records.score import Score
+from schemas.records.screen import DrawnF1, ScreenedTurn, ScreenResults, TurnCredit
 from schemas.records.study import HeldOutReadings, Study, StudyResults
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.tracking import RunTracking
@@ -38,6 +39,7 @@ from storage.disk.files import write_json_atomic
 RECORDS: Final[tuple[type[Record], ...]] = (
     ArtifactRef,
     BlockStep,
+    DrawnF1,
     EndStep,
     EvaluationAnswer,
     EvaluationReport,
@@ -57,12 +59,15 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     RunRecord,
     RunTracking,
     Score,
+    ScreenResults,
+    ScreenedTurn,
     Settings,
     StageHistory,
     StageRecord,
     Study,
     StudyResults,
     TeacherTargets,
+    TurnCredit,
     UpdateReport,
     WrittenStep,
 )

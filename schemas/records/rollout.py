@@ -99,6 +99,11 @@ class Turn(Record):
         return self.action.query if isinstance(self.action, Search) else None
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the generation and the environment's reply."""
+        return len(self.generation.token_ids) + (len(self.observation.token_ids) if self.observation else 0)
+
+    @property
     def hits(self) -> tuple[SearchHit, ...]:
         """What its search returned, best first; empty where it did not search."""
         return self.observation.hits if self.observation else ()
@@ -132,6 +137,10 @@ class Rollout(Record):
     def valid_format(self) -> bool:
         """True when no turn was malformed and the rollout ended with an answer."""
         return self.answer is not None and not any(isinstance(turn.action, Malformed) for turn in self.turns)
+
+    def num_tokens_before(self, turn: int) -> int:
+        """How many of its tokens the policy has before it when it begins a turn."""
+        return sum(each.num_tokens for each in self.turns[:turn])
 
     def spans(self) -> Iterator[tuple[Literal["policy", "environment"], tuple[int, ...]]]:
         """Yield (author, token ids) in the order in which the tokens were appended."""
@@ -172,8 +181,7 @@ class Rollout(Record):
         for turn in self.turns:
             if unsent or turn.searched_query is not None:
                 positions.extend(start + offset for offset in turn.generation.query_positions)
-            start += len(turn.generation.token_ids)
-            start += len(turn.observation.token_ids) if turn.observation else 0
+            start += turn.num_tokens
         return tuple(positions)
 
     @property

@@ -22,6 +22,5 @@ def turn_of_position(rollout: Rollout) -> list[int]:
     """Return for each token after the prompt the turn it belongs to."""
     turns = []
     for index, turn in enumerate(rollout.turns):
-        observed = len(turn.observation.token_ids) if turn.observation else 0
-        turns.extend([index] * (len(turn.generation.token_ids) + observed))
+        turns.extend([index] * turn.num_tokens)
     return turns

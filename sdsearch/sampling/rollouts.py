@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 from transformers import PreTrainedTokenizerBase
 
@@ -71,6 +71,15 @@ class _Conversation:
         return Rollout(id=self.id, group_id=self.group_id, index=self.index, turns=tuple(self.turns))
 
 
+class Branch(NamedTuple):
+    """A stored rollout that is sampled anew from one of its turns on; `draw` tells several of them apart."""
+
+    group: Group
+    rollout: Rollout
+    turn: int
+    draw: int
+
+
 @dataclass(frozen=True)
 class RolloutLoop:
     """Rolls out groups: the environment's side of `Sampler.converse`."""
@@ -128,6 +137,28 @@ class RolloutLoop:
             )
             for question, prompt in zip(questions, prompts, strict=True)
         ]
+
+    def branch_off(self, branches: Sequence[Branch], *, seed: int, temperature: float) -> list[Rollout]:
+        """Sample stored rollouts anew from a turn on, all in one batch; what stands before the turn stays.
+
+        Seeds come from identity alone, as of `roll_out`. Raises RetrieverDownError when a search fails.
+        """
+        conversations: dict[str, _Conversation] = {}
+        openings: list[TurnRequest] = []
+        for group, rollout, turn, draw in branches:
+            tokens = (*group.prompt_token_ids, *rollout.token_ids[: rollout.num_tokens_before(turn)])
+            conversation = _Conversation(
+                id=f"{rollout.id}/{turn}/{draw}",
+                group_id=group.id,
+                index=draw,
+                num_tokens=len(tokens),
+                seed_parts=(seed, "branch", rollout.id, turn, draw),
+                turns=list(rollout.turns[:turn]),
+            )
+            conversations[conversation.id] = conversation
+            openings.append(self._request(conversation, tokens, temperature))
+        self.sampler.converse(openings, lambda turns: self._respond(conversations, turns, temperature))
+        return [conversation.finished() for conversation in conversations.values()]
 
     def _prompt(self, question: Question) -> PromptTokens:
         prompt = render_prompt(self.tokenizer, question.question, self.frame, self.protocol)

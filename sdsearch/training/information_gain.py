@@ -115,11 +115,7 @@ def discounted_sums(values: Sequence[float], discount: float) -> tuple[float, ..
 
 def _ends_of_turns(rollout: Rollout) -> list[int]:
     """Return how many of its tokens the policy has before it in each turn: 0, and after each turn but the last."""
-    ends = [0]
-    for turn in rollout.turns[:-1]:
-        observed = len(turn.observation.token_ids) if turn.observation else 0
-        ends.append(ends[-1] + len(turn.generation.token_ids) + observed)
-    return ends
+    return [rollout.num_tokens_before(turn) for turn in range(len(rollout.turns))]
 
 
 def _last(start: int, answer: Sequence[int]) -> tuple[int, ...]:

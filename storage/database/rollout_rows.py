@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from statistics import fmean, stdev
 from typing import Any, Final, Literal
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 from schemas.records.hindsight import Label, label_outcome
 from schemas.records.question import Question
 from schemas.records.reports import RetriedQuery
-from schemas.records.rollout import Answer, Group, Malformed, Rollout, Search, Turn
+from schemas.records.rollout import Answer, Group, Malformed, Rollout, Search
 from schemas.records.score import Score
 from storage.database.rows import StageRows, build, build_from_records
 
@@ -104,7 +103,7 @@ def _rollouts(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
         "num_turns": [len(rollout.turns) for rollout in rollouts],
         "num_malformed": [_num_malformed(rollout) for rollout in rollouts],
         "stop_reason": [rollout.turns[-1].generation.stop_reason for rollout in rollouts],
-        "num_tokens": [sum(map(_num_turn_tokens, rollout.turns)) for rollout in rollouts],
+        "num_tokens": [rollout.num_tokens_before(len(rollout.turns)) for rollout in rollouts],
         "num_completion_tokens": [_num_completion_tokens(rollout) for rollout in rollouts],
         "outcome": [item.outcome for item in flat],
         "num_query_tokens": [len(rollout.query_positions) for rollout in rollouts],
@@ -115,11 +114,7 @@ def _rollouts(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
 def _turns(run: str, iteration: int, flat: Sequence[_Scored]) -> pa.Table:
     rollouts = [item.rollout for item in flat]
     turns = [turn for rollout in rollouts for turn in rollout.turns]
-    starts = [
-        start
-        for rollout in rollouts
-        for start in list(accumulate(map(_num_turn_tokens, rollout.turns), initial=0))[:-1]
-    ]
+    starts = [start for rollout in rollouts for start in map(rollout.num_tokens_before, range(len(rollout.turns)))]
     observations = [turn.observation for turn in turns]
     columns: dict[str, Sequence[Any]] = {
         "rollout_id": [rollout.id for rollout in rollouts for _ in rollout.turns],
@@ -209,10 +204,6 @@ def _metrics(run: str, iteration: int, scored: Sequence[Sequence[_Scored]]) -> p
         "num_completion_tokens": sum(num_completion_tokens),
     }
     return build("iteration_metrics", run, iteration, {name: [value] for name, value in row.items()})
-
-
-def _num_turn_tokens(turn: Turn) -> int:
-    return len(turn.generation.token_ids) + (len(turn.observation.token_ids) if turn.observation else 0)
 
 
 def _num_completion_tokens(rollout: Rollout) -> int:

@@ -8,7 +8,7 @@ Shapes: `Q` distilled tokens, `V` vocabulary, `K` support, `N` read positions of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import UserError
-from schemas.records.hindsight import HindsightBlock, Label
-from schemas.records.rollout import Group, Rollout
+from schemas.records.hindsight import HindsightBlock
+from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import DistillationSettings, HindsightSettings, Settings
 from sdsearch.credit.contrast import contrast_target
 from sdsearch.credit.divergence import entropy, jsd, open_divergence, truncate
 from sdsearch.credit.gates import gated, open_gate
-from sdsearch.credit.positions import distilled_positions, turn_of_position
+from sdsearch.credit.positions import turn_of_position
 from sdsearch.credit.readings import Readings, Told, TopTokens, credit_of, told
+from sdsearch.credit.teacher_views import View, by_rollout, views_of
 from sdsearch.model.balance import own_sequences
-from sdsearch.model.batching import TokenSequence
 from sdsearch.model.dropout import without_randomness
+from sdsearch.model.pass_settings import PassSettings
 from sdsearch.model.passes import hidden_by_sequence
 from sdsearch.model.policy import head, output_layer, read_logprobs
 from sdsearch.model.ranks import merged
@@ -51,69 +52,25 @@ TeacherWeights = Callable[[], AbstractContextManager[nn.Module]]
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
+class TeacherSettings(PassSettings):
     """What the passes of the teacher and the student read of the settings."""
 
     hindsight: HindsightSettings
     distillation: DistillationSettings
-    temperature: float  # of the rollouts: the logits are divided by it
-    max_tokens_per_microbatch: int
-    head_chunk: int  # distilled tokens whose logits exist at a time
 
     @classmethod
     def of(cls, settings: Settings) -> TeacherSettings:
         """Take them from a run's settings."""
         return cls(
+            *cls.of_passes(settings),
             hindsight=settings.hindsight,
             distillation=settings.distillation,
-            temperature=settings.rollout.temperature,
-            max_tokens_per_microbatch=settings.update.max_tokens_per_microbatch,
-            head_chunk=settings.update.head_chunk,
         )
 
 
 def no_targets() -> TargetTensors:
     """Return the distributions of no token."""
     return TargetTensors(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
-
-
-@dataclass(frozen=True)
-class _View:
-    """Some distilled tokens of one rollout under one block."""
-
-    group: Group
-    rollout: Rollout
-    positions: tuple[int, ...]
-    block: HindsightBlock
-
-    @property
-    def outcome(self) -> Label | None:
-        """CORRECT or INCORRECT; None where the block was made by an earlier version, which did not say."""
-        outcomes = self.block.outcomes
-        return outcomes[self.rollout.index] if outcomes else None
-
-    @property
-    def student(self) -> TokenSequence:
-        return TokenSequence(self.group.prompt_token_ids, self.rollout.token_ids, self.positions)
-
-    @property
-    def teacher(self) -> TokenSequence:
-        return self._under(self.block.token_ids)
-
-    @property
-    def contrast(self) -> TokenSequence:
-        return self._under(self.block.contrast_token_ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that all its passes see."""
-        contrast = self.contrast.num_tokens if self.block.contrast_token_ids else 0
-        return self.student.num_tokens + self.teacher.num_tokens + contrast
-
-    def _under(self, block_ids: Sequence[int]) -> TokenSequence:
-        prompt, offset = self.group.prompt_token_ids, self.group.block_offset
-        context = (*prompt[:offset], *block_ids, *prompt[offset:])
-        return TokenSequence(context, self.rollout.token_ids, self.positions)
 
 
 def check_support(model: nn.Module, distillation: DistillationSettings) -> None:
@@ -144,14 +101,14 @@ def compute_targets(
     """
     check_support(model, settings.distillation)
     opened: TeacherWeights = teacher or (lambda: nullcontext(model))
-    views = list(_views(groups, blocks, settings.hindsight, settings.distillation))
+    views = list(views_of(groups, blocks, settings.hindsight, settings.distillation))
     readings = _read_views(model, opened, views, settings)
     pointers: list[TeacherTargets] = []
     credits: list[QueryCredit] = []
     row, text_of = 0, cache(lambda token: decode(tokenizer, [token]))
     chosen = open_gate(settings.distillation)
     gate = None if settings.distillation.gate == "none" else chosen
-    for members in _by_rollout(views):
+    for members in by_rollout(views):
         rows = [readings[i] for i in members]
         own = [views[i] for i in members]
         said = told(rows)
@@ -163,32 +120,8 @@ def compute_targets(
     return _stack(readings), pointers, credits
 
 
-def _views(
-    groups: Sequence[Group],
-    blocks: Sequence[HindsightBlock],
-    hindsight: HindsightSettings,
-    distillation: DistillationSettings,
-) -> Iterator[_View]:
-    by_group: dict[str, list[HindsightBlock]] = {}
-    for block in blocks:
-        shows = hindsight.answer or block.attempts or block.focal_turn is not None
-        empty = not (block.token_ids and shows)
-        if not empty and not (hindsight.homogeneous == "skip" and block.homogeneous):
-            by_group.setdefault(block.group_id, []).append(block)
-    for group in groups:
-        for rollout in group.rollouts:
-            turn_of = turn_of_position(rollout)
-            for block in by_group.get(group.id, []):
-                if block.focal_rollout not in (None, rollout.index):
-                    continue
-                read = distilled_positions(rollout, distillation.positions, hindsight.unsent_queries)
-                positions = tuple(position for position in read if block.focal_turn in (None, turn_of[position]))
-                if positions:
-                    yield _View(group, rollout, positions, block)
-
-
 def _read_views(
-    model: nn.Module, teacher: TeacherWeights, views: Sequence[_View], settings: TeacherSettings
+    model: nn.Module, teacher: TeacherWeights, views: Sequence[View], settings: TeacherSettings
 ) -> list[Readings]:
     """Run all passes over the views and compare them; each rank does a part, and all return the whole."""
     max_tokens = settings.max_tokens_per_microbatch
@@ -268,15 +201,6 @@ def _support(teacher_QV: Tensor, student_QV: Tensor, distillation: DistillationS
     return chosen_QV.topk(distillation.top_k, dim=1).indices
 
 
-def _by_rollout(views: Sequence[_View]) -> Iterator[list[int]]:
-    """Yield the indices of each rollout's views; a rollout's views stand together, its positions ascending."""
-    start = 0
-    for end in range(1, len(views) + 1):
-        if end == len(views) or views[end].rollout is not views[start].rollout:
-            yield list(range(start, end))
-            start = end
-
-
 def _stack(readings: Sequence[Readings]) -> TargetTensors:
     if not readings:
         return no_targets()
@@ -285,7 +209,7 @@ def _stack(readings: Sequence[Readings]) -> TargetTensors:
 
 
 def _pointer(
-    views: Sequence[_View], positions: tuple[int, ...], said: Sequence[Told], row: int, support: int
+    views: Sequence[View], positions: tuple[int, ...], said: Sequence[Told], row: int, support: int
 ) -> TeacherTargets:
     return TeacherTargets(
         rollout_id=views[0].rollout.id,

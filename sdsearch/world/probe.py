@@ -223,7 +223,7 @@ def _log_ratios(
         loop.tokenizer,
         groups,
         [_build(loop, group, scores[group.id], settings, seed)[0] for group in groups],
-        TeacherSettings(settings, DistillationSettings(), 1.0, max_tokens_per_microbatch=16384, head_chunk=2048),
+        TeacherSettings(1.0, 16384, 2048, settings, DistillationSettings()),
     )
     ratios: dict[str, list[float]] = {}
     for credit in credits:

@@ -31,7 +31,7 @@ def blocks_for(groups: list[Group], settings: HindsightSettings) -> list[Hindsig
 def targets_for(groups: list[Group], blocks: list[HindsightBlock], **changes: object) -> tuple:
     hindsight, model = changes.pop("hindsight", HindsightSettings()), changes.pop("model", MODEL)
     distillation = DistillationSettings(**{"top_k": 6, **changes})
-    settings = TeacherSettings(hindsight, distillation, 1.0, max_tokens_per_microbatch=400, head_chunk=8)
+    settings = TeacherSettings(1.0, 400, 8, hindsight, distillation)
     return compute_targets(model, TOKENIZER, groups, blocks, settings)
 
 

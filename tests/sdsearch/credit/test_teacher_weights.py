@@ -24,7 +24,7 @@ def credit_of(student: torch.nn.Module, teacher: object = None) -> list:
     from schemas.settings.root import DistillationSettings
     from sdsearch.credit.teacher import TeacherSettings
 
-    settings = TeacherSettings(HindsightSettings(), DistillationSettings(top_k=6), 1.0, 400, 8)
+    settings = TeacherSettings(1.0, 400, 8, HindsightSettings(), DistillationSettings(top_k=6))
     return compute_targets(student, TOKENIZER, GROUPS, BLOCKS, settings, teacher)[2]
 
 

@@ -104,7 +104,11 @@ KINDS: Final[Mapping[str, PluginKind]] = {
             "rollout.protocol_options",
             "sdsearch.protocol.ports:ActionProtocol",
             None,
-            {"tags": "sdsearch.protocol.parsing:TagProtocol"},
+            {
+                "tags": "sdsearch.protocol.parsing:TagProtocol",
+                "search_r1": "sdsearch.protocol.search_r1:SearchR1",
+                "autorefine": "sdsearch.protocol.autorefine:AutoRefine",
+            },
             ("sample", "hindsight", "evaluate"),
         ),
         PluginKind(

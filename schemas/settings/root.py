@@ -80,7 +80,8 @@ class RolloutSettings(Section):
     template: Literal["compact", "instruct"] = Field(default="instruct", description="Prompt wording (ours).")
     protocol: Annotated[str, Names("protocol")] = Field(
         default="tags",
-        description="How the policy searches and answers: 'tags' as Search-R1's (relative), or a plugin.",
+        description="How the policy searches and answers: 'tags' (relative), 'search_r1' and 'autorefine' as their "
+        "public checkpoints do, or a plugin.",
     )
     protocol_options: Options = Field(default={}, description="The settings of a plugin's protocol.")
     max_searches: Positive = Field(default=4, description="Searches per rollout; one more turn may answer (relative).")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
 
 from schemas.base import Section
+from schemas.records.passage import SearchHit
 from schemas.records.rollout import Action, MalformedReason, StopReason
 from schemas.settings.root import RolloutSettings
 from sdsearch.plugins import PluginError, open_plugin
+
+NOTHING_FOUND: Final = "No documents found."
 
 
 class ActionProtocol(Section):
@@ -19,7 +22,8 @@ class ActionProtocol(Section):
     environment may write: in questions, passages and queries they lose their angle brackets. `instructions`: what
     stands before the question where rollout.template is 'instruct'. `documents`: what is put before and after the
     passages that a search brings. `answer_opening`: what the policy writes right before an answer. `notices`: the
-    reply to a turn that is neither a search nor an answer.
+    reply to a turn that is neither a search nor an answer. `joined`: whether `documents` and the passages are made into
+    tokens together, where no word of `documents` is a special token; else each apart.
     """
 
     stops: ClassVar[Mapping[str, StopReason]]
@@ -27,6 +31,7 @@ class ActionProtocol(Section):
     instructions: ClassVar[str]
     answer_opening: ClassVar[str] = "<answer>"
     documents: ClassVar[tuple[str, str]] = ("\n<documents>\n", "\n</documents>\n")
+    joined: ClassVar[bool] = False
     notices: ClassVar[Mapping[MalformedReason, str]] = {
         "no_action": "No search or answer was found.",
         "not_opened": "A closing tag has no opening tag.",
@@ -46,6 +51,15 @@ class ActionProtocol(Section):
     def wording(self, template: str) -> tuple[str, str]:
         """Return what stands before and after a question: with 'instruct' the instructions too."""
         return f"{self.instructions if template == 'instruct' else ''}Question: ", "\n"
+
+    def ask(self, question: str) -> str:
+        """Return a question as it stands between the two parts of `wording`."""
+        return question
+
+    def passages(self, hits: Sequence[SearchHit]) -> str:
+        """Return what a search found as the text between the two parts of `documents`."""
+        lines = [f"Doc {rank}(Title: {hit.passage.title}) {hit.passage.text}" for rank, hit in enumerate(hits, 1)]
+        return "\n".join(" ".join(line.split()) for line in lines) if lines else NOTHING_FOUND
 
 
 def open_protocol(settings: RolloutSettings) -> ActionProtocol:

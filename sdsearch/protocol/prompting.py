@@ -14,14 +14,13 @@ from schemas.records.rollout import MalformedReason, Observation
 from schemas.records.run_inputs import PromptFrame
 from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.protocol.ports import ActionProtocol
-from sdsearch.protocol.tokens import encode, encode_foreign, foreign_lengths
+from sdsearch.protocol.tokens import encode, encode_between, encode_foreign, foreign_lengths
 
 TemplateName = Literal["compact", "instruct"]
 _WHERE = "the chat template of model.path's tokenizer"
 _REMEDY = "correct chat_template in that folder, or choose another model.path"
 # Nothing that stands in a message may be changed, and neither its length nor its words may matter.
 _PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
-NOTHING_FOUND = "No documents found."
 
 
 class PromptTokens(NamedTuple):
@@ -64,7 +63,7 @@ def render_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, frame: PromptFrame, protocol: ActionProtocol = TAG_PROTOCOL
 ) -> PromptTokens:
     """Return the prompt's tokens: the head alone, and the task prompt with the question, which is foreign text."""
-    asked = tuple(encode_foreign(tokenizer, question, protocol.tags))
+    asked = tuple(encode_foreign(tokenizer, protocol.ask(question), protocol.tags))
     return PromptTokens(frame.head_token_ids, frame.before_token_ids + asked + frame.after_token_ids)
 
 
@@ -75,7 +74,8 @@ def prompt_lengths(
     protocol: ActionProtocol = TAG_PROTOCOL,
 ) -> list[int]:
     """Return how many tokens the prompt of each question has."""
-    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, questions, protocol.tags)]
+    asked = [protocol.ask(question) for question in questions]
+    return [frame.num_tokens + length for length in foreign_lengths(tokenizer, asked, protocol.tags)]
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -113,20 +113,24 @@ def render_documents(
     protocol: ActionProtocol = TAG_PROTOCOL,
 ) -> Observation:
     """Return the reply to a search; passages are cut to `max_tokens` in all, the closing tag always stays."""
-    lines = [f"Doc {rank}(Title: {hit.passage.title}) {hit.passage.text}" for rank, hit in enumerate(hits, 1)]
-    text = "\n".join(" ".join(line.split()) for line in lines) if lines else NOTHING_FOUND
-    opening, closing = protocol.documents
-    opening_ids, closing_ids = encode(tokenizer, opening), encode(tokenizer, closing)
-    content_ids = encode_foreign(tokenizer, text, protocol.tags)
-    room = max(0, max_tokens - len(opening_ids) - len(closing_ids))
-    kept = content_ids[:room]
-    token_ids = (*opening_ids, *kept, *closing_ids)
+    text, (opening, closing) = protocol.passages(hits), protocol.documents
+    closing_ids = encode(tokenizer, closing)
+    joined = encode_between(tokenizer, opening, text, closing, protocol.tags) if protocol.joined else None
+    if joined is None:
+        opening_ids = encode(tokenizer, opening)
+        content_ids = encode_foreign(tokenizer, text, protocol.tags)
+        kept = content_ids[: max(0, max_tokens - len(opening_ids) - len(closing_ids))]
+        token_ids, num_cut = (*opening_ids, *kept, *closing_ids), len(content_ids) - len(kept)
+    else:
+        num_cut = max(0, len(joined) - max_tokens)
+        end = max(len(encode(tokenizer, opening)), max_tokens - len(closing_ids))
+        token_ids = (*joined[:end], *closing_ids) if num_cut else tuple(joined)
     return Observation(
         kind="documents",
         token_ids=token_ids,
         text=tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False),
         hits=tuple(hits),
-        num_tokens_cut=len(content_ids) - len(kept),
+        num_tokens_cut=num_cut,
     )
 
 

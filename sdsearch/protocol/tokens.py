@@ -37,6 +37,21 @@ def encode_foreign(tokenizer: PreTrainedTokenizerBase, text: str, tags: tuple[st
     return encode_foreign(tokenizer, seen, tags) if _pattern(tags).search(seen) else ids
 
 
+def encode_between(
+    tokenizer: PreTrainedTokenizerBase, opening: str, text: str, closing: str, tags: tuple[str, ...]
+) -> list[int] | None:
+    """Encode foreign text together with the environment's words around it, as a model that reads tags as text does.
+
+    None where that is not safe or not exact: a word around the text is markup of the tokenizer, or the tokens read
+    differently from what was put in.
+    """
+    markup = _markup_ids(tokenizer, len(tokenizer))
+    whole = f"{opening}{neutralise_tags(text, tags)}{closing}"
+    ids = _encode_as_text(tokenizer, whole, markup)
+    around = [*encode(tokenizer, opening), *encode(tokenizer, closing)]
+    return ids if markup.isdisjoint(around) and decode(tokenizer, ids) == whole else None
+
+
 def foreign_lengths(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tags: tuple[str, ...] = TAGS
 ) -> list[int]:

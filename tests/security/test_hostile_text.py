@@ -18,7 +18,8 @@ from schemas.settings.root import GrpoSettings, HindsightSettings, RewardSetting
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.model.policy import load_tokenizer
-from sdsearch.protocol.prompting import NOTHING_FOUND, render_documents, render_frame, render_prompt
+from sdsearch.protocol.ports import NOTHING_FOUND
+from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
 from sdsearch.protocol.tokens import TAGS, encode, encode_foreign
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from tests.support.builders import make_tokenizer

@@ -32,11 +32,10 @@ from sdsearch.seeds import derive_seed
 from sdsearch.training.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from storage.disk.files import write_bytes_atomic
 from storage.disk.tensors import load_tensors, save_tensors, tensors_sha256
-from storage.runs.checkpoints import CheckpointStore
+from storage.errors import DamagedArtifactError
+from storage.runs.checkpoints import OPTIMISER_FILE, CheckpointStore
 
 _ADAPTER_FILE = "adapter_model.safetensors"
-# In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
-OPTIMISER_FILE = "optimiser/state.safetensors"
 
 
 def check_device(device: str) -> None:
@@ -105,8 +104,18 @@ class LivePolicy:
         if self._optimiser is None:
             self._optimiser = make_optimiser(self.model, self._settings.update)
             if self._folder is not None:
+                self._check_optimiser()
                 load_optimiser_state(self.model, self._optimiser, load_tensors(self._folder / OPTIMISER_FILE))
         return self._optimiser
+
+    def _check_optimiser(self) -> None:
+        """Refuse a version that was stored without its optimiser: a resumed run does not come here."""
+        if not self._checkpoints.has_optimiser(self._run, self.version):
+            raise DamagedArtifactError(
+                f"version {self.version} of run '{self._run}' was stored without its optimiser "
+                f"(storage.optimiser_every = {self._settings.storage.optimiser_every}), so no update can follow it; "
+                "resume takes the updates since the last stored one again"
+            )
 
     @property
     def frozen_reference(self) -> Any:
@@ -175,7 +184,9 @@ class LivePolicy:
         """
 
         def save(folder: Path) -> None:
-            self._save_files(folder, optimiser_state(self.model, self.optimiser))
+            self._save_files(folder)
+            if self._settings.stores_optimiser(version):
+                save_tensors(folder / OPTIMISER_FILE, optimiser_state(self.model, self.optimiser))
             if average is not None:
                 own = average_step(average.weights, self.model, average.decay)
                 save_average(folder, Average(own, average.decay))
@@ -184,10 +195,9 @@ class LivePolicy:
         self.version = version
         return reference
 
-    def _save_files(self, folder: Path, state: dict[str, Tensor], **weights: dict[str, Tensor]) -> None:
+    def _save_files(self, folder: Path, **weights: dict[str, Tensor]) -> None:
         self.model.save_pretrained(folder, **weights)
         self.tokenizer.save_pretrained(folder)
-        save_tensors(folder / OPTIMISER_FILE, state)
         if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
             write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 

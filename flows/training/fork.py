@@ -57,6 +57,12 @@ def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> 
             f"a fork of run '{record.run}' begins with iteration {done + 1}, but iterations is {settings.iterations}; "
             "set more iterations"
         )
+    if not storage.checkpoints.has_optimiser(record.run, done):
+        raise UserError(
+            f"version {done} of run '{record.run}' was stored without its optimiser (storage.optimiser_every = "
+            f"{stored_settings(record).storage.optimiser_every}), which a fork goes on with; train it on to its end or "
+            "to a version that has one, then fork it"
+        )
     _check_folder(storage, record, settings)
     former = stored_settings(record).model
     changed = [name for name in _KEPT if getattr(former, name) != getattr(settings.model, name)]

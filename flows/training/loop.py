@@ -80,7 +80,7 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
             training = Training.over(live, lock, record.iterations_done)
             evaluate_start, iterate = hooks.parts(training)
             # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
-            first = first_iteration(storage, record)
+            first = first_iteration(storage, settings, record)
             start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
             watch = Watch(live, training.runner.files, reporter.warned)
             with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):

@@ -9,6 +9,7 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.schedule": {"kind": "constant"},
     "distillation.clip": "joint",
     "storage.keep_evaluated": False,
+    "storage.optimiser_every": 1,
     "reward.turn": "none",
     "reward.turn_discount": 1.0,
     "hindsight.contrast": "none",

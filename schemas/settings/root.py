@@ -140,6 +140,12 @@ class StorageSettings(Section):
         description="Keep the checkpoint of each evaluation too, so that a study can have its policies answer other "
         "questions later.",
     )
+    optimiser_every: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Store the optimiser with every n-th version, and with the last: it is several times the size of "
+        "the weights. A run that is resumed between takes the updates since the last stored one again, from what was "
+        "sampled for them.",
+    )
 
 
 class Settings(Section):
@@ -204,6 +210,10 @@ class Settings(Section):
     def evaluates_after(self, iteration: int) -> bool:
         """Whether the policy is evaluated then: every N iterations and after the last."""
         return iteration % self.evaluation.every == 0 or iteration == self.iterations
+
+    def stores_optimiser(self, version: int) -> bool:
+        """Whether a version's checkpoint has the state of its optimiser: every n-th, and the last."""
+        return version % self.storage.optimiser_every == 0 or version == self.iterations
 
     def alpha_at(self, iteration: int) -> float:
         """L_SD's weight in an iteration (counted from 1) as the settings alone have it.

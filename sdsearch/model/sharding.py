@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import UserError
 from schemas.settings.distributed import DistributedSettings
@@ -44,17 +44,20 @@ def rank_mesh(device: str, settings: DistributedSettings) -> DeviceMesh:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
-    """Spread a policy over the ranks of a mesh, in place; every rank has the same weights before.
+    """Spread a policy over the ranks of a mesh, in place and onto its device; every rank has the same weights before.
 
     mesh: one dimension to shard over, or two, copies and then the ranks of one copy. compute: the type that the layers
-    compute in where it is not the weights' own; gradients are summed in fp32 either way. Raises UserError for a model
-    that does not tell which of its parts are its layers.
+    compute in where the weights become fp32 masters; gradients are summed in fp32 either way. A layer at a time is
+    widened and moved: weights that are mapped from a file take no memory before, and a shard's after. Raises UserError
+    for a model that does not tell which of its parts are its layers.
     """
     root = causal_lm(model)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in _layers(root):
+        _widen(layer, compute)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     # Embeddings, last norm and head together: they may be tied, and are needed to the end of a pass.
+    _widen(root, compute)
     fully_shard(root, mesh=mesh, mp_policy=policy)
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -95,10 +98,38 @@ def together(model: nn.Module, function: Callable[[], T]) -> T:
     return result
 
 
-def as_shard_of(weight: Tensor, value: Tensor) -> Tensor:
-    """Return this rank's part of a value that every rank has whole, spread as `weight` is."""
+def _widen(module: nn.Module, compute: torch.dtype | None) -> None:
+    """Make what of a module is not spread yet fp32 where its layers compute in another type."""
+    if compute is None:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not isinstance(tensor, DTensor) and tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+
+
+def own_rows(weight: Tensor) -> slice:
+    """Return which rows (the first dimension) of a weight this rank holds: all of one that is not spread."""
     if not isinstance(weight, DTensor):
-        return value.to(weight.device)
-    placed = value.to(weight.device)
-    # Every rank has read the same file: none has to send its own.
-    return distribute_tensor(placed, weight.device_mesh, weight.placements, src_data_rank=None)
+        return slice(None)
+    first, last = 0, weight.shape[0]
+    for dim, placement in enumerate(weight.placements):
+        if placement.is_shard():
+            # As torch.chunk cuts: the last ranks may have fewer rows, or none.
+            length = -(-(last - first) // weight.device_mesh.size(dim))
+            first = min(last, first + length * weight.device_mesh.get_local_rank(dim))
+            last = min(last, first + length)
+    return slice(first, last)
+
+
+def as_shard_of(weight: Tensor, rows: Tensor) -> Tensor:
+    """Return a value of which this rank has its `own_rows`, spread as `weight` is."""
+    if not isinstance(weight, DTensor):
+        return rows.to(weight.device)
+    return DTensor.from_local(
+        rows.to(weight.device).contiguous(),
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, ValidationError
 
@@ -14,6 +16,8 @@ from schemas.records.ledger import ArtifactRef
 from storage.disk.files import is_temporary, sha256_file, sync
 from storage.disk.folders import MANIFEST, build_folder
 from storage.errors import DamagedArtifactError
+
+_HASHED_AT_ONCE: Final = 8
 
 
 class ManifestEntry(Record):
@@ -31,17 +35,17 @@ class Manifest(Record):
     files: tuple[ManifestEntry, ...]
 
 
-def write_folder_atomic(folder: Path, fill: Callable[[Path], None], root: Path) -> ArtifactRef:
+def write_folder_atomic(folder: Path, fill: Callable[[Path], Mapping[str, str] | None], root: Path) -> ArtifactRef:
     """Have `fill` write into a temporary folder beside `folder`, then put it in place durably.
 
     A folder that is there already and verifies with the same content stays; any other one is replaced: a crash
-    in between leaves it absent, never mixed. Returns a reference to the manifest, which holds every hash. Raises
-    WriteFailedError when the system refuses.
+    in between leaves it absent, never mixed. `fill` may return the sha256 of files that it hashed while it wrote
+    them, by path relative to the folder: they are not read again. Returns a reference to the manifest, which holds
+    every hash. Raises WriteFailedError when the system refuses.
     """
     _remove_leftovers(folder)
     with build_folder(folder) as building:
-        fill(building.path)
-        manifest = _describe(building.path)
+        manifest = _describe(building.path, fill(building.path) or {})
         building.write_manifest(manifest)
         for path in [*_files(building.path), *_folders(building.path)]:
             sync(path)
@@ -56,8 +60,8 @@ def verify_folder(folder: Path) -> Manifest:
     Raises DamagedArtifactError that names the first file that differs.
     """
     manifest = _read_manifest(folder / MANIFEST)
-    for entry in manifest.files:
-        verify_file(folder / entry.path, entry.sha256, entry.size_bytes)
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:  # Hashing lets go of Python's lock.
+        list(pool.map(lambda entry: verify_file(folder / entry.path, entry.sha256, entry.size_bytes), manifest.files))
     listed = {entry.path for entry in manifest.files} | {MANIFEST}
     unlisted = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in listed]
     if unlisted:
@@ -90,14 +94,13 @@ def _read_manifest(path: Path) -> Manifest:
         raise DamagedArtifactError(f"{path} is no manifest ({error}); write the folder again") from error
 
 
-def _describe(folder: Path) -> Manifest:
+def _describe(folder: Path, known: Mapping[str, str]) -> Manifest:
+    paths = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     entries = [
-        ManifestEntry(
-            path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
-        )
-        for path in _files(folder)
+        ManifestEntry(path=name, sha256=known.get(name) or sha256_file(path), size_bytes=path.stat().st_size)
+        for name, path in sorted(paths.items())
     ]
-    return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)))
+    return Manifest(files=tuple(entries))
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

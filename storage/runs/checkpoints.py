@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Final
 
 from schemas.records.ledger import ArtifactRef
 from storage.disk.files import failures_named, temporary_name
 from storage.disk.manifest import verify_folder, write_folder_atomic
+from storage.disk.spread import is_stored
 from storage.errors import DamagedArtifactError
 from storage.workspace import Workspace
 
+# In a folder of its own: engines that load a checkpoint read every safetensors file beside the weights.
+OPTIMISER_FILE: Final = "optimiser/state.safetensors"
 _VERSION_FOLDER = re.compile(r"version=(\d+)")
 
 
@@ -22,8 +26,10 @@ class CheckpointStore:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
-    def write(self, run: str, version: int, save: Callable[[Path], None]) -> ArtifactRef:
+    def write(self, run: str, version: int, save: Callable[[Path], Mapping[str, str] | None]) -> ArtifactRef:
         """Have `save` fill a folder with the policy's files and put it in place as this version.
+
+        It may return the sha256 of files that it hashed while it wrote them, as `write_folder_atomic` says.
 
         Returns a reference to the manifest, whose hash covers every file; an earlier folder of the version is
         replaced when it differs. The caller holds the run's lock.
@@ -42,6 +48,10 @@ class CheckpointStore:
     def path(self, run: str, version: int) -> Path:
         """Return the folder of a version, whether it is there or not."""
         return self.workspace.checkpoint(run, version)
+
+    def has_optimiser(self, run: str, version: int) -> bool:
+        """Return whether a version has the state of its optimiser, from which the next update can be taken."""
+        return is_stored(self.path(run, version) / OPTIMISER_FILE)
 
     def versions(self, run: str) -> list[int]:
         """Return the versions that are there, ascending."""

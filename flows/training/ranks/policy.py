@@ -10,24 +10,28 @@ import torch
 from torch import Tensor
 
 from flows.run.averages import Average
-from flows.run.policy import OPTIMISER_FILE, LivePolicy
+from flows.run.policy import LivePolicy
+from flows.training.ranks.checkpoint import read_shards, write_spread
 from schemas.records.ledger import ArtifactRef
 from schemas.settings.root import Settings
 from sdsearch.model.policy import causal_lm, trainable_parameters
 from sdsearch.model.ranks import rank, told_by_first, whole
-from sdsearch.model.sharding import as_shard_of, rank_mesh, shard
+from sdsearch.model.sharding import rank_mesh, shard
 from sdsearch.training.optimiser import MASTER, load_optimiser_state, make_optimiser, optimiser_state
-from storage.disk.tensors import load_tensors, tensors_sha256
-from storage.runs.checkpoints import CheckpointStore
+from storage.disk.spread import StoredTensors, is_stored
+from storage.disk.tensors import TensorsDigest
+from storage.runs.checkpoints import OPTIMISER_FILE, CheckpointStore
 
+WEIGHTS_FILE: Final = "model.safetensors"
 _TYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ShardedPolicy(LivePolicy):
     """Holds this rank's shards of the policy; all ranks call its methods together.
 
-    Checkpoints are those of a single process, so that any number of ranks goes on from them. Where all weights are
-    tuned the shards are fp32, the masters of what the layers compute in, and AdamW needs no copies of them.
+    Checkpoints are folders as Hugging Face lays them out, with a file of each rank, so that any number of ranks goes on
+    from them. No rank has the whole policy in memory: weights are mapped from their files until they are spread. Where
+    all weights are tuned the shards are fp32, the masters of what the layers compute in, and AdamW needs no copies.
     """
 
     def __init__(self, settings: Settings, run: str, checkpoints: CheckpointStore, start: int = 0) -> None:
@@ -45,12 +49,10 @@ class ShardedPolicy(LivePolicy):
             self._checkpoints.verify(self._run, version)
         told_by_first(version)
         self._folder = self._checkpoints.path(self._run, version) if version else None
-        model = self._load(self._folder)
+        self.model = self._load(self._folder)
+        shard(self.model, self._mesh, self._compute_type)
         if self._has_masters:
-            model.float()
-            self._load_masters(model)
-        shard(model.to(self._settings.model.device), self._mesh, self._compute_type)
-        self.model = model
+            self._load_masters()
         self._optimiser = None
         self.version = version
 
@@ -59,35 +61,36 @@ class ShardedPolicy(LivePolicy):
         """The optimiser in the state of this version, in shards."""
         if self._optimiser is None:
             self._optimiser = make_optimiser(self.model, self._settings.update)
-            weights = trainable_parameters(self.model)
-            moments = {name: value for name, value in self._stored_state().items() if not _is_master(name)}
-            state = {name: _placed(name, value, weights) for name, value in moments.items()}
-            load_optimiser_state(self.model, self._optimiser, state)
+            if self._folder is not None:
+                self._check_optimiser()
+                load_optimiser_state(self.model, self._optimiser, self._stored_moments(self._folder))
         return self._optimiser
+
+    def _stored_moments(self, folder: Path) -> dict[str, Tensor]:
+        stored, weights = StoredTensors(folder / OPTIMISER_FILE), trainable_parameters(self.model)
+        of = {name: weights[name.partition(".")[2]] for name in stored.names if not _is_master(name)}
+        return read_shards(stored, of)
 
     @cached_property
     def _frozen_start(self) -> Any:
         """The starting weights, in shards; None with LoRA, whose adapters can be left out."""
-        reference = super()._frozen_start
-        if reference is not None:
-            shard(reference, self._mesh)
+        if self._settings.model.tuning == "lora":
+            return None
+        reference = self._load_model(self.base_folder).requires_grad_(False)
+        shard(reference, self._mesh)
         return reference
 
     def save_as(self, version: int, average: Average | None = None) -> ArtifactRef:
-        """Gather weights and optimiser on the first rank, which writes the checkpoint; all call them `version`.
+        """Write the checkpoint, each rank its part of it, and call weights and optimiser `version`.
 
         No average is kept: settings with one are refused for several ranks.
         """
         assert average is None, "distillation.teacher 'ema' is refused for several ranks"
-        weights = _gathered(trainable_parameters(self.model))
-        state = _gathered(optimiser_state(self.model, self.optimiser))
-        if self._has_masters:
-            state |= {f"{MASTER}.{name}": weight for name, weight in weights.items()}
-            weights = {name: weight.to(_TYPES[self._settings.model.dtype]) for name, weight in weights.items()}
         reference = None
         if rank() == 0:
-            self._sha256 = tensors_sha256(weights)
-            reference = self._checkpoints.write(self._run, version, lambda folder: self._save(folder, weights, state))
+            reference = self._checkpoints.write(self._run, version, lambda folder: self._save(folder, version))
+        else:
+            self._save_parts(Path(told_by_first("")), version)
         reference = told_by_first(reference)
         self.version = version
         return reference
@@ -96,45 +99,56 @@ class ShardedPolicy(LivePolicy):
         """Return the hash of the trained tensors as they were saved last; the first rank knows it."""
         return self._sha256
 
-    def _save(self, folder: Path, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        # A dictionary of its own: transformers empties it. What is not trained (LoRA's base) is in no checkpoint.
-        self._save_files(folder, state, state_dict=dict(weights))
+    def _save(self, folder: Path, version: int) -> dict[str, str]:
+        """Write what the first rank alone writes, then the parts together; return the files' known hashes."""
+        # transformers writes all but the weights: it would remove those that other ranks have written.
+        self._save_files(folder, state_dict={})
         if self._has_masters:  # transformers wrote the type of the shards.
             config = causal_lm(self.model).config
             config.dtype = _TYPES[self._settings.model.dtype]
             config.save_pretrained(folder)
+        hashes = self._save_parts(Path(told_by_first(str(folder))), version)
+        return {path.relative_to(folder).as_posix(): sha256 for path, sha256 in hashes.items()}
+
+    def _save_parts(self, folder: Path, version: int) -> dict[Path, str]:
+        weights = trainable_parameters(self.model)
+        hashes: dict[Path, str] = {}
+        digest = TensorsDigest() if rank() == 0 else None
+        if self._settings.model.tuning == "full":
+            hashes |= write_spread(folder / WEIGHTS_FILE, weights, _TYPES[self._settings.model.dtype], digest)
+        else:
+            self._save_adapters(folder, weights, digest)
+        self._sha256 = digest.sha256 if digest else ""
+        if self._settings.stores_optimiser(version):
+            masters = {f"{MASTER}.{name}": weight for name, weight in weights.items()} if self._has_masters else {}
+            hashes |= write_spread(folder / OPTIMISER_FILE, optimiser_state(self.model, self.optimiser) | masters)
+        return hashes
+
+    def _save_adapters(self, folder: Path, weights: dict[str, Tensor], digest: TensorsDigest | None) -> None:
+        """Gather LoRA's adapters, which are small, on the first rank: PEFT knows one file alone."""
+        gathered = {name: whole(weight.detach()) for name, weight in sorted(weights.items())}
+        if digest is not None:
+            for name, adapter in gathered.items():
+                digest.add(name, adapter)
+            # A dictionary of its own: it is emptied. LoRA's base is in no checkpoint.
+            self.model.save_pretrained(folder, state_dict=dict(gathered))
 
     @property
     def _compute_type(self) -> torch.dtype | None:
         return _TYPES[self._settings.model.dtype] if self._has_masters else None
 
-    def _stored_state(self) -> dict[str, Tensor]:
-        return load_tensors(self._folder / OPTIMISER_FILE) if self._folder is not None else {}
-
     @torch.no_grad()
-    def _load_masters(self, model: Any) -> None:
+    def _load_masters(self) -> None:
         """Give weights that were read in their own type the fp32 values that the optimiser kept of them."""
-        stored = self._stored_state()
-        for name, weight in trainable_parameters(model).items():
-            if (master := stored.get(f"{MASTER}.{name}")) is not None:
-                weight.copy_(master)
+        if self._folder is None or not is_stored(self._folder / OPTIMISER_FILE):
+            return
+        stored = StoredTensors(self._folder / OPTIMISER_FILE)
+        weights = trainable_parameters(self.model)
+        masters = {f"{MASTER}.{name}": weight for name, weight in weights.items()}
+        kept = {name: masters[name] for name in stored.names if name in masters}
+        for name, master in read_shards(stored, kept).items():
+            masters[name].copy_(master)
 
 
 def _is_master(name: str) -> bool:
     return name.startswith(f"{MASTER}.")
-
-
-def _placed(name: str, value: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """Return a moment as its weight is spread; AdamW's step count is one number on every rank."""
-    weight = weights.get(name.partition(".")[2])
-    return value if weight is None or not value.dim() else as_shard_of(weight, value)
-
-
-def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whole, in the first rank's memory; the others let go of each at once."""
-    kept = {}
-    for name, tensor in tensors.items():
-        gathered = whole(tensor.detach())
-        if rank() == 0:
-            kept[name] = gathered.cpu().contiguous()
-    return kept

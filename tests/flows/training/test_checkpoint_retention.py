@@ -82,8 +82,55 @@ def test_a_run_goes_on_after_its_newest_intact_checkpoint(storage: Storage, lost
     for version in lost:
         path = storage.checkpoints.path("first", version)
         (path / "weights").write_text("2") if version % 2 else shutil.rmtree(path)
-    assert first_iteration(storage, record) == first
+    assert first_iteration(storage, SETTINGS, record) == first
 
 
 def test_a_run_that_has_not_got_far_begins_at_its_first_iteration(storage: Storage) -> None:
-    assert [first_iteration(storage, make_run().model_copy(update={"iterations_done": n})) for n in (0, 1)] == [1, 1]
+    assert [
+        first_iteration(storage, SETTINGS, make_run().model_copy(update={"iterations_done": n})) for n in (0, 1)
+    ] == [1, 1]
+
+
+SPARSE = load_settings("tiny", ["storage.keep_checkpoints=2", "storage.optimiser_every=4", "iterations=7"])
+
+
+def store_optimiser(storage: Storage, *versions: int) -> None:
+    for version in versions:
+        storage.checkpoints.write("first", version, _write_both)
+
+
+def _write_both(folder: Path) -> None:
+    _write(folder / "weights")
+    (folder / "optimiser").mkdir()
+    _write(folder / "optimiser" / "state.safetensors")
+
+
+def test_the_optimiser_is_stored_with_every_nth_version_and_the_last() -> None:
+    assert [version for version in range(1, 8) if SPARSE.stores_optimiser(version)] == [4, 7]
+    assert all(SETTINGS.stores_optimiser(version) for version in range(1, 8))
+
+
+def test_the_newest_version_with_its_optimiser_stays(storage: Storage) -> None:
+    store_optimiser(storage, 2, 3)
+    retain_checkpoints(storage, SPARSE, "first", 6)
+    assert storage.checkpoints.versions("first") == [3, 5, 6]
+
+
+def test_a_run_goes_on_from_the_newest_optimiser_and_makes_the_versions_after_it_again(storage: Storage) -> None:
+    store_optimiser(storage, 2, 4)
+    record = make_run().model_copy(update={"iterations_done": 6})
+    assert first_iteration(storage, SPARSE, record) == 5
+    assert storage.checkpoints.versions("first") == [1, 2, 3, 4], "the updates of 5 and 6 are taken again"
+
+
+def test_a_run_that_is_done_needs_no_optimiser_and_keeps_its_versions(storage: Storage) -> None:
+    done = SPARSE.model_copy(update={"iterations": 6})
+    record = make_run().model_copy(update={"iterations_done": 6})
+    assert first_iteration(storage, done, record) == 6
+    assert storage.checkpoints.versions("first") == [1, 2, 3, 4, 5, 6]
+
+
+def test_without_an_optimiser_all_updates_are_taken_again(storage: Storage) -> None:
+    record = make_run().model_copy(update={"iterations_done": 6})
+    assert first_iteration(storage, SPARSE, record) == 1
+    assert storage.checkpoints.versions("first") == []

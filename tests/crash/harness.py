@@ -79,23 +79,25 @@ class Reference:
     trace: list[Event]
     snapshot: Snapshot
     rebuild_trace: list[Event] = field(default_factory=list)
+    ranks: int = 1
 
 
-def train_command(iterations: int, run: str = RUN) -> list[str]:
+def train_command(iterations: int, run: str = RUN, ranks: int = 1) -> list[str]:
     """Return the command of a run of seconds with the mini policy that still passes through every stage."""
-    settings = [text for value in (*_SETTINGS, f"iterations={iterations}") for text in ("--set", value)]
+    values = (*_SETTINGS, f"iterations={iterations}", f"distributed.ranks={ranks}")
+    settings = [text for value in values for text in ("--set", value)]
     return ["train", "tiny", "--no-prefect", "--run", run, *settings]
 
 
-def play_reference(server: ForkServer, folder: Path, iterations: int) -> Reference:
+def play_reference(server: ForkServer, folder: Path, iterations: int, ranks: int = 1) -> Reference:
     """Run without a kill; AssertionError when it does not end well or teaches nothing."""
     folder.mkdir(parents=True)
-    ended = server.run(train_command(iterations), folder, eager=True)
+    ended = server.run(train_command(iterations, ranks=ranks), folder, eager=True)
     assert ended.code == 0, ended.output
     held = snapshot(folder / "workspace")
-    weights = {value for name, value in held.items() if name.startswith("model.safetensors")}
-    assert len(weights) == min(iterations, 2), f"the updates change nothing: {weights}"
-    return Reference(folder / "workspace", ended.trace, held)
+    weights = {value for name, value in held.items() if name.startswith("model") and ".safetensors: " in name}
+    assert len(weights) == ranks * min(iterations, 2), f"the updates change nothing: {weights}"
+    return Reference(folder / "workspace", ended.trace, held, ranks=ranks)
 
 
 def trace_rebuild(server: ForkServer, reference: Reference) -> Reference:
@@ -145,7 +147,7 @@ def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference
         outcome.num_resumes += number > 0
         before = finished_work(workspace)
         strike = kill.strike if kill else None
-        ended = server.run(next_command(workspace, iterations), folder, strike, eager=case.eager)
+        ended = server.run(next_command(workspace, iterations, reference.ranks), folder, strike, eager=case.eager)
         outcome.lost += done_again(before, ended.trace)
         if kill is None or not _has_struck(kill.strike, ended):
             outcome.lost += _ignored(kill.strike, ended) if kill else []
@@ -158,10 +160,10 @@ def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference
         outcome.lost.append(str(error))
 
 
-def next_command(workspace: Path, iterations: int) -> list[str]:
+def next_command(workspace: Path, iterations: int, ranks: int = 1) -> list[str]:
     """Return what a person would type: resume, or train again when the run was not made yet."""
     exists = (workspace / "artifacts" / f"run={RUN}" / "run.json").exists()
-    return RESUME if exists else train_command(iterations)
+    return RESUME if exists else train_command(iterations, ranks=ranks)
 
 
 def _has_struck(strike: Strike, ended: Ended) -> bool:

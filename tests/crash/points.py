@@ -74,6 +74,11 @@ POINTS = [
 REBUILD = Point("the database is made again", r".*", until=r".*")
 
 
+def occurs(point: Point, trace: Sequence[Event]) -> bool:
+    """Return whether a moment of a point is in the trace."""
+    return any(re.fullmatch(point.pattern, event.name) for event in trace)
+
+
 def draw(point: Point, trace: Sequence[Event], random_: random.Random) -> Kill:
     """Draw one moment of a point; every event that matches is equally likely."""
     places = [place for place, event in enumerate(trace) if re.fullmatch(point.pattern, event.name)]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.crash.forkserver import ForkServer
 from tests.crash.harness import Case, Outcome, Reference, play, play_reference, trace_rebuild
-from tests.crash.points import POINTS, REBUILD, draw, draw_start
+from tests.crash.points import POINTS, REBUILD, draw, draw_start, occurs
 
 ITERATIONS = 3
 FULL_ROUNDS = 2
@@ -34,12 +34,14 @@ _REBUILDS_A_ROUND = 3
 def draw_round(reference: Reference, random_: random.Random) -> list[Case]:
     """Return cases in random order that kill once at every point, and several times in some runs."""
     trace = reference.trace
-    cases = [Case(kill.label, (kill,)) for kill in (draw(point, trace, random_) for point in POINTS)]
+    # What ranks do is in no trace: of a run with several the points remain that its own process passes.
+    points = POINTS if reference.ranks == 1 else [point for point in POINTS if occurs(point, trace)]
+    cases = [Case(kill.label, (kill,)) for kill in (draw(point, trace, random_) for point in points)]
     for _ in range(_CHAINS_A_ROUND):
-        chain = [draw(point, trace, random_) for point in random_.sample(POINTS, _CHAIN_KILLS)]
+        chain = [draw(point, trace, random_) for point in random_.sample(points, _CHAIN_KILLS)]
         chain.sort(key=lambda kill: kill.at)
         cases.append(Case("several in one run", (*chain[:2], draw_start(trace, random_), *chain[2:])))
-    twice = draw(random_.choice(POINTS), trace, random_)
+    twice = draw(random_.choice(points), trace, random_)
     cases.append(Case("the resumed run dies at the same place", (twice, twice, draw_start(trace, random_))))
     for _ in range(_REBUILDS_A_ROUND):
         cases.append(Case(REBUILD.label, (draw(REBUILD, reference.rebuild_trace, random_),), of_rebuild=True))
@@ -50,19 +52,20 @@ def draw_round(reference: Reference, random_: random.Random) -> list[Case]:
 class Matrix:
     """Plays cases on several fork servers side by side and keeps what came of them."""
 
-    def __init__(self, folder: Path, minutes: float | None, seed: int, jobs: int, only: str) -> None:
+    def __init__(self, folder: Path, minutes: float | None, seed: int, jobs: int, only: str, ranks: int = 1) -> None:
         self.outcomes: list[Outcome] = []
         self._folder = folder
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._seed = seed
         self._jobs = jobs
+        self._ranks = ranks
         self._only = re.compile(only)
         self._lock = threading.Lock()
 
     def play(self) -> None:
         """Play the reference, then cases until the rounds or the time are over."""
         with ForkServer() as server:
-            reference = play_reference(server, self._folder / "reference", ITERATIONS)
+            reference = play_reference(server, self._folder / "reference", ITERATIONS, self._ranks)
             self._reference = trace_rebuild(server, reference)
         self._cases = enumerate(self._draw())
         with ThreadPoolExecutor(self._jobs) as pool:
@@ -134,12 +137,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="seed of all draws; a new one when not given")
     parser.add_argument("--only", default="", help="regular expression that a case's name must contain")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of each run (distributed.ranks)")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="sdsearch-crash-"))
     print(f"crash matrix, seed {seed}, files in {folder}", flush=True)
     started = time.monotonic()
-    matrix = Matrix(folder, options.minutes, seed, options.jobs, options.only)
+    matrix = Matrix(folder, options.minutes, seed, options.jobs, options.only, options.ranks)
     matrix.play()
     print(f"\n{table(matrix.outcomes)}\nseed {seed}, {time.monotonic() - started:.0f} s")
     if any(outcome.went_wrong for outcome in matrix.outcomes):

@@ -71,6 +71,26 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(
     assert {row["status"] for row in attempts.to_pylist()} == {"interrupted"}
 
 
+RANK_KILLS = (
+    kill("teacher@1 works", delay_s=1.0),
+    kill("update@1 works", signal.SIGTERM, delay_s=1.0),
+    kill("update@1 renamed artifacts/run=killed/iteration=00001/stage=update/stage.json"),
+    kill("teacher@2 works", signal.SIGINT, delay_s=2.0),
+    kill("update@2 works", delay_s=6.0),
+)
+
+
+@pytest.mark.long
+def test_a_run_of_two_ranks_that_is_killed_again_and_again_ends_as_if_it_had_not(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    reference = play_reference(server, tmp_path / "reference", ITERATIONS, ranks=2)
+    outcome = play(Case("ranks", RANK_KILLS), server, tmp_path / "case", reference, ITERATIONS)
+    assert not outcome.lost
+    assert not outcome.differing
+    assert outcome.struck[:4] == [kill.label for kill in RANK_KILLS[:4]]
+
+
 def test_the_comparison_sees_a_changed_byte_a_changed_row_and_a_file_too_many(
     reference: Reference, tmp_path: Path
 ) -> None:

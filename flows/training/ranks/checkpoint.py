@@ -44,13 +44,13 @@ def write_spread(
         file = opened.enter_context(TensorFile(target, {name: types[name] for name in own})) if own else None
         for name in sorted(tensors):
             value = whole(tensors[name].detach())
-            if name not in own and digest is None:
-                continue
-            value = value.to(types[name].dtype).cpu().contiguous()
+            if name in own or digest is not None:
+                value = value.to(types[name].dtype).cpu().contiguous()
             if file is not None and name in own:
                 file.add(name, value)
             if digest is not None:
                 digest.add(name, value)
+            del value  # Before the next one is gathered.
     if file is not None:
         hashes[rank()] = (target, file.sha256)
     if rank() == 0 and len(parts) > 1:

@@ -18,14 +18,26 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psutil
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flows.console.errors import UserError
-from flows.training.ranks.messages import ANSWER, COMMAND, END, ERROR, HOST, PROGRESS, SETTINGS, Command, Failure
+from flows.training.ranks.messages import (
+    ANSWER,
+    COMMAND,
+    END,
+    ERROR,
+    HOST,
+    PROGRAM,
+    PROGRESS,
+    SETTINGS,
+    Command,
+    Failure,
+)
+from flows.training.ranks.processes import MODULE, StopWatch, kill_ranks
+from flows.training.ranks.program import this_program
 from schemas.commands import command
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.settings.root import Settings
@@ -34,7 +46,6 @@ _POLL_S: Final = 0.05
 _FAREWELL_S: Final = 20.0
 _SHUTDOWN_S: Final = 3
 _TAIL_LINES: Final = 3
-_MODULE: Final = "flows.training.ranks.rank"
 # What the agent logs of a rank's end is told in one line here.
 for _name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -59,6 +70,7 @@ class Ranks:
         self._settings = settings
         self._place = place
         self._progress = progress
+        self._program = this_program(settings)  # As the run began: files may change before ranks are started.
         self._store: TCPStore | None = None
         self._agent: threading.Thread | None = None
         self._logs: tempfile.TemporaryDirectory[str] | None = None
@@ -92,7 +104,7 @@ class Ranks:
         """End the ranks at once, whatever they are at."""
         if self._agent is not None and self._store is not None:
             while self._agent.is_alive():  # It may just be starting them.
-                _kill_ranks(self._store.port)
+                kill_ranks(self._store.port)
                 self._agent.join(_POLL_S)
         if self._logs is not None:
             self._logs.cleanup()
@@ -100,15 +112,30 @@ class Ranks:
 
     def _answer(self, store: TCPStore, number: int) -> Any:
         assert self._agent is not None
-        shown = ""
+        shown, watch = "", StopWatch(store.port)
         while not store.check([f"{ANSWER}/{number}"]):
             if not self._agent.is_alive():
                 raise self._told(store)
+            self._check_stopped(watch)
             if (text := store.get(PROGRESS).decode()) not in ("", shown):
                 shown = text
                 self._progress(*json.loads(text))
             time.sleep(_POLL_S)
         return json.loads(store.get(f"{ANSWER}/{number}"))
+
+    def _check_stopped(self, watch: StopWatch) -> None:
+        """End the ranks when one of them is stopped: before the others give it up, who could not tell why."""
+        stopped, limit_s = watch.longest(), self._settings.distributed.timeout_s / 2
+        if stopped is not None and stopped.seconds > limit_s:
+            raise RanksFailedError(
+                f"rank {stopped.number} of {self._settings.distributed.ranks} (process {stopped.pid}) has been stopped "
+                f"(SIGSTOP) for {stopped.seconds:.0f} s, longer than half of distributed.timeout_s; all ranks were "
+                f"ended, and nothing of the stage was kept; {self._again}"
+            )
+
+    @property
+    def _again(self) -> str:
+        return f"continue with: {command('resume', self._place.run, workspace=self._place.workspace)}"
 
     def _started(self) -> TCPStore:
         if self._store is not None and self._agent is not None and self._agent.is_alive():
@@ -117,8 +144,11 @@ class Ranks:
         try:
             self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
         except DistError as error:
-            raise RanksFailedError(f"the ranks cannot be started: no port on {HOST} ({error})") from error
+            raise RanksFailedError(
+                f"the ranks cannot be started: no port on {HOST} ({_first_line(error)}); {self._again}"
+            ) from error
         self._store.set(SETTINGS, self._settings.model_dump_json())
+        self._store.set(PROGRAM, self._program.model_dump_json())
         self._number, self._ended = 0, None
         self._logs = tempfile.TemporaryDirectory(prefix="sdsearch-ranks-")
         self._agent = threading.Thread(target=self._launch, args=(self._store.port,), name="ranks", daemon=True)
@@ -144,7 +174,7 @@ class Ranks:
         place = self._place
         own = (str(os.getpid()), str(port), str(place.workspace), place.run, place.source or "")
         try:
-            elastic_launch(config, sys.executable)("-m", _MODULE, *own)
+            elastic_launch(config, sys.executable)("-m", MODULE, *own)
         except BaseException as error:  # Told by the thread that waits for an answer.
             self._ended = error
 
@@ -159,15 +189,16 @@ class Ranks:
         for failure in said.values():
             if failure.is_for_people:
                 return UserError(failure.text)
-        again = f"continue with: {command('resume', self._place.run, workspace=self._place.workspace)}"
         if not isinstance(self._ended, ChildFailedError):
-            return RanksFailedError(f"the {ranks} ranks could not be started or ended early: {self._ended}; {again}")
+            return RanksFailedError(
+                f"the {ranks} ranks could not be started or ended early: {self._ended}; {self._again}"
+            )
         number, failed = self._ended.get_first_failure()
         how = f"signal {-failed.exitcode}" if failed.exitcode < 0 else f"exit code {failed.exitcode}"
         text = said[number].text if number in said else self._last_lines(number)
         return RanksFailedError(
             f"rank {number} of {ranks} (process {failed.pid}) ended with {how}{': ' + text if text else ''}; the "
-            f"others were stopped, and nothing of the stage was kept; {again}"
+            f"others were stopped, and nothing of the stage was kept; {self._again}"
         )
 
     def _last_lines(self, number: int) -> str:
@@ -178,11 +209,5 @@ class Ranks:
         return ""
 
 
-def _kill_ranks(port: int) -> None:
-    """Kill this process's ranks that were told this port, also those that are stopped or only starting."""
-    for child in psutil.Process().children():
-        try:
-            if {_MODULE, str(port)} <= set(child.cmdline()):
-                child.kill()
-        except psutil.Error:  # It has ended meanwhile.
-            continue
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from schemas.records.ledger import StageRecord
 
 HOST: Final = "127.0.0.1"
 SETTINGS: Final = "settings"
+PROGRAM: Final = "program"
 COMMAND: Final = "command"
 """COMMAND/n is the n-th command; ANSWER/n what the first rank wrote for it."""
 ANSWER: Final = "answer"
@@ -18,6 +19,13 @@ ERROR: Final = "error"
 """ERROR/r is why rank r ended."""
 PROGRESS: Final = "progress"
 END: Final = "end"
+
+
+class Program(Record):
+    """What a process computes with: ranks that had loaded other code would give other numbers."""
+
+    torch: str = Field(description="torch's version.")
+    sources: dict[str, str] = Field(description="The sha256 of each source that decides the ranks' work, by path.")
 
 
 class Command(Record):

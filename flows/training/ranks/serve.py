@@ -22,8 +22,21 @@ from flows.run.live import Runtime
 from flows.run.policy import set_threads
 from flows.run.progress import SilentReporter
 from flows.run.stage_files import StageFiles
-from flows.training.ranks.messages import ANSWER, COMMAND, END, ERROR, HOST, PROGRESS, SETTINGS, Command, Failure
+from flows.training.ranks.messages import (
+    ANSWER,
+    COMMAND,
+    END,
+    ERROR,
+    HOST,
+    PROGRAM,
+    PROGRESS,
+    SETTINGS,
+    Command,
+    Failure,
+    Program,
+)
 from flows.training.ranks.policy import ShardedPolicy
+from flows.training.ranks.program import check_program, this_program
 from flows.training.stages.teacher import teach
 from flows.training.stages.update import train
 from schemas.records.ledger import ArtifactRef
@@ -31,6 +44,7 @@ from schemas.settings.root import STORED, Settings
 from storage.storage import Storage
 from storage.workspace import Workspace
 
+_NO_MEMORY: Final = "can't allocate memory"  # torch's words for the CPU's.
 _FOREVER: Final = timedelta(days=30)
 WORK: Final[dict[str, Callable[..., list[ArtifactRef]]]] = {work.__name__: work for work in (teach, train)}
 """What a command may name."""
@@ -65,11 +79,21 @@ def _own_device(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": model})
 
 
+def _failure(error: Exception) -> Failure:
+    is_for_people = isinstance(error, PEOPLES_ERRORS)
+    text = str(error) if is_for_people else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in str(error)
+    advice = "; out of memory: lower update.max_tokens_per_microbatch, or use more ranks" if is_memory else ""
+    return Failure(text=" ".join(text.split()) + advice, is_for_people=is_for_people)
+
+
 def serve(port: int, workspace: Path, run: str, source: str | None) -> None:
     """Do the commands one after another until there are no more."""
     store = TCPStore(HOST, port, is_master=False, timeout=_FOREVER)
     try:
         settings = Settings.model_validate_json(store.get(SETTINGS), context=STORED)
+        expected = Program.model_validate_json(store.get(PROGRAM))
+        check_program(int(os.environ["RANK"]), this_program(settings), expected)
         set_threads(settings)
         _open_group(settings)
         storage = Storage(Workspace.open(workspace))
@@ -88,9 +112,6 @@ def serve(port: int, workspace: Path, run: str, source: str | None) -> None:
             if dist.get_rank() == 0:
                 store.set(f"{ANSWER}/{number}", json.dumps([ref.model_dump(mode="json") for ref in refs]))
     except Exception as error:
-        is_for_people = isinstance(error, PEOPLES_ERRORS)
-        text = str(error) if is_for_people else f"{type(error).__name__}: {error}"
-        failure = Failure(text=" ".join(text.split()), is_for_people=is_for_people)
-        store.set(f"{ERROR}/{os.environ['RANK']}", failure.model_dump_json())
+        store.set(f"{ERROR}/{os.environ['RANK']}", _failure(error).model_dump_json())
         raise
     dist.destroy_process_group()

@@ -47,7 +47,7 @@ UPDATE: Final = StageKind(
         "distillation",
         "update",
     ),
-    code=(__name__, "flows.run.policy", "flows.training.ranks.policy"),
+    code=(__name__, "flows.run.policy", "flows.training.ranks.policy", "flows.training.ranks.checkpoint"),
 )
 
 

@@ -91,7 +91,7 @@ def run_with(workspace: Path, run: str, folder: Path, site: str) -> subprocess.C
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
-        command(workspace, run, 2), capture_output=True, text=True, check=False, env=environment, timeout=DEADLINE_S
+        command(workspace, run, 2), capture_output=True, text=True, check=False, env=environment, timeout=300
     )
 
 

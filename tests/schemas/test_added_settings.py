@@ -27,7 +27,7 @@ def of_before(settings: Settings) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("config", ["tiny", "quickstart", "paper_3b"])
+@pytest.mark.parametrize("config", ["tiny", "quickstart_grpo", "paper_3b"])
 def test_a_run_of_before_has_the_same_settings_and_hash(config: str) -> None:
     settings = load_settings(config)
     before = of_before(settings)

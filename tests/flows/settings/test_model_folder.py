@@ -58,7 +58,9 @@ def test_the_mini_policy_alone_has_the_settings_that_it_was_made_for(mine: Path)
     for section, values in MINI.items():
         for name, value in values.items():
             assert getattr(getattr(settings, section), name) == value, f"{section}.{name}"
-            assert getattr(getattr(quickstart, section), name) == value, f"quickstart has another {section}.{name}"
+            # The quickstart's distillation is stronger and ends, which a model's settings cannot say.
+            if section != "distillation":
+                assert getattr(getattr(quickstart, section), name) == value, f"quickstart: another {section}.{name}"
     assert settings.update.weight_decay == Settings.model_fields["update"].default.weight_decay
 
 

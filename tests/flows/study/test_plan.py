@@ -59,8 +59,8 @@ def by_variant(workspace: Workspace, study: str) -> dict[str, Settings]:
 
 def test_the_shipped_studies_are_no_settings_files() -> None:
     assert shipped_studies() == [
-        *("study_ablations", "study_curves", "study_mini", "study_paper", "study_quick", "study_reference"),
-        "study_strength",
+        *("study_ablations", "study_curves", "study_mini", "study_paper", "study_quick", "study_quickstart"),
+        *("study_reference", "study_strength"),
     ]
     assert not set(shipped_studies()) & set(shipped_configs())
 
@@ -80,6 +80,18 @@ def test_the_quick_study_compares_the_method_with_its_baseline(workspace: Worksp
     assert (method.iterations, method.evaluation.every, method.distillation.warmup_iterations) == (12, 4, 3)
     assert not baseline.distillation.enabled
     assert baseline.model_copy(update={"distillation": method.distillation}) == method
+
+
+def test_the_quickstarts_study_is_reported_on_test_too(workspace: Workspace) -> None:
+    variants = by_variant(workspace, "study_quickstart")
+    assert variants["sd_search"].distillation == load_settings("quickstart").distillation
+    assert (
+        variants["grpo"].model_copy(update={"distillation": variants["sd_search"].distillation})
+        == variants["sd_search"]
+    )
+    protocol = load_study("study_quickstart", workspace).protocol
+    assert all(variants["grpo"].evaluates_after(updates) for updates in protocol.updates)
+    assert (protocol.report_split, variants["grpo"].storage.keep_evaluated) == ("test", True)
 
 
 @pytest.mark.parametrize("study", ["study_mini", "study_strength", "study_ablations"])
@@ -183,9 +195,9 @@ def test_a_study_of_the_workspace_is_found_by_its_name(workspace: Workspace, tmp
         ('title = "SD-Search"', 'set = ["distillation.enabled=false"]', "has the same settings as 'grpo'"),
         (
             'base = "tiny"',
-            'base = "quickstart"',
+            'base = "paper_3b"',
             r"variants\.full: trains exactly as 'grpo' does, since distillation\.enabled cannot act "
-            r"\(distillation\.warmup_iterations \(5\) is not below iterations \(2\).*: lower it, or raise iterations",
+            r"\(.*distillation\.warmup_iterations \(50\) is not below iterations \(2\).*: lower it, or raise iterations",
         ),
         (
             'title = "SD-Search"',

@@ -18,6 +18,7 @@ from flows.console.terminal import print_line
 from flows.data.commands import data_app
 from flows.doctor.commands import doctor
 from flows.evaluation.commands import evaluate
+from flows.export.commands import export
 from flows.inspect.commands import db_app, inspect, report, runs, schema, show, sql
 from flows.mini.commands import mini_app
 from flows.orchestration.commands import up
@@ -46,7 +47,7 @@ app = typer.Typer(
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
 WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, screen, study, evaluate)
-READING: tuple[Callable[..., None], ...] = (ask, doctor, runs, show, inspect, report, sql, plugins, up, schema)
+READING: tuple[Callable[..., None], ...] = (ask, doctor, export, runs, show, inspect, report, sql, plugins, up, schema)
 for _command in WORKING:
     app.command(epilog=SIGNALS_HELP)(_command)
 for _command in READING:

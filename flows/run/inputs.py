@@ -66,14 +66,24 @@ def check_source_model(runtime: Runtime, version: int) -> None:
     """
     assert runtime.source is not None, "an evaluation of a run, a replay, or a run's policy that is asked"
     kept = read_run_inputs(runtime.storage.workspace, runtime.source)
-    if kept is None:
-        return
+    if kept is not None:
+        _check_model(runtime, runtime.source, kept, version)
+
+
+def _check_model(runtime: Runtime, run: str, kept: RunInputs, version: int) -> None:
     is_in_folder = runtime.settings.model.tuning == "lora" or not version
     if changes := model_changes(kept.model_files, runtime.base_hashes, with_weights=is_in_folder):
         raise UserError(
-            f"model.path '{runtime.settings.model.path}' has changed since run '{runtime.source}' started "
-            f"({changes}); put the files back"
+            f"model.path '{runtime.settings.model.path}' has changed since run '{run}' started ({changes}); put the "
+            "files back"
         )
+
+
+def check_policy_model(runtime: Runtime, record: RunRecord, version: int) -> None:
+    """Raise UserError when the model folder that a run was begun with has changed and its policy needs it."""
+    kept = read_run_inputs(runtime.storage.workspace, record.run)
+    if kept is not None:
+        _check_model(runtime, record.run, kept, version)
 
 
 def _changed_questions(runtime: Runtime, kept: RunInputs, now: RunInputs) -> Iterator[str]:

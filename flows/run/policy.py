@@ -201,6 +201,19 @@ class LivePolicy:
         if self._settings.model.tuning == "full":  # What can be a run's model.path brings its settings along.
             write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
 
+    def export_to(self, folder: Path, *, adapter: bool) -> None:
+        """Write the live weights as a plain Hugging Face folder, without the optimiser.
+
+        A LoRA adapter is merged into its base unless `adapter`. The live weights are no version's afterwards.
+        """
+        merges = self._settings.model.tuning == "lora" and not adapter
+        model = self.model.merge_and_unload() if merges else self.model
+        self.abandon()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if not adapter:  # What can be a run's model.path brings its settings along.
+            write_bytes_atomic(folder / MODEL_SETTINGS, exported(self._settings), folder)
+
     def sha256(self) -> str:
         """Return the hash of the trained tensors."""
         return tensors_sha256(trainable_parameters(self.model))

@@ -197,7 +197,7 @@ def test_a_study_of_the_workspace_is_found_by_its_name(workspace: Workspace, tmp
             'base = "tiny"',
             'base = "paper_3b"',
             r"variants\.full: trains exactly as 'grpo' does, since distillation\.enabled cannot act "
-            r"\(.*distillation\.warmup_iterations \(50\) is not below iterations \(2\).*: lower it, or raise iterations",
+            r"\(.*distillation\.warmup_iterations \(50\) is not below iterations \(2\).*: lower it",
         ),
         (
             'title = "SD-Search"',

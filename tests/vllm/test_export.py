@@ -33,6 +33,7 @@ def test_an_exported_policy_answers_with_vllm_alone(tmp_path: Path) -> None:
     evaluate(plan, storage, SilentReporter())
     rows = storage.database.query("SELECT * FROM evaluation_answers WHERE run = 'asked'").to_pylist()
     live = LiveRetriever(plan.settings.retrieval, storage.workspace)
+    script = tmp_path / "out" / "answer.py"
     with serving(live.retriever) as url:
         for row in rows:
             done = subprocess.run(

@@ -37,13 +37,7 @@ def test_an_exported_policy_answers_with_vllm_alone(tmp_path: Path) -> None:
     with serving(live.retriever) as url:
         for row in rows:
             done = subprocess.run(
-                [
-                    sys.executable,
-                    str(tmp_path / "out" / "answer.py"),
-                    row["question"],
-                    "--retriever",
-                    f"{url}/retrieve",
-                ],
+                [sys.executable, str(script), row["question"], "--retriever", f"{url}/retrieve"],
                 capture_output=True,
                 text=True,
                 timeout=600,

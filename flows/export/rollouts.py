@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flows.console.errors import UserError
 from schemas.records.ledger import StageKey
 from schemas.records.rollout import Group
 from storage.database.stage_rows import file_of
 from storage.disk.folders import build_folder
+from storage.disk.tables import write_jsonl_atomic, write_table_atomic
 from storage.storage import Storage
 
 _ROLLOUTS: Final = """
@@ -36,11 +33,10 @@ def export_rollouts(storage: Storage, run: str, folder: Path) -> int:
         raise UserError(f"run '{run}' has no scored rollouts; see: sdsearch runs")
     earned = {row["rollout_id"]: row for row in table.to_pylist()}
     with build_folder(folder) as building:
-        pq.write_table(pa.table(table), building.path / "rollouts.parquet", compression="zstd")
-        with (building.path / "conversations.jsonl").open("w", encoding="utf-8") as file:
-            for iteration in sorted({row["iteration"] for row in earned.values()}):
-                for conversation in _conversations(storage, run, iteration, earned):
-                    file.write(json.dumps(conversation, ensure_ascii=False) + "\n")
+        write_table_atomic(building.path / "rollouts.parquet", table, building.path)
+        iterations = sorted({row["iteration"] for row in earned.values()})
+        conversations = (each for number in iterations for each in _conversations(storage, run, number, earned))
+        write_jsonl_atomic(building.path / "conversations.jsonl", conversations, building.path)
     return len(earned)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ from schemas.records.run_inputs import PromptFrame
 from schemas.records.run_kind import EvaluationKind
 from schemas.settings.root import Settings
 from sdsearch.protocol.parsing import TAG_PROTOCOL
+from storage.disk.files import write_bytes_atomic, write_json_atomic
 from storage.disk.folders import build_folder
 from storage.runs.run_inputs import read_run_inputs
 from storage.storage import Storage
@@ -72,11 +71,10 @@ def export_policy(plan: ExportPlan, storage: Storage) -> None:
         live.policy.move_to(plan.version)
         live.policy.export_to(building.path, adapter=plan.adapter)
         card = model_card(plan, frame, evaluators, storage.database)
-        (building.path / "README.md").write_text(card, encoding="utf-8")
+        write_bytes_atomic(building.path / "README.md", card.encode(), building.path)
         if frame is not None and has_script(plan):
-            shutil.copyfile(_SCRIPT, building.path / _SCRIPT.name)
-            how = json.dumps(how_to_answer(plan.settings, frame), indent=1)
-            (building.path / _SCRIPT.with_suffix(".json").name).write_text(how + "\n", encoding="utf-8")
+            write_bytes_atomic(building.path / _SCRIPT.name, _SCRIPT.read_bytes(), building.path)
+            write_json_atomic(building.path / "answer.json", how_to_answer(plan.settings, frame), building.path)
 
 
 def how_to_answer(settings: Settings, frame: PromptFrame) -> dict[str, Any]:

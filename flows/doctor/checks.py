@@ -15,6 +15,7 @@ from flows.doctor.footprint import (
     guessed_shape,
     shape_of,
     training_needs,
+    versions_held,
 )
 from flows.doctor.hardware import Hardware, free_bytes
 from flows.doctor.hub import ModelFiles
@@ -153,14 +154,19 @@ def _ram(wanted: float, hardware: Hardware, needed: str) -> Check:
 
 def _disk(settings: Settings, needs: TrainingNeeds, workspace: Workspace) -> Check:
     """The newest checkpoints, the best, the one being written; and the records of every rollout."""
-    number = min(settings.storage.keep_checkpoints + 2, settings.iterations + 1)
+    kept = settings.storage
+    number, with_optimiser = versions_held(kept.keep_checkpoints, kept.optimiser_every, settings.iterations)
     each = checkpoint_bytes(needs, _lora_rank(settings))
     distilled = settings.distillation.top_k * 8 * _QUERY_TOKENS if settings.distillation.enabled else 0
     rollouts = settings.iterations * settings.data.questions_per_iteration * settings.rollout.group_size
-    wanted = number * each + rollouts * (_ROLLOUT + distilled)
+    wanted = number * each - (number - with_optimiser) * needs.optimiser + rollouts * (_ROLLOUT + distilled)
     free = free_bytes(workspace.root)
-    needed = f"{_gb(wanted)}: {number} checkpoints of {_gb(each)}, records of {rollouts} rollouts"
-    remedy = f"free some space at {workspace.root}, name another --workspace, or lower storage.keep_checkpoints"
+    without = (
+        f" ({number - with_optimiser} without {_gb(needs.optimiser)} of optimiser)" if kept.optimiser_every > 1 else ""
+    )
+    needed = f"{_gb(wanted)}: {number} checkpoints of {_gb(each)}{without}, records of {rollouts} rollouts"
+    remedy = f"free some space at {workspace.root}, name another --workspace, lower storage.keep_checkpoints, or "
+    remedy += "raise storage.optimiser_every"
     return Check("disk", f"{_gb(free)} free", needed, free >= wanted, remedy)
 
 

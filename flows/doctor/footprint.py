@@ -142,3 +142,17 @@ def device_needs(needs: TrainingNeeds, engine_share: float, engine_sleeps: bool)
 def checkpoint_bytes(needs: TrainingNeeds, lora_rank: int | None) -> float:
     """Return the size of one checkpoint: weights (or adapters, half as large as their moments) and optimiser."""
     return needs.optimiser + (needs.weights if lora_rank is None else needs.optimiser / 2)
+
+
+def versions_held(keep: int, every: int, iterations: int) -> tuple[int, int]:
+    """Return how many checkpoints a run has at most, and how many of them with their optimiser.
+
+    They are the newest `keep`, the best on dev and the one being written; where the optimiser is stored with every n-th
+    version alone, the newest that has it too. The best may have it, and the one being written counts as one of a row
+    with the newest.
+    """
+    if every == 1:
+        number = min(keep + 2, iterations + 1)
+        return number, number
+    number = min(keep + 3, iterations + 1)
+    return number, min(number, -(-(keep + 1) // every) + 2)

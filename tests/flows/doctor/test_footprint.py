@@ -7,7 +7,14 @@ import json
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from flows.doctor.footprint import checkpoint_bytes, device_needs, guessed_shape, shape_of, training_needs
+from flows.doctor.footprint import (
+    checkpoint_bytes,
+    device_needs,
+    guessed_shape,
+    shape_of,
+    training_needs,
+    versions_held,
+)
 from flows.doctor.hub import model_files
 from tests.support.builders import make_model
 
@@ -86,3 +93,13 @@ def test_each_part_counts_where_it_is_held() -> None:
     assert device_needs(full, 0.5, False) == 2 * full.peak
     assert device_needs(full, 0.5, True) == max(full.peak, 2 * full.resident)
     assert device_needs(full, 1.0, True) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "iterations", "held"),
+    [(3, 1, 200, (5, 5)), (3, 1, 1, (2, 2)), (3, 10, 200, (6, 3)), (3, 2, 200, (6, 4)), (3, 10, 1, (2, 2))],
+)
+def test_versions_without_their_optimiser_take_less_disk(
+    keep: int, every: int, iterations: int, held: tuple[int, int]
+) -> None:
+    assert versions_held(keep, every, iterations) == held

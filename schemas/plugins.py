@@ -108,6 +108,7 @@ KINDS: Final[Mapping[str, PluginKind]] = {
                 "tags": "sdsearch.protocol.parsing:TagProtocol",
                 "search_r1": "sdsearch.protocol.search_r1:SearchR1",
                 "autorefine": "sdsearch.protocol.autorefine:AutoRefine",
+                "tool_call": "sdsearch.protocol.tool_call:ToolCall",
             },
             ("sample", "hindsight", "evaluate"),
         ),

@@ -17,7 +17,9 @@ from schemas.records.question import Question
 
 StopReason = Literal["search_closed", "answer_closed", "end_of_turn", "length"]
 Logprob = Annotated[float, Field(allow_inf_nan=False)]
-MalformedReason = Literal["no_action", "not_opened", "unreadable", "empty_query", "empty_answer"]
+MalformedReason = Literal[
+    "no_action", "not_opened", "unreadable", "empty_query", "empty_answer", "unknown_tool", "two_calls"
+]
 
 
 class Search(Record):
@@ -54,7 +56,7 @@ class Generation(Record):
     text: str = Field(description="What the policy wrote, special tokens kept.")
     stop_reason: StopReason = Field(description="search_closed, answer_closed, end_of_turn or length.")
     query_positions: tuple[int, ...] = Field(
-        description="Offsets into token_ids of the tokens wholly between <search> and </search>."
+        description="Offsets into token_ids of the tokens wholly within the query's own characters."
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ where the paper is silent, "ours" what is chosen here.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -81,7 +82,7 @@ class RolloutSettings(Section):
     protocol: Annotated[str, Names("protocol")] = Field(
         default="tags",
         description="How the policy searches and answers: 'tags' (relative), 'search_r1' and 'autorefine' as their "
-        "public checkpoints do, or a plugin.",
+        "public checkpoints do, 'tool_call' by the tokenizer's chat template, or a plugin.",
     )
     protocol_options: Options = Field(default={}, description="The settings of a plugin's protocol.")
     max_searches: Positive = Field(default=4, description="Searches per rollout; one more turn may answer (relative).")
@@ -97,8 +98,11 @@ class RolloutSettings(Section):
 
     @property
     def wording(self) -> str:
-        """What identifies the words around a question: the template, and the protocol where it is a plugin."""
-        return self.template if self.protocol == "tags" else f"{self.protocol} {self.template}"
+        """What identifies the words around a question: the template, the protocol and its options."""
+        if self.protocol == "tags":
+            return self.template
+        options = f" {json.dumps(self.protocol_options, sort_keys=True, default=str)}" if self.protocol_options else ""
+        return f"{self.protocol} {self.template}{options}"
 
 
 class EvaluationSettings(Section):

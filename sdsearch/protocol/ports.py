@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final, Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from schemas.base import Section
 from schemas.records.passage import SearchHit
@@ -15,15 +17,24 @@ from sdsearch.plugins import PluginError, open_plugin
 NOTHING_FOUND: Final = "No documents found."
 
 
+class ReplyFrame(NamedTuple):
+    """What stands around the environment's reply, and how the reply's own text is written there."""
+
+    opening: str
+    closing: str
+    written: Callable[[str], str] = str
+
+
 class ActionProtocol(Section):
     """The words of a conversation. A plugin derives from this class; its fields are `rollout.protocol_options`.
 
-    `stops`: the strings that end a turn. `tags`: names of tags `<name>` and `</name>` that only the policy and the
-    environment may write: in questions, passages and queries they lose their angle brackets. `instructions`: what
-    stands before the question where rollout.template is 'instruct'. `documents`: what is put before and after the
-    passages that a search brings. `answer_opening`: what the policy writes right before an answer. `notices`: the
-    reply to a turn that is neither a search nor an answer. `joined`: whether `documents` and the passages are made into
-    tokens together, where no word of `documents` is a special token; else each apart.
+    `stops`: the strings that end a turn; without any, turns end with the model's end-of-turn token. `tags`: names of
+    tags `<name>` and `</name>` that only the policy and the environment may write: in questions, passages and queries
+    they lose their angle brackets. `instructions`: what stands before the question where rollout.template is
+    'instruct'. `documents`: what is put before and after the passages that a search brings. `answer_opening`: what the
+    policy writes right before an answer. `notices`: the reply to a turn that is neither a search nor an answer.
+    `joined`: whether `documents` and the passages are made into tokens together, where no word of `documents` is a
+    special token; else each apart.
     """
 
     stops: ClassVar[Mapping[str, StopReason]]
@@ -36,6 +47,8 @@ class ActionProtocol(Section):
         "no_action": "No search or answer was found.",
         "not_opened": "A closing tag has no opening tag.",
         "unreadable": "The call could not be read.",
+        "unknown_tool": "There is no such tool; the only one is search.",
+        "two_calls": "More than one call was made; make one at a time.",
         "empty_query": "The search was empty.",
         "empty_answer": "The answer was empty.",
     }
@@ -52,6 +65,16 @@ class ActionProtocol(Section):
         """Return what stands before and after a question: with 'instruct' the instructions too."""
         return f"{self.instructions if template == 'instruct' else ''}Question: ", "\n"
 
+    def message_frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+        """Return what stands before and after the user's message; None for the chat template's own frame."""
+        return None
+
+    def reply_frame(
+        self, tokenizer: PreTrainedTokenizerBase, kind: Literal["documents", "notice"], last_token: int | None
+    ) -> ReplyFrame:
+        """Return what stands around a reply to a turn whose last token is `last_token`."""
+        return ReplyFrame(*(self.documents if kind == "documents" else ("\n", "\n")))
+
     def ask(self, question: str) -> str:
         """Return a question as it stands between the two parts of `wording`."""
         return question
@@ -66,9 +89,10 @@ def open_protocol(settings: RolloutSettings) -> ActionProtocol:
     """Return the protocol that the settings name; PluginError where it cannot be used."""
     protocol: ActionProtocol = open_plugin("protocol", settings.protocol, settings.protocol_options)
     lacking = [name for name in ("stops", "tags", "instructions") if not hasattr(protocol, name)]
-    if lacking or not protocol.stops or not all(protocol.stops):
+    if lacking or not all(protocol.stops):
+        wrong = f"no {', '.join(lacking)}" if lacking else "an empty stop"
         raise PluginError(
-            f"rollout.protocol '{settings.protocol}' has no {', '.join(lacking) or 'stops'}; expected stops (the "
-            "strings that end a turn), tags (names that foreign text may not write) and instructions"
+            f"rollout.protocol '{settings.protocol}' has {wrong}; expected stops (the strings that end a turn), tags "
+            "(names that foreign text may not write) and instructions"
         )
     return protocol

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from schemas.errors import UserError, library_errors
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import MalformedReason, Observation
 from schemas.records.run_inputs import PromptFrame
+from sdsearch.protocol.chat_template import message_frame
 from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.tokens import encode, encode_between, encode_foreign, foreign_lengths
 
 TemplateName = Literal["compact", "instruct"]
-_WHERE = "the chat template of model.path's tokenizer"
-_REMEDY = "correct chat_template in that folder, or choose another model.path"
-# Nothing that stands in a message may be changed, and neither its length nor its words may matter.
-_PROBES = ("\u241eOne\u241e", "\u241eA \"b\" & 'c' <d> {e}\\\n\n é  F\u241e", f"\u241e{'Many words. ' * 400}\u241e")
 
 
 class PromptTokens(NamedTuple):
@@ -47,7 +42,7 @@ def render_frame(
     one place with the same text around it.
     """
     before, after = protocol.wording(template)
-    head, tail = _chat_frame(tokenizer)
+    head, tail = protocol.message_frame(tokenizer) or message_frame(tokenizer)
     return PromptFrame(
         template=wording or template,
         head=head,
@@ -78,30 +73,6 @@ def prompt_lengths(
     return [frame.num_tokens + length for length in foreign_lengths(tokenizer, asked, protocol.tags)]
 
 
-def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what a chat template puts before and after the user's message, whatever the message is."""
-    if not tokenizer.chat_template:
-        return "", ""
-    now = datetime.now().astimezone()
-    frames = []
-    for probe in _PROBES:
-        with library_errors(_WHERE, _REMEDY):
-            rendered = tokenizer.apply_chat_template(
-                [{"role": "user", "content": probe}],
-                tokenize=False,
-                add_generation_prompt=True,
-                strftime_now=now.strftime,  # One moment for all probes.
-            )
-        if (count := rendered.count(probe)) != 1:
-            found = "more than once" if count else "not as it is (it is left out, cut or changed)"
-            raise UserError(f"{_WHERE}: the user's message is in the prompt {found}; {_REMEDY}")
-        head, _, tail = rendered.partition(probe)
-        frames.append((head, tail))
-    if len(set(frames)) > 1:
-        raise UserError(f"{_WHERE}: the text around the user's message depends on the message; {_REMEDY}")
-    return frames[0]
-
-
 def _begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
@@ -111,9 +82,14 @@ def render_documents(
     hits: Sequence[SearchHit],
     max_tokens: int,
     protocol: ActionProtocol = TAG_PROTOCOL,
+    last_token: int | None = None,
 ) -> Observation:
-    """Return the reply to a search; passages are cut to `max_tokens` in all, the closing tag always stays."""
-    text, (opening, closing) = protocol.passages(hits), protocol.documents
+    """Return the reply to a search in a turn that ended with `last_token`.
+
+    Passages are cut to `max_tokens` in all, the closing tag always stays.
+    """
+    opening, closing, written = protocol.reply_frame(tokenizer, "documents", last_token)
+    text = written(protocol.passages(hits))
     closing_ids = encode(tokenizer, closing)
     joined = encode_between(tokenizer, opening, text, closing, protocol.tags) if protocol.joined else None
     if joined is None:
@@ -135,8 +111,12 @@ def render_documents(
 
 
 def render_notice(
-    tokenizer: PreTrainedTokenizerBase, reason: MalformedReason, protocol: ActionProtocol = TAG_PROTOCOL
+    tokenizer: PreTrainedTokenizerBase,
+    reason: MalformedReason,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+    last_token: int | None = None,
 ) -> Observation:
     """Return the short notice that an ill-formed turn gets."""
-    text = f"\n{protocol.notices[reason]}\n"
+    opening, closing, written = protocol.reply_frame(tokenizer, "notice", last_token)
+    text = f"{opening}{written(protocol.notices[reason])}{closing}"
     return Observation(kind="notice", token_ids=tuple(encode(tokenizer, text)), text=text, hits=(), num_tokens_cut=0)

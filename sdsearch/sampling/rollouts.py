@@ -222,13 +222,14 @@ class RolloutLoop:
         queries = [a.query for a, going in zip(actions, may_go_on, strict=True) if going and isinstance(a, Search)]
         found = iter(search_all(self.retriever, queries, self.limits.num_passages))
         replies: list[Observation | None] = []
-        for action, going in zip(actions, may_go_on, strict=True):
+        for generation, action, going in zip(generations, actions, may_go_on, strict=True):
+            last = generation.token_ids[-1]
             match action:
                 case Search() if going:
                     limit = self.limits.max_observation_tokens
-                    replies.append(render_documents(self.tokenizer, next(found), limit, self.protocol))
+                    replies.append(render_documents(self.tokenizer, next(found), limit, self.protocol, last))
                 case Malformed(reason=reason) if going:
-                    replies.append(render_notice(self.tokenizer, reason, self.protocol))
+                    replies.append(render_notice(self.tokenizer, reason, self.protocol, last))
                 case Search() | Malformed() | Answer():
                     replies.append(None)
                 case unknown:

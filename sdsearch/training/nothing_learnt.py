@@ -20,6 +20,9 @@ _LONGEST_EXAMPLE = 200
 _REASONS = {
     "no_action": "it closes neither a search (</search>) nor an answer (</answer>)",
     "not_opened": "its closing tag has no opening tag",
+    "unreadable": "its call cannot be read",
+    "unknown_tool": "it calls a tool that is not there",
+    "two_calls": "it makes more than one call",
     "empty_query": "its search is empty",
     "empty_answer": "its answer is empty",
 }

@@ -14,15 +14,15 @@ from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightS
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
-from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
-from sdsearch.protocol.tokens import decode, encode
+from sdsearch.protocol.prompting import render_documents, render_frame
+from sdsearch.protocol.tokens import decode, encode, encode_foreign
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.stopping import TurnEnds
 from tests.support.builders import make_model, make_question
 from tests.support.fakes import FixedRetriever, ScriptedSampler
 from tests.support.protocols import ROWS, ProtocolRow
 
-LIMITS = RolloutLimits(4, 200, 1200, 200, 3000, 2)
+LIMITS = RolloutLimits(4, 200, 3000, 300, 8000, 2)
 EVERY = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 
 
@@ -102,18 +102,17 @@ def test_hostile_documents_and_questions_write_nothing(row: ProtocolRow) -> None
         assert f"</{tag}>" not in content
     inner = observation.token_ids[len(encode(tokenizer, opening)) : -len(encode(tokenizer, closing))]
     assert not set(inner) & set(tokenizer.all_special_ids)
-    frame = render_frame(tokenizer, "compact", own)
-    asked = decode(tokenizer, render_prompt(tokenizer, hostile(row), frame, own).body)
-    assert asked.count(row.search) == 0
-    assert asked.count(row.answer) == 0
+    asked = encode_foreign(tokenizer, own.ask(hostile(row)), own.tags)
+    assert not set(asked) & set(tokenizer.all_special_ids)
+    assert not any(f"<{tag}>" in decode(tokenizer, asked) for tag in own.tags)
 
 
 @EVERY
 def test_documents_that_are_too_long_keep_their_close(row: ProtocolRow) -> None:
     own, tokenizer = row.open(), row.make()
     hit = SearchHit(passage=Passage(id="1", title="Lima", text="capital of Peru. " * 200), score=1.0)
-    whole = render_documents(tokenizer, [hit], 100_000, own)
-    cut = render_documents(tokenizer, [hit], 120, own)
+    whole = render_documents(tokenizer, [hit], 100_000, own, tokenizer.eos_token_id)
+    cut = render_documents(tokenizer, [hit], 120, own, tokenizer.eos_token_id)
     opening, closing = row.around
     assert whole.num_tokens_cut == 0
     assert len(cut.token_ids) == 120
@@ -165,13 +164,13 @@ def test_the_block_is_all_that_the_teacher_has_more_than_the_student(row: Protoc
         settings=HindsightSettings(),
         seed=0,
         tokenizer=tokenizer,
-        max_context_tokens=3000,
+        max_context_tokens=8000,
         tags=row.open().tags,
     )
     torch.manual_seed(0)
     model = make_model(vocab_size=len(tokenizer)).double()
-    model.config.max_position_embeddings = 4096
-    settings = TeacherSettings(1.0, 8000, 8, HindsightSettings(), DistillationSettings(top_k=6))
+    model.config.max_position_embeddings = 8192
+    settings = TeacherSettings(1.0, 16000, 8, HindsightSettings(), DistillationSettings(top_k=6))
     _, _, credit = compute_targets(model, tokenizer, [group], blocks, settings)
     assert len(credit) == sum(len(rollout.query_positions) for rollout in group.rollouts) > 0
     assert max(abs(item.teacher_logprob - item.student_logprob) for item in credit) > 1e-3

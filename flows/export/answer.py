@@ -38,7 +38,13 @@ def main() -> None:
     )
     ids = [*how["head_token_ids"], *before, *question, *after]
     decoding = SamplingParams(
-        temperature=0, max_tokens=how["max_new_tokens"], stop=how["stops"], include_stop_str_in_output=True
+        temperature=0,
+        max_tokens=how["max_new_tokens"],
+        stop=how["stops"],
+        include_stop_str_in_output=True,
+        # Tags may be special tokens of the tokenizer.
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
     )
     for turn in range(how["max_searches"] + 1):
         written = model.generate({"prompt_token_ids": ids}, decoding, use_tqdm=False)[0].outputs[0]

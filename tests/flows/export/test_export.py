@@ -27,6 +27,8 @@ from flows.settings.load import load_settings, stored_settings
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
 
+pytestmark = pytest.mark.long
+
 SHORT = [
     *("iterations=1", "data.questions_per_iteration=2", "rollout.group_size=2", "rollout.max_searches=1"),
     *("rollout.max_new_tokens=30", "evaluation.num_questions=3", "model.torch_threads=1"),

@@ -75,6 +75,7 @@ def groups_of(storage: Storage, iteration: int) -> tuple[list[Group], list[Score
     return read(file_of(sampled, "groups"), Group), read(file_of(scored, "scores"), Score)
 
 
+@pytest.mark.long
 def test_turns_are_worth_what_draws_one_by_one_say(workspace: Path, storage: Storage) -> None:
     plan = planned(storage, workspace)
     results = screen(plan, storage, None, lambda line: None)
@@ -101,6 +102,7 @@ def test_turns_are_worth_what_draws_one_by_one_say(workspace: Path, storage: Sto
                 assert value == pytest.approx(fmean(f1_score(d.answer, group.question.golden_answers) for d in drawn))
 
 
+@pytest.mark.long
 def test_a_greedy_rollout_that_is_sampled_anew_is_the_same(workspace: Path, storage: Storage) -> None:
     settings = stored_settings(storage.ledger.get_run("source"))
     with open_runtime(settings, "source", storage, SilentReporter()) as live:
@@ -128,6 +130,7 @@ def searched(storage: Storage, plan: ScreenPlan) -> dict[str, list[int]]:
     }
 
 
+@pytest.mark.long
 def test_credit_and_hits_are_those_of_the_tables(workspace: Path, storage: Storage) -> None:
     plan = planned(storage, workspace)
     results = screen(plan, storage, None, lambda line: None)
@@ -153,6 +156,7 @@ def test_credit_and_hits_are_those_of_the_tables(workspace: Path, storage: Stora
     assert results.baseline == "grpo"
 
 
+@pytest.mark.long
 def test_a_screening_that_was_stopped_goes_on_and_says_the_same(
     workspace: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +186,7 @@ def test_a_screening_that_was_stopped_goes_on_and_says_the_same(
     assert screen(plan, storage, None, lambda line: None) == results, "the same seeds, the same draws"
 
 
+@pytest.mark.long
 def test_the_command_prints_tables_and_json(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["screen", "source", "--variants", str(workspace / "variants.toml"), "--workspace", str(workspace)]
     options = ["--iterations", "1:2", "--groups", "2", "--resample", "2"]
@@ -238,6 +243,7 @@ def test_a_ranking_that_is_known() -> None:
     assert ranked["spearman", "knows"].difference == pytest.approx(2.0)
 
 
+@pytest.mark.long
 def test_what_cannot_be_screened_is_one_line(
     workspace: Path, storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +265,7 @@ def test_what_cannot_be_screened_is_one_line(
         read_variants("nothing")
 
 
+@pytest.mark.long
 def test_mixed_groups_come_first(storage: Storage) -> None:
     groups, scores = groups_of(storage, 1)
     mixed = groups[-1]

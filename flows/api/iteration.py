@@ -12,11 +12,12 @@ from schemas.commands import command
 from schemas.errors import UserError
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import StageKey, StageName, StageRecord
+from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
-from storage.database.stage_rows import file_of
+from storage.database.stage_rows import file_of, has_file
 from storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -106,13 +107,15 @@ class Iteration:
         records = self.records()
         groups, alpha = records.groups, self._alpha()
         policy = self.run.policy(groups[0].policy_version)
+        scores, retried = [*records.scores, *records.retry_scores], records.retries
         if group is None:
             return loss_of_first_step(
-                policy, groups, records.scores, self.teacher(), iteration=self.number, alpha=alpha
+                policy, groups, scores, self.teacher(), iteration=self.number, alpha=alpha, retried=retried
             )
         self._check_group(records, group)
         own = [each for each in groups if each.id == group]
-        return compute_loss(policy, own, records.scores, self.teacher(), alpha=alpha)
+        retried = [each for each in retried if each.group_id == group]
+        return compute_loss(policy, own, scores, self.teacher(), alpha=alpha, retried=retried)
 
     @property
     def _storage(self) -> Storage:
@@ -158,6 +161,20 @@ class Records:
         return self._read("score", "scores", Score)
 
     @cached_property
+    def retries(self) -> list[RetriedGroup]:
+        """The retries of groups without a CORRECT rollout; none where rollout.retries is 0."""
+        return self._read("sample", "retries", RetriedGroup) if self._has_retries else []
+
+    @cached_property
+    def retry_scores(self) -> list[Score]:
+        """Each retry's score, reward and advantage."""
+        return self._read("score", "retry_scores", Score) if self._has_retries else []
+
+    @property
+    def _has_retries(self) -> bool:
+        return has_file(self.stage("sample"), "retries")
+
+    @cached_property
     def blocks(self) -> list[HindsightBlock]:
         """The groups' hindsight blocks; none when distillation is off."""
         return self._read("hindsight", "blocks", HindsightBlock)
@@ -198,5 +215,5 @@ class Records:
         return self._storage.artifacts.read_records(ref, record_type)
 
     def __repr__(self) -> str:
-        names = "groups, scores, blocks, targets, credit, update"
+        names = "groups, scores, retries, retry_scores, blocks, targets, credit, update"
         return f"Records of iteration {self._iteration} of run {self._run!r}: {names}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from flows.api.policy import Policy
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.question import Question
+from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
@@ -201,12 +202,13 @@ def compute_loss(
     *,
     alpha: float | None = None,
     backward: bool = False,
+    retried: Sequence[RetriedGroup] = (),
 ) -> Loss:
     """Compute the loss of groups at the policy's weights, all their rollouts as one optimiser step.
 
     scores may hold those of other groups too. Without a teacher nothing is distilled. alpha is distillation.alpha when
     it is not given. With `backward` the gradient is added to `.grad` of the policy's parameters, in micro-batches, as
-    the update does; no step is taken.
+    the update does; no step is taken. retried: the groups' retries (rollout.retries), whose scores `scores` then holds.
 
     Examples:
         >>> run = sdsearch.open_run("workspace", "first")
@@ -218,7 +220,7 @@ def compute_loss(
     """
     alpha = policy.settings.distillation.alpha if alpha is None else alpha
     settings = LossSettings.of(policy.settings)
-    members = weigh(_scored(policy, groups, scores, teacher, settings), settings.grpo)
+    members = weigh(_scored(policy, groups, scores, teacher, settings, retried), settings.grpo)
     with without_randomness(policy.model):
         if backward:
             terms = accumulate_gradient(policy.model, members, settings, alpha)
@@ -235,10 +237,11 @@ def loss_of_first_step(
     *,
     iteration: int,
     alpha: float,
+    retried: Sequence[RetriedGroup] = (),
 ) -> Loss:
     """Compute the loss of an iteration's first optimiser step, rollouts in the order in which the update read them."""
     settings, loss_settings = policy.settings, LossSettings.of(policy.settings)
-    scored = _scored(policy, groups, scores, teacher, loss_settings)
+    scored = _scored(policy, groups, scores, teacher, loss_settings, retried)
     members = next(optimiser_steps(scored, settings.update, loss_settings.grpo, settings.seed, iteration))
     with without_randomness(policy.model):
         terms = measure_step(policy.model, members, loss_settings, alpha)
@@ -246,11 +249,17 @@ def loss_of_first_step(
 
 
 def _scored(
-    policy: Policy, groups: Sequence[Group], scores: Sequence[Score], teacher: Teacher | None, settings: LossSettings
+    policy: Policy,
+    groups: Sequence[Group],
+    scores: Sequence[Score],
+    teacher: Teacher | None,
+    settings: LossSettings,
+    retried: Sequence[RetriedGroup],
 ) -> list[ScoredRollout]:
     """Return what the loss reads of each rollout, sampling order."""
     targets, tensors = (teacher.targets, teacher.distributions) if teacher else ([], no_targets())
-    rollouts = training_rollouts(groups, scores, targets, tensors)
+    use = policy.settings.rollout.retries_use
+    rollouts = training_rollouts(groups, scores, targets, tensors, retried, use)
     with without_randomness(policy.model):
         # The weights are those before a step, so that the policy's own pass gives the trainer's log-probabilities.
         return score_once(policy.model, policy.reference, rollouts, settings, one_step=True)

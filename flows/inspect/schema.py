@@ -23,6 +23,7 @@ from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRe
 from schemas.records.passage import Passage
 from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
+from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group, Rollout
 from schemas.records.run_inputs import RunInputs
 from schemas.records.score import Score
@@ -46,6 +47,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     Group,
     HeldOutReadings,
     HindsightBlock,
+    RetriedGroup,
     NoticeStep,
     Passage,
     PassagesStep,

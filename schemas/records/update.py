@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from schemas.base import Record
-from schemas.settings.root import Settings
+from schemas.settings.root import RetriesUse, Settings
 
 
 class StepReport(Record):
@@ -134,6 +134,7 @@ class RefusedRollout(Record):
     turn_advantages: tuple[float, ...] = Field(
         default=(), description="With reward.turn: the advantage of each sampled token, which is its turn's."
     )
+    retry: RetriesUse | None = Field(default=None, description="What a retry is for; empty for a sibling.")
     policy_loss: float = Field(description="Clipped surrogate, nats.")
     kl: float = Field(description="k3 estimate of KL(policy || reference), nats.")
     sd_loss: float = Field(description="Distillation term before alpha, nats.")

@@ -10,6 +10,8 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.clip": "joint",
     "storage.keep_evaluated": False,
     "storage.optimiser_every": 1,
+    "rollout.retries": 0,
+    "rollout.retries_use": "off_policy",
     "reward.turn": "none",
     "reward.turn_discount": 1.0,
     "hindsight.contrast": "none",

@@ -74,6 +74,9 @@ class ModelSettings(Section):
     )
 
 
+RetriesUse = Literal["off_policy", "distillation"]
+
+
 class RolloutSettings(Section):
     """Caps and sampling of a rollout (paper, section 4)."""
 
@@ -95,6 +98,16 @@ class RolloutSettings(Section):
         default=1.0, gt=0, description="Sampling temperature; losses divide logits by it too, teacher's and student's."
     )
     questions_per_batch: Positive = Field(default=64, description="Groups sampled in one batch; a memory bound.")
+    retries: int = Field(
+        default=0,
+        ge=0,
+        description="Further rollouts of each group without a CORRECT one, sampled with its hindsight block (ours).",
+    )
+    retries_use: RetriesUse = Field(
+        default="off_policy",
+        description="What retries are for: members of their group in the policy loss, with the student's ratio to the "
+        "policy that read the block; or targets of L_SD alone (ours).",
+    )
 
     @property
     def wording(self) -> str:

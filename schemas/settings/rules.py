@@ -104,6 +104,35 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "contradict; set labels = 'outcome' or 'none'",
     ),
     Rule(
+        lambda s: bool(s.rollout.retries) and s.rollout.retries_use == "off_policy" and s.reward.turn != "none",
+        "reward.turn compares the turns of siblings, and retries are of another policy; set rollout.retries_use = "
+        "'distillation', retries = 0, or reward.turn = 'none'",
+    ),
+    Rule(
+        lambda s: (
+            bool(s.rollout.retries)
+            and s.rollout.retries_use == "distillation"
+            and (s.distillation.gate != "none" or s.distillation.form != "loss" or not s.distillation.enabled)
+        ),
+        "rollout.retries_use 'distillation' takes retries into L_SD whole; set distillation.enabled = true, form = "
+        "'loss' and gate = 'none', or retries_use = 'off_policy'",
+    ),
+    Rule(
+        lambda s: (
+            bool(s.rollout.retries)
+            and s.rollout.retries_use == "distillation"
+            and (
+                s.hindsight.homogeneous == "skip"
+                or s.hindsight.members != "group"
+                or s.hindsight.own_query != "keep"
+                or s.hindsight.masking == "current_documents"
+            )
+        ),
+        "rollout.retries_use 'distillation' asks the teacher under the one block of a group that failed; set "
+        "hindsight.homogeneous = 'keep', members = 'group', own_query = 'keep' and masking = 'queries', or retries_use "
+        "= 'off_policy'",
+    ),
+    Rule(
         lambda s: s.reward.name == "answer" and bool(s.reward.options),
         "reward.options are a plugin's, and reward 'answer' has reward.metric and reward.format_bonus; set these",
     ),

@@ -69,9 +69,15 @@ def _shows_no_label(s: Settings) -> bool:
 
 
 VOID: Final[tuple[Void, ...]] = (
-    Void(lambda s: not s.distillation.enabled, _HINDSIGHT, "distillation.enabled is false, so no block is built"),
+    Void(
+        lambda s: not (s.distillation.enabled or s.rollout.retries),
+        _HINDSIGHT,
+        "distillation.enabled is false, so no block is built",
+    ),
+    Void(lambda s: not s.rollout.retries, ("rollout.retries_use",), "rollout.retries is 0"),
     # Whoever turns distillation off, or all of it into warm-up, is told that alone.
-    Void(lambda s: not s.distils, (*_HINDSIGHT, *_DISTILLATION, "distillation.enabled"), None),
+    Void(lambda s: not s.distils, (*_DISTILLATION, "distillation.enabled"), None),
+    Void(lambda s: not (s.distils or s.rollout.retries), _HINDSIGHT, None),
     Void(lambda s: not s.distils, ("update.gradient_parts_every",), "the gradient has one part, since alpha is zero"),
     Void(
         lambda s: s.distils and s.distillation.form == "advantage",

@@ -23,9 +23,9 @@ class View:
 
     @property
     def outcome(self) -> Label | None:
-        """CORRECT or INCORRECT; None where the block was made by an earlier version, which did not say."""
+        """CORRECT or INCORRECT; None where the block does not say: of a retry, or made by an earlier version."""
         outcomes = self.block.outcomes
-        return outcomes[self.rollout.index] if outcomes else None
+        return outcomes[self.rollout.index] if self.rollout.index < len(outcomes) else None
 
     @property
     def student(self) -> TokenSequence:

@@ -101,9 +101,12 @@ class RolloutLoop:
         policy_version: int,
         group_size: int,
         temperature: float,
+        first_index: int = 0,
         block_for: BlockFor = no_block,
     ) -> list[Group]:
         """Sample `group_size` rollouts of each question, all in one batch; seeds come from identity alone.
+
+        first_index: the first one's place in its group, above 0 where earlier ones have the places before it.
 
         Raises RetrieverDownError when a search fails, ValueError for a prompt that is too long.
         """
@@ -111,7 +114,7 @@ class RolloutLoop:
         conversations: dict[str, _Conversation] = {}
         openings: list[TurnRequest] = []
         for question, prompt in zip(questions, prompts, strict=True):
-            for index in range(group_size):
+            for index in range(first_index, first_index + group_size):
                 tokens = (*prompt.head, *block_for(question, index), *prompt.body)
                 group_id = group_id_of(iteration, question)
                 conversation = _Conversation(

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from schemas.settings.root import GrpoSettings
+from schemas.settings.root import GrpoSettings, RetriesUse
 from sdsearch.credit.divergence import open_divergence
 from sdsearch.credit.turn_advantage import leaned_advantage
 from sdsearch.model.balance import own_batches, waiting_share
@@ -47,6 +47,7 @@ class TrainingRollout:
     gates: tuple[float, ...] = ()  # of the distilled tokens, 0 to 1; () takes all of each
     leanings: tuple[float, ...] = ()  # one a read, -1 to 1: what the teacher says of its turn; () is 0
     turn_advantages: tuple[float, ...] = ()  # one a read: its turn's; () is `advantage` at each
+    retry: RetriesUse | None = None  # what a retry is for: its log-probabilities are the policy's with the block
 
     @property
     def advantages(self) -> tuple[float, ...]:
@@ -97,7 +98,7 @@ class StepMember:
 
 def weigh(scored: Sequence[ScoredRollout], grpo: GrpoSettings) -> list[StepMember]:
     """Fix each rollout's token weights over the whole step, before any micro-batch is made."""
-    counts = [len(item.rollout.sequence.reads) for item in scored]
+    counts = [0 if item.rollout.retry == "distillation" else len(item.rollout.sequence.reads) for item in scored]
     policy = policy_token_weights(counts, grpo.aggregation, grpo.constant_tokens)
     distilled = distillation_token_weights([len(item.rollout.distilled) for item in scored])
     return [
@@ -230,10 +231,13 @@ def step_terms(
     loss_N, ratio_N, clipped_N = clipped_surrogate(
         readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
     )
+    # Of tokens that the policy drew itself alone k3 estimates a KL.
+    own_N = _spread([float(item.rollout.retry is None) for item in scored], counts, device)
+    compared_N = torch.where(own_N > 0, sampled_N, readings.logprob_N.detach())
     kl = torch.zeros((), device=device)
     if grpo.kl_coefficient:
         reference_N = torch.cat([item.reference_N for item in scored if item.reference_N is not None]).to(device)
-        kl = (k3(readings.logprob_N, reference_N) * weight_N).sum()
+        kl = (k3(readings.logprob_N, reference_N) * weight_N * own_N).sum()
     return StepTerms(
         policy_loss=(loss_N * weight_N).sum(),
         kl=kl,
@@ -242,8 +246,8 @@ def step_terms(
         num_clipped=clipped_N.sum(),
         num_truncated=((policy_N - sampled_N).exp() > grpo.importance_cap).sum(),
         ratio_max=ratio_N.max(),
-        sampler_kl_sum=k3(sampled_N, readings.logprob_N.detach()).sum(),
-        sampler_max_difference=(sampled_N - readings.logprob_N.detach()).abs().max(),
+        sampler_kl_sum=k3(compared_N, readings.logprob_N.detach()).sum(),
+        sampler_max_difference=(compared_N - readings.logprob_N.detach()).abs().max(),
         num_missing_logprobs=given_N.isnan().sum(),
         num_read=torch.tensor(len(given_N), device=device),
     )

@@ -78,6 +78,7 @@ def _describe_rollout(model: nn.Module, member: StepMember, settings: LossSettin
         reference_logprobs=_values(scored.reference_N),
         advantage=rollout.advantage,
         turn_advantages=rollout.turn_advantages,
+        retry=rollout.retry,
         policy_loss=float(terms.policy_loss),
         kl=float(terms.kl),
         sd_loss=float(terms.sd_loss),

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -55,7 +55,8 @@ def update_policy(
     strength = strength or begin_iteration(settings, iteration)
     num_steps = settings.iterations * settings.num_steps_per_iteration
     set_gradient_checkpointing(model, update.gradient_checkpointing)
-    one_step = update.epochs == 1 and len(rollouts) <= update.rollouts_per_step
+    num_siblings = sum(rollout.retry is None for rollout in rollouts)
+    one_step = update.epochs == 1 and num_siblings <= update.rollouts_per_step
     with without_randomness(model):
         scored = score_once(model, frozen_reference, rollouts, loss_settings, one_step=one_step)
     batches = optimiser_steps(scored, update, settings.grpo, settings.seed, iteration)
@@ -85,14 +86,17 @@ def optimiser_steps(
     """Cut the rollouts into optimiser steps, in an order of groups that depends on the seed alone.
 
     Siblings stay together, so that a step forwards their prompt once; a group at a border is divided between steps.
+    Retries follow the last of their siblings into its step and are not counted: they make no step more.
     """
     groups = [list(siblings) for _, siblings in groupby(scored, key=lambda item: item.rollout.sequence.context_ids)]
     for epoch in range(update.epochs):
         shuffled = list(groups)
         random.Random(derive_seed(seed, "order", iteration, epoch)).shuffle(shuffled)
         order = [item for group in shuffled for item in group]
-        for start in range(0, len(order), update.rollouts_per_step):
-            yield weigh(order[start : start + update.rollouts_per_step], grpo)
+        siblings = [place for place, item in enumerate(order) if item.rollout.retry is None]
+        starts = [*siblings[:: update.rollouts_per_step], len(order)]
+        for start, end in pairwise(starts):
+            yield weigh(order[start:end], grpo)
 
 
 def _report(

@@ -15,16 +15,16 @@ def policy_token_weights(num_tokens: Sequence[int], aggregation: Aggregation, co
     """Return the weight of each sampled token of each rollout (one number a rollout).
 
     token_mean: 1 / all tokens of the step; sequence_mean: 1 / (rollouts x own tokens); constant: 1 / (rollouts x
-    `constant_tokens`) (Dr. GRPO).
+    `constant_tokens`) (Dr. GRPO). A rollout of which no token counts, 0, has weight 0 and is not counted.
     """
-    num_rollouts = len(num_tokens)
+    num_rollouts = sum(1 for count in num_tokens if count)
     match aggregation:
         case "token_mean":
-            return [1 / sum(num_tokens)] * num_rollouts
+            return [1 / sum(num_tokens) if count else 0.0 for count in num_tokens]
         case "sequence_mean":
-            return [1 / (num_rollouts * count) for count in num_tokens]
+            return [1 / (num_rollouts * count) if count else 0.0 for count in num_tokens]
         case "constant":
-            return [1 / (num_rollouts * constant_tokens)] * num_rollouts
+            return [1 / (num_rollouts * constant_tokens) if count else 0.0 for count in num_tokens]
         case unknown:
             assert_never(unknown)
 

@@ -32,6 +32,7 @@ RECORDS: Final[dict[str, tuple[type[Record], ...]]] = {
     "questions": (Question,),
     "groups": (Group,),
     "rollouts": (Score,),
+    "retries": (Score,),
     "reward_parts": (RewardPart,),
     "turns": (Generation, Observation),
     "hindsight_blocks": (HindsightBlock,),

@@ -202,6 +202,9 @@ def _metrics(run: str, iteration: int, scored: Sequence[Sequence[_Scored]]) -> p
         "search_quality": sum(score.num_golden_hits for score in scores) / max(num_hits, 1),
         "completion_tokens_mean": fmean(num_completion_tokens),
         "num_completion_tokens": sum(num_completion_tokens),
+        "num_retries": 0,
+        "num_retries_correct": 0,
+        "num_retry_tokens": 0,
     }
     return build("iteration_metrics", run, iteration, {name: [value] for name, value in row.items()})
 

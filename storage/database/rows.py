@@ -19,7 +19,7 @@ StageRows = dict[str, pa.Table]
 
 STAGE_TABLES: dict[StageName, tuple[str, ...]] = {
     "sample": (),
-    "score": ("groups", "rollouts", "turns", "searches", "reward_parts", "iteration_metrics"),
+    "score": ("groups", "rollouts", "turns", "searches", "reward_parts", "iteration_metrics", "retries"),
     "hindsight": ("hindsight_blocks", "hindsight_attempts"),
     "teacher": ("teacher_targets", "query_credit"),
     "update": ("update_metrics",),

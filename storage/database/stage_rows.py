@@ -12,11 +12,13 @@ from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageRecord
+from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
 from schemas.settings.root import HindsightSettings
+from storage.database.retry_rows import with_retries
 from storage.database.rollout_rows import score_rows
 from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
 from storage.errors import DamagedArtifactError
@@ -48,7 +50,11 @@ def rows_of(
                 raise DamagedArtifactError(f"iteration {iteration} of run '{run}' has no groups; resume samples them")
             groups, scores = read(sampled, "groups", Group), read(record, "scores", Score)
             retried = sampled.retrieval.retried if sampled.retrieval else ()
-            return score_rows(run, iteration, groups, scores, hindsight.label_metric, hindsight.rho, retried)
+            rows = score_rows(run, iteration, groups, scores, hindsight.label_metric, hindsight.rho, retried)
+            if not has_file(record, "retry_scores"):
+                return rows
+            of_retries = read(sampled, "retries", RetriedGroup), read(record, "retry_scores", Score)
+            return with_retries(rows, run, iteration, *of_retries, hindsight)
         case "hindsight":
             return hindsight_rows(run, iteration, read(record, "blocks", HindsightBlock))
         case "teacher":
@@ -90,6 +96,11 @@ class StageRowsReader:
 def answers_file(mode: EvaluationMode, index: int) -> str:
     """Return the name, without extension, of an evaluation's answers to the data set at `place`."""
     return f"answers_{mode}_{index}" if index else f"answers_{mode}"
+
+
+def has_file(record: StageRecord, name: str) -> bool:
+    """Whether a stage has a file of this name without extension."""
+    return any(ref.path.rsplit("/", 1)[1].split(".")[0] == name for ref in record.outputs)
 
 
 def file_of(record: StageRecord, name: str) -> ArtifactRef:

@@ -14,6 +14,7 @@ _LOSS_TESTS = (
     "tests/golden/test_random_groups.py",
     "tests/golden/test_gates_and_form.py",
     "tests/sdsearch/training/test_update.py",
+    "tests/golden/test_retries.py",
 )
 _TEACHER_TESTS = (
     "tests/sdsearch/credit/test_contrast.py",
@@ -68,7 +69,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/sdsearch/model/test_reference.py",
         "tests/sdsearch/training/test_missing_logprobs.py",
     ),
+    "sdsearch/credit/retries.py": ("tests/golden/test_retries.py",),
     "sdsearch/training/update.py": (
+        "tests/golden/test_retries.py",
         "tests/golden/test_steps_against_naive.py",
         "tests/sdsearch/training/test_update.py",
     ),
@@ -110,6 +113,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "sdsearch/training/training_set.py": _LOSS_TESTS,
     "sdsearch/credit/teacher.py": _TEACHER_TESTS,
+    "sdsearch/credit/teacher_views.py": _TEACHER_TESTS,
     "sdsearch/credit/positions.py": _TEACHER_TESTS,
     "sdsearch/credit/hindsight.py": (
         "tests/sdsearch/credit/test_block_members.py",

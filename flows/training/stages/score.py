@@ -8,11 +8,12 @@ from typing import Final
 from flows.run.live import Runtime
 from flows.run.perform import StageRunner
 from flows.run.stage_inputs import StageKind
+from flows.training.retries import retries_of
 from schemas.records.ledger import StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.settings.root import Settings
-from sdsearch.credit.scoring import score_groups
+from sdsearch.credit.retries import score_with_retries
 from sdsearch.training.information_gain import AnswerReader, with_information_gain
 from sdsearch.training.loss_settings import LossSettings
 
@@ -21,13 +22,19 @@ SCORE: Final = StageKind("score", reads=("reward", "grpo", "hindsight"), code=(_
 
 def score_rollouts(live: Runtime, runner: StageRunner, iteration: int, sampled: StageRecord) -> StageRecord:
     """Score the rollouts and put them into the database; with turn rewards the policy that sampled reads them."""
-    with runner.attempt(SCORE, iteration, [sampled, *_passes_read(runner.settings)]) as attempt:
+    with runner.attempt(
+        SCORE, iteration, [sampled, *_retries_read(runner.settings), *_passes_read(runner.settings)]
+    ) as attempt:
         if attempt.needed:
             groups = runner.files.read(sampled, "groups", Group)
-            scores = score_groups(groups, runner.settings.reward, runner.settings.grpo)
-            if runner.settings.reward.turn == "information_gain":
+            settings, retried = runner.settings, retries_of(runner.files, runner.settings, sampled)
+            use = settings.rollout.retries_use
+            scores, retry_scores = score_with_retries(groups, retried, use, settings.reward, settings.grpo)
+            if settings.reward.turn == "information_gain":
                 scores = _with_information_gain(live, iteration, groups, scores)
             attempt.write("scores", Score, scores)
+            if settings.rollout.retries:
+                attempt.write("retry_scores", Score, retry_scores)
     return attempt.record
 
 
@@ -43,6 +50,11 @@ def _with_information_gain(
         live.policy.max_context_tokens,
     )
     return with_information_gain(groups, scores, reader, live.settings.grpo, live.settings.reward.turn_discount)
+
+
+def _retries_read(settings: Settings) -> list[str]:
+    """Return what the scores of retries are for, where there are any; else nothing."""
+    return [f"retries: {settings.rollout.retries_use}"] if settings.rollout.retries else []
 
 
 def _passes_read(settings: Settings) -> list[str]:

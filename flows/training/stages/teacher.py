@@ -8,11 +8,13 @@ from flows.run.live import Runtime
 from flows.run.perform import StageRunner
 from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
+from flows.training.retries import retries_of
 from flows.training.strength import strength_before
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
+from sdsearch.credit.retries import as_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.model.ranks import rank
 from sdsearch.training.strength import asks_teacher
@@ -51,6 +53,8 @@ def compute_teacher(
     state = strength_before(runner.storage.ledger, runner.files, runner.settings, runner.run, iteration)
     active = asks_teacher(runner.settings, iteration, state)
     upstream = [sampled, blocks, "teacher" if active else "no teacher", *_averaged(runner, sampled)]
+    if runner.settings.rollout.retries:
+        upstream.append(f"retries: {runner.settings.rollout.retries_use}")
     with runner.attempt(TEACHER, iteration, upstream) as attempt:
         if attempt.needed:
             attempt.outputs += trainer.compute_teacher(attempt.record, sampled, blocks)
@@ -75,10 +79,13 @@ def teach(
     state = strength_before(live.storage.ledger, files, settings, attempt.run, attempt.iteration)
     active = asks_teacher(settings, attempt.iteration, state)
     policy.move_to(attempt.iteration - 1)
+    groups = files.read(sampled, "groups", Group) if active else []
+    if active and settings.rollout.retries_use == "distillation":
+        groups = [*groups, *as_groups(groups, retries_of(files, settings, sampled))]
     tensors, pointers, credit = compute_targets(
         policy.model,
         policy.tokenizer,
-        files.read(sampled, "groups", Group) if active else [],
+        groups,
         files.read(blocks, "blocks", HindsightBlock) if active else [],
         TeacherSettings.of(settings),
         policy.teacher(settings.distillation) if active else None,

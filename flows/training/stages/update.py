@@ -12,6 +12,7 @@ from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
 from flows.training.noise import told_of_noise
 from flows.training.refused_steps import refused_steps_kept
+from flows.training.retries import retries_of
 from flows.training.strength import strength_before
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.rollout import Group
@@ -85,11 +86,14 @@ def train(
     # A model with dropout draws from torch's own generator, on each rank other numbers.
     torch.manual_seed(derive_seed(attempt.seed, "rank", rank()) if rank() else attempt.seed)
     stored = live.storage.artifacts.read_tensors(file_of(targets, "distributions"))
+    retried = retries_of(files, live.settings, sampled)
     rollouts = training_rollouts(
         files.read(sampled, "groups", Group),
-        files.read(scored, "scores", Score),
+        [*files.read(scored, "scores", Score), *(files.read(scored, "retry_scores", Score) if retried else [])],
         files.read(targets, "targets", TeacherTargets),
         TargetTensors(stored["ids"], stored["logprobs"]),
+        retried,
+        live.settings.rollout.retries_use,
     )
     strength = begin_iteration(
         live.settings,

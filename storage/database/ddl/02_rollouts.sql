@@ -163,6 +163,9 @@ CREATE TABLE iteration_metrics (
     search_quality DOUBLE NOT NULL,
     completion_tokens_mean DOUBLE NOT NULL,
     num_completion_tokens BIGINT NOT NULL,
+    num_retries INTEGER NOT NULL,
+    num_retries_correct INTEGER NOT NULL,
+    num_retry_tokens BIGINT NOT NULL,
     PRIMARY KEY (run, iteration)
 );
 COMMENT ON TABLE iteration_metrics IS 'One row an iteration: what its rollouts say, before the update.';
@@ -183,3 +186,38 @@ COMMENT ON COLUMN iteration_metrics.distinct_queries_per_group IS 'Mean number o
 COMMENT ON COLUMN iteration_metrics.search_quality IS 'Share of retrieved passages that contain a golden answer; 0 when none was retrieved.';
 COMMENT ON COLUMN iteration_metrics.completion_tokens_mean IS 'Mean sampled tokens of a rollout (response length).';
 COMMENT ON COLUMN iteration_metrics.num_completion_tokens IS 'Sampled tokens of all rollouts.';
+COMMENT ON COLUMN iteration_metrics.num_retries IS 'Retries (rollout.retries), which no other figure here counts.';
+COMMENT ON COLUMN iteration_metrics.num_retries_correct IS 'Retries that are CORRECT.';
+COMMENT ON COLUMN iteration_metrics.num_retry_tokens IS 'Sampled tokens of the retries.';
+
+CREATE TABLE retries (
+    run VARCHAR NOT NULL,
+    iteration INTEGER NOT NULL,
+    rollout_id VARCHAR NOT NULL,
+    group_id VARCHAR NOT NULL,
+    rollout_index INTEGER NOT NULL,
+    answer VARCHAR,
+    queries VARCHAR[] NOT NULL,
+    num_turns INTEGER NOT NULL,
+    num_completion_tokens INTEGER NOT NULL,
+    sampled_logprobs FLOAT[] NOT NULL,
+    block_text VARCHAR NOT NULL,
+    em DOUBLE NOT NULL,
+    f1 DOUBLE NOT NULL,
+    valid_format BOOLEAN NOT NULL,
+    num_hits INTEGER NOT NULL,
+    num_golden_hits INTEGER NOT NULL,
+    reward DOUBLE NOT NULL,
+    advantage DOUBLE NOT NULL,
+    outcome VARCHAR NOT NULL,
+    PRIMARY KEY (run, iteration, rollout_id)
+);
+COMMENT ON TABLE retries IS 'One row a retry (rollout.retries): a rollout of a group without a CORRECT one, sampled with its hindsight block.';
+COMMENT ON COLUMN retries.rollout_index IS 'Place in its group; retries follow the siblings.';
+COMMENT ON COLUMN retries.answer IS 'Final answer; empty when it ended without one.';
+COMMENT ON COLUMN retries.queries IS 'What it searched for, in order.';
+COMMENT ON COLUMN retries.num_turns IS 'Generations.';
+COMMENT ON COLUMN retries.num_completion_tokens IS 'Tokens that the policy sampled.';
+COMMENT ON COLUMN retries.sampled_logprobs IS 'The log-probability of each sampled token, nats, of the policy that read the block.';
+COMMENT ON COLUMN retries.block_text IS 'The block that it read.';
+COMMENT ON COLUMN retries.outcome IS 'CORRECT when hindsight.label_metric exceeds hindsight.rho, else INCORRECT.';

@@ -30,8 +30,13 @@ from schemas.settings.root import Settings
 KINDS = (SAMPLE, SCORE, HINDSIGHT, TEACHER, UPDATE, EVALUATE)
 _BEFORE = "before"
 EXPLAINED: dict[str, dict[str, str]] = {
+    "score": dict.fromkeys(
+        ("rollout.retries", "rollout.retries_use"), "what retries are for is an input of its own, where there are any"
+    ),
     "teacher": dict.fromkeys(
         (
+            "rollout.retries",
+            "rollout.retries_use",
             "iterations",
             "distillation.enabled",
             "distillation.warmup_iterations",

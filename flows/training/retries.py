@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flows.run.live import Runtime
 from flows.run.perform import Attempt
 from flows.run.stage_files import StageFiles
+from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import StageRecord
 from schemas.records.question import Question
 from schemas.records.retry import RetriedGroup
@@ -51,22 +52,18 @@ def sample_retries(live: Runtime, attempt: Attempt, groups: Sequence[Group], ite
                 temperature=rollout.temperature,
                 block_for=block_for,
             )
-            found = [(group, blocks[group.id]) for group in sampled]
-            kept = attempt.keep_partial(
-                name,
-                RetriedGroup,
-                [
-                    RetriedGroup(
-                        group_id=group.id,
-                        block_text=block.text,
-                        block_token_ids=block.token_ids,
-                        rollouts=group.rollouts,
-                    )
-                    for group, block in found
-                ],
-            )
+            kept = attempt.keep_partial(name, RetriedGroup, [_retried(group, blocks[group.id]) for group in sampled])
         retried += kept
     return retried
+
+
+def _retried(sampled: Group, block: HindsightBlock) -> RetriedGroup:
+    return RetriedGroup(
+        group_id=sampled.id,
+        block_text=block.text,
+        block_token_ids=block.token_ids,
+        rollouts=sampled.rollouts,
+    )
 
 
 def retries_of(files: StageFiles, settings: Settings, sampled: StageRecord) -> list[RetriedGroup]:

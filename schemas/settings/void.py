@@ -62,7 +62,7 @@ def _shows_no_label(s: Settings) -> bool:
     unlabelled = hindsight.labels == "none" or hindsight.masking == "current_documents"
     schedule = s.distillation.schedule
     by_outcome = isinstance(schedule, RetireSchedule) and schedule.gap == "log_ratio"
-    if by_outcome or s.distillation.gate not in _BLIND_GATES:
+    if by_outcome or s.rollout.retries or s.distillation.gate not in _BLIND_GATES:
         return False
     chooses = hindsight.members == "correct_only" or hindsight.homogeneous == "skip"
     return unlabelled and not (chooses or hindsight.memory or hindsight.own_query == "paraphrase")

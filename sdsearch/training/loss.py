@@ -226,13 +226,14 @@ def step_terms(
         policy_N, importance_N = old_N, truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
     else:
         old_N = sampled_N = filled(given_N, readings.logprob_N.detach())
-        policy_N = readings.logprob_N
-        importance_N = ratio_truncation(policy_N, sampled_N, grpo.importance_cap)
+        policy_N, importance_N = (
+            readings.logprob_N,
+            ratio_truncation(readings.logprob_N, sampled_N, grpo.importance_cap),
+        )
     loss_N, ratio_N, clipped_N = clipped_surrogate(
         readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
     )
-    # Of tokens that the policy drew itself alone k3 estimates a KL.
-    own_N = _spread([float(item.rollout.retry is None) for item in scored], counts, device)
+    own_N = _spread([float(item.rollout.retry is None) for item in scored], counts, device)  # k3 needs own draws
     compared_N = torch.where(own_N > 0, sampled_N, readings.logprob_N.detach())
     kl = torch.zeros((), device=device)
     if grpo.kl_coefficient:

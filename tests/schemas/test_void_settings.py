@@ -45,9 +45,12 @@ CASES = [
     ([DISTILS], "distributed.timeout_s=9.0", "distributed.ranks is 1"),
     ([DISTILS, "distributed.ranks=4"], "distributed.shard_ranks=4", "distributed.sharding is not 'hybrid'"),
     ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
+    ([DISTILS], "rollout.retries_use=distillation", "rollout.retries is 0"),
 ]
 # The same settings act where nothing stands in their way.
 ACTING = [
+    (["distillation.enabled=false", "rollout.retries=1"], "hindsight.rho=0.5"),
+    ([DISTILS, "hindsight.labels=none", "rollout.retries=1"], "hindsight.rho=0.5"),
     ([DISTILS], "hindsight.labels=none"),
     ([DISTILS], "hindsight.rho=0.5"),
     ([DISTILS, "hindsight.labels=none", "hindsight.members=correct_only"], "hindsight.rho=0.5"),

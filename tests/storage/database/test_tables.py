@@ -140,6 +140,9 @@ def test_iteration_metrics_are_the_means_that_hand_counting_gives(filled: Databa
         "search_quality": 1 / 3,
         "completion_tokens_mean": (8 + 6 + 8 + 10) / 4,
         "num_completion_tokens": 32,
+        "num_retries": 0,
+        "num_retries_correct": 0,
+        "num_retry_tokens": 0,
     }
     assert row == pytest.approx(expected)
     groups = filled.query("SELECT reward_std, zero_advantage FROM groups ORDER BY group_id").to_pylist()

@@ -216,8 +216,7 @@ def step_terms(
     given_N = torch.cat([item.sampled_N for item in scored]).to(device)
     advantage_N = torch.tensor([value for item in scored for value in item.rollout.advantages], device=device)
     if reach:
-        leaning_N = torch.tensor([value for item in scored for value in _leanings(item.rollout)], device=device)
-        advantage_N = leaned_advantage(advantage_N, leaning_N, reach)
+        advantage_N = leaned_advantage(advantage_N, _leanings(scored, device), reach)
     weight_N = _spread([member.policy_weight for member in members], counts, device)
     if grpo.old_logprobs == "trainer":
         kept = [item.trainer_N for item in scored if item.trainer_N is not None]
@@ -254,8 +253,9 @@ def step_terms(
     )
 
 
-def _leanings(rollout: TrainingRollout) -> tuple[float, ...]:
-    return rollout.leanings or (0.0,) * len(rollout.sequence.reads)
+def _leanings(scored: Sequence[ScoredRollout], device: torch.device) -> Tensor:
+    of_rollouts = [item.rollout.leanings or (0.0,) * len(item.rollout.sequence.reads) for item in scored]
+    return torch.tensor([value for leanings in of_rollouts for value in leanings], device=device)
 
 
 def _spread(values: Sequence[float], counts: Sequence[int], device: torch.device) -> Tensor:

@@ -225,10 +225,8 @@ def step_terms(
         policy_N, importance_N = old_N, truncated_importance_weight(old_N, sampled_N, grpo.importance_cap)
     else:
         old_N = sampled_N = filled(given_N, readings.logprob_N.detach())
-        policy_N, importance_N = (
-            readings.logprob_N,
-            ratio_truncation(readings.logprob_N, sampled_N, grpo.importance_cap),
-        )
+        policy_N = readings.logprob_N
+        importance_N = ratio_truncation(policy_N, sampled_N, grpo.importance_cap)
     loss_N, ratio_N, clipped_N = clipped_surrogate(
         readings.logprob_N, old_N, advantage_N, grpo.clip_low, grpo.clip_high, importance_N
     )

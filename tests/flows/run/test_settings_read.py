@@ -46,6 +46,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         ),
         "whether there is a teacher is an input of its own",
     ),
+    "update": {"storage.optimiser_every": "which versions are stored with their optimiser moves no weights"},
 }
 """What a stage reads that it does not declare, and why its work does not depend on it otherwise."""
 

@@ -16,7 +16,7 @@ def screen(
         typer.Option(
             "--variants",
             metavar="FILE",
-            help="A TOML file with [variants.NAME] tables; or a study.",
+            help="A TOML file with a table a variant, or a study's name.",
         ),
     ],
     iterations: Annotated[

@@ -80,7 +80,8 @@ def show(
 def inspect(
     run: Annotated[str | None, typer.Argument(help="Name of the run to open; all runs when not given.")] = None,
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="Port of the page [default: 8900, or a free one].")
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Port of the page; if not given 8900, or a free one."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
     workspace: WorkspaceOption = HOME,
@@ -95,7 +96,8 @@ def report(
     run: Annotated[str | None, typer.Argument(help="Name of the run.")] = None,
     study: Annotated[str | None, typer.Option("--study", help="Report a study instead: its name or its file.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write [default: the run's or the study's name, .html].")
+        Path | None,
+        typer.Option("--out", help="File to write; if not given, the name with .html."),
     ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:

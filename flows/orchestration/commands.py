@@ -15,7 +15,7 @@ from flows.console.options import (
 
 def up(
     port: Annotated[
-        int | None, typer.Option("--port", min=1, max=65535, help="Port of the Prefect server [default: 4200].")
+        int | None, typer.Option("--port", min=1, max=65535, help="Port of the Prefect server; 4200 when not given.")
     ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:

@@ -71,8 +71,18 @@ def open_reward(settings: RewardSettings) -> RewardFunction:
 
 
 def value_of(reward: RewardFunction, rollout: Rollout, golden_answers: Sequence[str], s: StandardScores) -> RewardValue:
-    """Return what a rollout earns; PluginError for what is no reward: no parts, or a number that is not finite."""
-    found = reward(rollout, golden_answers, s)
+    """Return what a rollout earns.
+
+    PluginError, which names the rollout, where the reward raises, and for what is no reward: no parts, or a number that
+    is not finite.
+    """
+    try:
+        found = reward(rollout, golden_answers, s)
+    except Exception as error:  # Whatever a person's own code raises.
+        raise PluginError(
+            f"reward.name: the reward of rollout '{rollout.id}' failed with {type(error).__name__}: {error}; correct it, "
+            "or choose another"
+        ) from error
     parts = found.parts if isinstance(found, RewardValue) else found
     if not isinstance(parts, Mapping) or not parts or not all(map(_is_number, parts.values())):
         raise _no_reward(rollout, found)

@@ -7,13 +7,16 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from rich.console import Console
 
-from flows.app import run_command
+from flows.app import app, run_command
 from flows.inspect.schema import RECORDS
 from flows.inspect.sql import print_rows
 from flows.settings.load import load_settings
@@ -170,3 +173,17 @@ def test_light_commands_load_no_heavy_library(workspace: Path, arguments: list[s
         check=True,
     )
     assert result.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_no_help_has_brackets_which_would_be_taken_for_markup() -> None:
+    """`[default: 4200]` and `[variants.NAME]` were not shown."""
+
+    def texts(command: click.Command) -> Iterator[str]:
+        yield command.help or ""
+        yield from (getattr(parameter, "help", None) or "" for parameter in command.params)
+        for inner in getattr(command, "commands", {}).values():
+            yield from texts(inner)
+
+    found = list(texts(typer.main.get_command(app)))
+    assert len(found) > 100
+    assert [text for text in found if "[" in text] == []

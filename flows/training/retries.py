@@ -1,4 +1,4 @@
-"""The retries of an iteration: sampled by the sample stage after its groups, and read from its file afterwards."""
+"""The retries of an iteration, sampled by the sample stage after its groups."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 from flows.run.live import Runtime
 from flows.run.perform import Attempt
-from flows.run.stage_files import StageFiles
 from schemas.records.hindsight import HindsightBlock
-from schemas.records.ledger import StageRecord
 from schemas.records.question import Question
 from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group
-from schemas.settings.root import Settings
 from sdsearch.credit.retries import retry_blocks
 from sdsearch.sampling.rollouts import group_id_of
 
@@ -64,8 +61,3 @@ def _retried(sampled: Group, block: HindsightBlock) -> RetriedGroup:
         block_token_ids=block.token_ids,
         rollouts=sampled.rollouts,
     )
-
-
-def retries_of(files: StageFiles, settings: Settings, sampled: StageRecord) -> list[RetriedGroup]:
-    """Return the retries that a sample stage stored; none where the settings ask for none."""
-    return files.read(sampled, "retries", RetriedGroup) if settings.rollout.retries else []

@@ -54,12 +54,6 @@ def retry_blocks(
     return blocks
 
 
-def as_groups(groups: Sequence[Group], retried: Sequence[RetriedGroup]) -> list[Group]:
-    """Return the retries as groups of their own, with the id, the question and the plain prompt of theirs."""
-    of_group = {group.id: group for group in groups}
-    return [of_group[each.group_id].model_copy(update={"rollouts": each.rollouts}) for each in retried]
-
-
 def score_with_retries(
     groups: Sequence[Group],
     retried: Sequence[RetriedGroup],

@@ -80,8 +80,8 @@ def value_of(reward: RewardFunction, rollout: Rollout, golden_answers: Sequence[
         found = reward(rollout, golden_answers, s)
     except Exception as error:  # Whatever a person's own code raises.
         raise PluginError(
-            f"reward.name: the reward of rollout '{rollout.id}' failed with {type(error).__name__}: {error}; correct it, "
-            "or choose another"
+            f"reward.name: the reward of rollout '{rollout.id}' failed with {type(error).__name__}: {error}; correct "
+            "it, or choose another"
         ) from error
     parts = found.parts if isinstance(found, RewardValue) else found
     if not isinstance(parts, Mapping) or not parts or not all(map(_is_number, parts.values())):

@@ -15,7 +15,8 @@ from torch import Tensor
 from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group, Rollout
 from schemas.settings.root import RetriesUse
-from sdsearch.credit.retries import as_groups, retry_blocks, score_with_retries
+from sdsearch.credit.retried_groups import as_groups
+from sdsearch.credit.retries import retry_blocks, score_with_retries
 from sdsearch.training.logprobs import sampled_tensor
 from sdsearch.training.loss import ScoredRollout
 from sdsearch.training.training_set import training_rollouts

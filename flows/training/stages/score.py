@@ -8,7 +8,7 @@ from typing import Final
 from flows.run.live import Runtime
 from flows.run.perform import StageRunner
 from flows.run.stage_inputs import StageKind
-from flows.training.retries import retries_of
+from flows.training.stored_retries import retries_of
 from schemas.records.ledger import StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score

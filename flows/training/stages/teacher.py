@@ -8,13 +8,13 @@ from flows.run.live import Runtime
 from flows.run.perform import StageRunner
 from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
-from flows.training.retries import retries_of
+from flows.training.stored_retries import retries_of
 from flows.training.strength import strength_before
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageKey, StageRecord
 from schemas.records.rollout import Group
 from schemas.records.teacher import QueryCredit, TeacherTargets
-from sdsearch.credit.retries import as_groups
+from sdsearch.credit.retried_groups import as_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.model.ranks import rank
 from sdsearch.training.strength import asks_teacher

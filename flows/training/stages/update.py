@@ -12,7 +12,7 @@ from flows.run.stage_files import StageFiles
 from flows.run.stage_inputs import StageKind
 from flows.training.noise import told_of_noise
 from flows.training.refused_steps import refused_steps_kept
-from flows.training.retries import retries_of
+from flows.training.stored_retries import retries_of
 from flows.training.strength import strength_before
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.rollout import Group

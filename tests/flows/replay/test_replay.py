@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import flows.replay.work
-import flows.training.stages.score
 import flows.training.stages.update
+import sdsearch.credit.retries
 from flows.app import run_command
 from flows.console.errors import UserError
 from flows.replay.launch import start_replay
@@ -56,13 +56,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Every other rollout counts as right, so that every group has both outcomes.
     """
     folder = tmp_path_factory.mktemp("workspace")
-    real = flows.training.stages.score.score_groups
+    real = sdsearch.credit.retries.score_groups
 
     def mixed(*arguments: Any) -> list[Score]:
         return [score.model_copy(update={"f1": float(place % 2)}) for place, score in enumerate(real(*arguments))]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.training.stages.score, "score_groups", mixed)
+        patch.setattr(sdsearch.credit.retries, "score_groups", mixed)
         train_plain(load_settings("tiny", SOURCE), "first", folder, SilentReporter())
         plain = ["distillation.enabled=false", "iterations=1"]
         train_plain(load_settings("tiny", [*SOURCE, *plain]), "grpo", folder, SilentReporter())

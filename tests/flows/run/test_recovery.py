@@ -125,7 +125,7 @@ def test_lost_checkpoints_are_made_again_from_what_was_sampled(
     for version in storage.checkpoints.versions(RUN):
         shutil.rmtree(storage.checkpoints.path(RUN, version))
     train(workspace)
-    assert "run 'first' has no intact checkpoint; all its updates are taken again" in caplog.text
+    assert "run 'first' has no intact checkpoint to go on from; all its updates are taken again" in caplog.text
     assert repeated(workspace) == {(iteration, "update") for iteration in (1, 2, 3)}
     assert differences(snapshot(workspace), expected) == []
     before = dump(workspace)

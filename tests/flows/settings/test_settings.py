@@ -218,6 +218,13 @@ IMPOSSIBLE = {
     ("evaluation.modes=['greedy', 'greedy']",): "evaluation.modes names a mode twice; name each once",
     ("model.attention=flex",): "set attention = 'split', or model.device = 'cuda:0'",
     ("reward.options.x=1",): "reward 'answer' has reward.metric and reward.format_bonus; set these",
+    ("reward.turn=information_gain", "rollout.retries=2"): "set rollout.retries_use = 'distillation', retries = 0",
+    (
+        "rollout.retries=2",
+        "rollout.retries_use=distillation",
+        "distillation.gate=outcome",
+    ): "or retries_use = 'off_policy'",
+    ("rollout.retries=2", "rollout.retries_use=distillation", "hindsight.homogeneous=skip"): "or retries_use ",
     ("tracking.sinks=['wandb', 'wandb']",): "tracking.sinks names a tracker twice; name each once",
     ("tracking.options.wandb.project=mine",): "have tables of their own, such as [tracking.wandb]",
     ("data.train=['world', 'world:train']",): "data.train or data.test names a data set's split twice; name each once",

@@ -25,6 +25,7 @@ from flows.study.plan import load_study
 from flows.study.reporting import report
 from schemas.commands import command
 from schemas.records.screen import Prediction, ScreenResults, ScreenRow, TurnCredit
+from schemas.records.study import Study
 from storage.runs.lock import RunLock
 from storage.runs.screens import ScreenStore
 from storage.storage import Storage
@@ -47,7 +48,9 @@ def screen_in_terminal(
     """Screen the variants of a file and print the table; a screening that was stopped goes on by the same command."""
     storage = Storage(open_existing(folder))
     plan = plan_screen(storage.ledger.get_run(run), variants, iterations, num_groups, num_draws, seed)
-    again = command("screen", run, "--variants", variants, "--iterations", iterations, workspace=storage.workspace.root)
+    words = ["--variants", variants, "--iterations", iterations, "--groups", str(num_groups)]
+    words += ["--resample", str(num_draws), "--seed", str(seed), *(["--against", against] if against else [])]
+    again = command("screen", run, *words, workspace=storage.workspace.root)
     say = Console(stderr=True) if as_json else console
     with resumable(say, again):
         results = screen(plan, storage, against, lambda text: print_line(say, text))
@@ -61,7 +64,7 @@ def screen(plan: ScreenPlan, storage: Storage, against: str | None, tell: Tell) 
     have changed and a study that is not there; RunLockedError while another process draws for the same screening.
     """
     check_replayable(storage, next((v.replay for v in plan.variants if v.replay), _replay_of(plan)))
-    trained = None if against is None else load_study(against, storage.workspace)
+    trained = load_study(against, storage.workspace) if against else None
     store, settings = ScreenStore(storage.workspace, plan.name), stored_settings(plan.source)
     with RunLock(storage.workspace, f"screen-{plan.name}"):
         with open_runtime(settings, plan.source.run, storage, SilentReporter()) as live:
@@ -87,15 +90,13 @@ def screen(plan: ScreenPlan, storage: Storage, against: str | None, tell: Tell) 
             baseline=plan.baseline,
             titles={variant.name: variant.title for variant in plan.variants},
             rows=tuple(rows),
-            predictions=tuple(_predictions(rows, against, storage) if trained is not None else ()),
+            predictions=tuple(_predictions(rows, trained, storage) if trained else ()),
         )
         store.write_results(results)
     return results
 
 
-def _predictions(rows: Sequence[ScreenRow], against: str | None, storage: Storage) -> list[Prediction]:
-    assert against is not None, "a study was named"
-    study = load_study(against, storage.workspace)
+def _predictions(rows: Sequence[ScreenRow], study: Study, storage: Storage) -> list[Prediction]:
     results = report(study, storage.workspace)
     if not results.figures:
         raise UserError(f"study {study.name}: its runs have no answers in the database to compare with")

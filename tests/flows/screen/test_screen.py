@@ -204,6 +204,21 @@ def test_the_command_prints_tables_and_json(workspace: Path, capsys: pytest.Capt
     assert "counterfactual credit," not in said
 
 
+@pytest.mark.long
+def test_ctrl_c_names_the_same_screening(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other groups, draws or another seed would be another screening, and nothing of this one would be taken."""
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.screen.work.screen", interrupted)
+    options = f"--variants {workspace / 'variants.toml'} --iterations 1:2 --groups 3 --resample 2 --seed 5"
+    assert run_command(["screen", "source", *options.split(), "--workspace", str(workspace)]) == 130
+    assert f"continue with: sdsearch screen source {options} --workspace {workspace}" in capsys.readouterr().out
+
+
 def made_turn(question: int, turn: int, hit: bool, worth: float) -> ScreenedTurn:
     return ScreenedTurn(
         iteration=1,

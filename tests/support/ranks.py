@@ -5,6 +5,7 @@ The processes are started anew: a fork of a process with threads may die.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,3 +33,4 @@ def _one(rank: int, ranks: int, folder: str, function: Callable[..., Any], argum
     torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # As ranks of a run end: threads of gloo may abort an interpreter that ends.

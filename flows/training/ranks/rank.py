@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +29,21 @@ def end_with(owner: int) -> None:
     threading.Thread(target=watch, name="owner", daemon=True).start()
 
 
+def _leave(code: int) -> None:
+    """End this process at once: threads of gloo that still let tensors go may abort an interpreter that ends."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run's process, which ends the ranks.
     from flows.training.ranks.serve import serve
 
-    serve(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5] or None)
+    try:
+        serve(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5] or None)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)

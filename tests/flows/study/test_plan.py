@@ -59,8 +59,8 @@ def by_variant(workspace: Workspace, study: str) -> dict[str, Settings]:
 
 def test_the_shipped_studies_are_no_settings_files() -> None:
     assert shipped_studies() == [
-        *("study_ablations", "study_curves", "study_mini", "study_paper", "study_quick", "study_quickstart"),
-        *("study_reference", "study_strength"),
+        *("study_ablations", "study_curves", "study_family", "study_mini", "study_paper", "study_quick"),
+        *("study_quickstart", "study_reference", "study_strength"),
     ]
     assert not set(shipped_studies()) & set(shipped_configs())
 
@@ -94,7 +94,7 @@ def test_the_quickstarts_study_is_reported_on_test_too(workspace: Workspace) -> 
     assert (protocol.report_split, variants["grpo"].storage.keep_evaluated) == ("test", True)
 
 
-@pytest.mark.parametrize("study", ["study_mini", "study_strength", "study_ablations"])
+@pytest.mark.parametrize("study", ["study_mini", "study_strength", "study_ablations", "study_family"])
 def test_a_bench_study_can_be_reported_on_test(workspace: Workspace, study: str) -> None:
     loaded = load_study(study, workspace)
     plans, protocol = plan_runs(loaded), loaded.protocol
@@ -119,6 +119,25 @@ def test_the_strengths_are_crossed_with_the_warm_ups(workspace: Workspace) -> No
 def test_the_benchs_ablations_are_the_papers(workspace: Workspace) -> None:
     paper, bench = load_study("study_paper", workspace), load_study("study_ablations", workspace)
     assert bench.variants == paper.variants
+
+
+def test_each_of_the_family_differs_from_the_method_in_one_place(workspace: Workspace) -> None:
+    study = load_study("study_family", workspace)
+    mini = load_study("study_mini", workspace)
+    assert {*study.set, *study.variants["sd_search"].set} == {*mini.set, *mini.variants["sd_search_falling"].set}
+    variants = by_variant(workspace, "study_family")
+    method = variants.pop("sd_search")
+    seen = set()
+    for name, settings in variants.items():
+        dumped, own = settings.model_dump(), method.model_dump()
+        changed = {f"{s}.{k}" for s in dumped if isinstance(own[s], dict) for k in own[s] if dumped[s][k] != own[s][k]}
+        assert len(changed) == 1 or name in ("retries_off_policy", "retries_distillation", "information_gain"), name
+        seen |= changed
+    assert seen >= {
+        *("distillation.form", "distillation.gate", "distillation.teacher", "distillation.enabled"),
+        *("hindsight.contrast", "hindsight.memory", "hindsight.answer", "hindsight.own_query"),
+        *("rollout.retries", "rollout.retries_use", "reward.turn"),
+    }
 
 
 def test_the_papers_study_has_every_row_once(workspace: Workspace) -> None:

@@ -35,6 +35,9 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the evaluation; derived from the request when not given.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that answer, each with its own copy of the policy.")
+    ] = 1,
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Evaluate a policy greedily or by sampling and print the figures; continue where it stopped."""
@@ -42,4 +45,4 @@ def evaluate(
     from flows.evaluation.plan import Request
 
     request = Request(datasets, split, num_questions, mode, name)
-    start_evaluation(run, policy, config, overrides or [], request, workspace, make_console())
+    start_evaluation(run, policy, config, overrides or [], request, workspace, make_console(), workers)

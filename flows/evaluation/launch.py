@@ -22,23 +22,26 @@ def start_evaluation(
     request: Request,
     folder: Path,
     console: Console,
+    num_workers: int = 1,
 ) -> None:
     """Evaluate a run's current policy, or a model with the settings of `config`, and print the table.
 
     Raises UserError when both are named and for what cannot be met, RunNotFoundError for a run that is not there.
     """
     if run is None:
-        continue_evaluation(plan_model(policy, config, overrides, request), Workspace.open(folder), console)
+        continue_evaluation(
+            plan_model(policy, config, overrides, request), Workspace.open(folder), console, num_workers
+        )
         return
     if policy is not None:
         raise UserError("evaluate takes --run NAME or --policy MODEL; leave one of them out")
     workspace = open_existing(folder, needs_database=False)
-    continue_evaluation(plan_run(Storage(workspace).find_run(run), overrides, request), workspace, console)
+    continue_evaluation(plan_run(Storage(workspace).find_run(run), overrides, request), workspace, console, num_workers)
 
 
-def continue_evaluation(plan: EvaluationPlan, workspace: Workspace, console: Console) -> None:
+def continue_evaluation(plan: EvaluationPlan, workspace: Workspace, console: Console, num_workers: int = 1) -> None:
     """Do what of an evaluation is not done yet; Ctrl-C and SIGTERM end it with a hint how to go on."""
     with console.status("loading the libraries"):
         from flows.evaluation.work import evaluate_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
-        evaluate_and_print(plan, Storage(workspace, plan.settings.storage.database_deadline_s), console)
+        evaluate_and_print(plan, Storage(workspace, plan.settings.storage.database_deadline_s), console, num_workers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from flows.run.live import LIVE_CODE, Runtime
@@ -11,8 +12,10 @@ from flows.run.progress import RolloutProgress
 from flows.run.stage_inputs import StageKind
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import StageRecord
+from schemas.records.question import Question
 from schemas.settings.data import SetName
 from sdsearch.evaluation.answering import Asking, answer_questions, batches, fixed_sample, summarise
+from sdsearch.sampling.rollouts import RolloutLoop
 from storage.database.stage_rows import answers_file
 
 EVALUATE: Final = StageKind(
@@ -22,46 +25,95 @@ EVALUATE: Final = StageKind(
 )
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Questions that are answered together; `file` is the stage's file that its answers go to."""
+
+    name: str
+    file: str
+    questions: Sequence[Question]
+    asking: Asking
+
+    def answer(self, loop: RolloutLoop) -> list[EvaluationAnswer]:
+        """Answer each question once; the answers depend on nothing outside the batch."""
+        return answer_questions(loop, self.questions, self.asking)
+
+
+Helpers = Callable[[Runtime, StageRecord, Sequence[Batch], RolloutProgress], None]
+"""Have the batches that are missing in an attempt answered by others, who leave them as pieces of the attempt."""
+
+
+def no_helpers(live: Runtime, attempt: StageRecord, missing: Sequence[Batch], progress: RolloutProgress) -> None:
+    """Leave every batch to the process that evaluates."""
+
+
 def evaluate_policy(live: Runtime, runner: StageRunner, iteration: int, last_update: StageRecord | None) -> StageRecord:
     """Evaluate the plain policy after `iteration` updates on the fixed sample of questions."""
     return evaluate_sets(live, runner, iteration, last_update, [live.evaluated_set])
 
 
 def evaluate_sets(
-    live: Runtime, runner: StageRunner, version: int, last_update: StageRecord | None, names: Sequence[SetName]
+    live: Runtime,
+    runner: StageRunner,
+    version: int,
+    last_update: StageRecord | None,
+    names: Sequence[SetName],
+    helpers: Helpers = no_helpers,
 ) -> StageRecord:
     """Evaluate the weights of `version`, which `last_update` made (None: the starting weights)."""
-    questions = [live.questions.load(name).report.questions_sha256 for name in names]
-    upstream = [last_update or live.base_fingerprint, live.index_fingerprint, *questions]
-    with runner.attempt(EVALUATE, version, upstream) as attempt:
+    with runner.attempt(EVALUATE, version, evaluation_inputs(live, last_update, names)) as attempt:
         if attempt.needed:
-            _answer_sets(live, runner, attempt, names)
+            _answer_sets(live, runner, attempt, names, helpers)
     for report in runner.files.read(attempt.record, "reports", EvaluationReport):
         runner.reporter.evaluated(report)
     return attempt.record
 
 
-def _answer_sets(live: Runtime, runner: StageRunner, attempt: Attempt, names: Sequence[SetName]) -> None:
-    settings, version = runner.settings, attempt.record.iteration
-    plan = settings.evaluation
-    samples = [fixed_sample(live.questions.of(name), plan.num_questions, plan.seed) for name in names]
-    # A batch is never cut anew, and holds one sibling a question where a training batch holds a group's.
+def evaluation_inputs(
+    live: Runtime, last_update: StageRecord | None, names: Sequence[SetName]
+) -> list[StageRecord | str]:
+    """Return what an evaluation reads: the weights, what is searched, the questions of the data sets."""
+    questions = [live.questions.load(name).report.questions_sha256 for name in names]
+    return [last_update or live.base_fingerprint, live.index_fingerprint, *questions]
+
+
+def evaluation_batches(live: Runtime, version: int, names: Sequence[SetName]) -> list[Batch]:
+    """Return all batches of an evaluation, in the order of its files; a batch is never cut anew."""
+    settings, plan = live.settings, live.settings.evaluation
+    # It holds one sibling a question where a training batch holds a group's.
     size = settings.rollout.questions_per_batch * 4
-    progress = RolloutProgress(runner.reporter, sum(map(len, samples)) * len(plan.modes), group_size=1)
+    samples = [fixed_sample(live.questions.of(name), plan.num_questions, plan.seed) for name in names]
+    return [
+        Batch(
+            f"{mode}-{index}-{start:06d}",
+            answers_file(mode, index),
+            batch,
+            Asking(mode, settings.rollout.temperature, plan.seed, version),
+        )
+        for index, questions in enumerate(samples)
+        for mode in plan.modes
+        for start, batch in batches(questions, size)
+    ]
+
+
+def _answer_sets(
+    live: Runtime, runner: StageRunner, attempt: Attempt, names: Sequence[SetName], helpers: Helpers
+) -> None:
+    version = attempt.record.iteration
+    whole = evaluation_batches(live, version, names)
+    progress = RolloutProgress(runner.reporter, sum(len(batch.questions) for batch in whole), group_size=1)
+    missing = [batch for batch in whole if attempt.find_partial(batch.name, EvaluationAnswer) is None]
+    helpers(live, attempt.record, missing, progress)
     loop = live.rollout_loop(version, progress)
     answers: dict[str, list[EvaluationAnswer]] = {}
-    reports: list[EvaluationReport] = []
-    for index, questions in enumerate(samples):
-        for mode in plan.modes:
-            asking = Asking(mode, settings.rollout.temperature, plan.seed, version)
-            found = answers.setdefault(answers_file(mode, index), [])
-            for start, batch in batches(questions, size):
-                part = f"{mode}-{index}-{start:06d}"
-                found += attempt.find_partial(part, EvaluationAnswer) or attempt.keep_partial(
-                    part, EvaluationAnswer, answer_questions(loop, batch, asking)
-                )
-                progress.kept(sum(map(len, answers.values())))
-            reports.append(summarise(questions[0], found, asking, version))
+    for batch in whole:
+        found = attempt.find_partial(batch.name, EvaluationAnswer)
+        if found is None:
+            found = attempt.keep_partial(batch.name, EvaluationAnswer, batch.answer(loop))
+        answers.setdefault(batch.file, []).extend(found)
+        progress.kept(sum(map(len, answers.values())))
+    askings = {batch.file: (batch.questions[0], batch.asking) for batch in reversed(whole)}
+    reports = [summarise(askings[file][0], found, askings[file][1], version) for file, found in answers.items()]
     attempt.write("reports", EvaluationReport, reports)
     for name, found in answers.items():
         attempt.write(name, EvaluationAnswer, found)

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
+from flows.evaluation.share import check_workers, helpers_of
 from flows.evaluation.show import EvaluationReporter, SetResult, print_results
-from flows.evaluation.stage import evaluate_sets
+from flows.evaluation.stage import Helpers, evaluate_sets
 from flows.plugins.check import check_sinks
 from flows.run.inputs import check_inputs, check_source_model, keep_inputs
 from flows.run.live import Runtime, open_runtime
@@ -28,11 +29,11 @@ from storage.runs.lock import RunLock
 from storage.storage import Storage
 
 
-def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console) -> None:
+def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console, num_workers: int = 1) -> None:
     """Do what of an evaluation is not done yet and print its table; errors as of `evaluate`."""
     reporter = EvaluationReporter(console)
     try:
-        results = evaluate(plan, storage, reporter)
+        results = evaluate(plan, storage, reporter, num_workers)
     finally:
         reporter.close()
     print_results(plan, results, console)
@@ -43,12 +44,13 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console)
     print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=storage.workspace.root)}")
 
 
-def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list[SetResult]:
-    """Answer the questions that are not answered yet and return every data set's figures.
+def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_workers: int = 1) -> list[SetResult]:
+    """Answer the questions that are not answered yet, in `num_workers` processes, and return every data set's figures.
 
-    Raises UserError for a data set that cannot be used and a name that belongs to another run, RunLockedError while
-    another process works on this evaluation.
+    Raises UserError for a data set that cannot be used, a name that belongs to another run and a worker that fails,
+    RunLockedError while another process works on this evaluation.
     """
+    check_workers(plan.settings, num_workers)
     lock = RunLock(storage.workspace, plan.run)
     with lock:
         known = find_known(storage, plan.run, lambda kind: kind == plan.kind, "--name")
@@ -64,7 +66,7 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter) -> list
             record = storage.ledger.get_run(plan.run)
             with open_tracking(plan.settings, record, storage, reporter) as tracking, tracked_status(storage, plan.run):
                 num_done = plan.version if known is not None and known.iterations_done else -1
-                results = _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan)
+                results = _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan, helpers_of(num_workers))
                 tracking.show(plan.version)
             return results
 
@@ -84,10 +86,10 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
         runtime.questions.load(name)
 
 
-def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan) -> list[SetResult]:
+def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpers: Helpers) -> list[SetResult]:
     storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
-    record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.sets)
+    record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.sets, helpers)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
     modes = plan.settings.evaluation.modes

@@ -37,6 +37,7 @@ class LiveRetriever:
             self._stack.callback(store.close)
         self._cached = CachedRetriever(self._inner, store)
         self._retries_told = self._num_retries
+        self._of_others: list[RetrievalReport] = []
 
     @property
     def retriever(self) -> Retriever:
@@ -53,16 +54,24 @@ class LiveRetriever:
         """Return what was done since the last report."""
         counts, self._cached.counts = self._cached.counts, SearchCounts()
         num_retries, self._retries_told = self._num_retries - self._retries_told, self._num_retries
+        others, self._of_others = self._of_others, []
+        num_queries = counts.num_queries + sum(other.num_queries for other in others)
+        num_cached = counts.num_cached + sum(other.num_cached for other in others)
         return RetrievalReport(
             retriever=self._kind,
             index_hash=self.fingerprint,
-            num_queries=counts.num_queries,
-            num_cached=counts.num_cached,
-            cache_hit_share=counts.num_cached / counts.num_queries if counts.num_queries else 0.0,
-            num_retries=num_retries,
-            seconds=counts.seconds,
-            retried=self._take_retried(),
+            num_queries=num_queries,
+            num_cached=num_cached,
+            cache_hit_share=num_cached / num_queries if num_queries else 0.0,
+            num_retries=num_retries + sum(other.num_retries for other in others),
+            seconds=counts.seconds + sum(other.seconds for other in others),
+            retried=(*self._take_retried(), *(retried for other in others for retried in other.retried)),
         )
+
+    def add_report(self, report: RetrievalReport) -> None:
+        """Count with the next report what another process did for it."""
+        assert report.index_hash == self.fingerprint, "it searched the same"
+        self._of_others.append(report)
 
     def close(self) -> None:
         """Let go of connections and the cache."""

@@ -121,6 +121,10 @@ class Runtime:
             "retrieval": self._retriever.take_report() if searching else None,
         }
 
+    def add_searches(self, report: RetrievalReport) -> None:
+        """Count what another process searched for this run's stage."""
+        self._retriever.add_report(report)
+
     def abandon(self) -> None:
         """Forget the live weights, which a stage that failed may have left at no version."""
         if "policy" in vars(self):

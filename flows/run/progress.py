@@ -214,6 +214,10 @@ class RolloutProgress(NoListener):
         self._ended.clear()
         self._reporter.stage_progress(num_done, self._total)
 
+    def others_kept(self, num_left: int) -> None:
+        """Tell how many questions are left when other processes answer them."""
+        self.kept(self._total - num_left)
+
     def turn_ended(self, rollout_id: str, turn: Turn, *, ends_rollout: bool) -> None:
         """Count the turn's tokens, and the question where all its rollouts have ended."""
         self._num_tokens += len(turn.generation.token_ids)

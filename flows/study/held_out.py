@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from flows.console.errors import UserError
+from flows.jobs.orders import EvaluateOrder
+from flows.jobs.processes import Job, carry_out_jobs
 from flows.study.answers import Place
 from flows.study.plan import PlannedRun
-from flows.study.side_by_side import Job, carry_out_jobs
+from flows.study.side_by_side import study_failures, study_job, study_places
 from flows.study.trainings import RunFailure
-from flows.study.worker import EvaluateOrder
 from schemas.commands import command
 from schemas.records.ledger import StageKey
 from schemas.records.study import HeldOutReading, Study
@@ -72,7 +73,7 @@ def read_held_out(
     waiting = [plan for plan in planned if any(ledger.done(key) is None for key in _keys(study, plan))]
     tell(f"{reading.split} questions: {len(planned) - len(waiting)} of {len(planned)} runs have answered them already")
     jobs = [_job(study, plan, workspace) for plan in waiting]
-    return carry_out_jobs(jobs, study.name, workspace, num_workers, tell)
+    return study_failures(carry_out_jobs(jobs, workspace, study_places(planned, num_workers), tell))
 
 
 def held_out_places(study: Study, planned: Sequence[PlannedRun], workspace: Workspace) -> dict[str, dict[int, Place]]:
@@ -101,7 +102,8 @@ def _job(study: Study, plan: PlannedRun, workspace: Workspace) -> Job:
         settings_json=asked.model_dump_json(),
     )
     name = f"{plan.run}-{protocol.report_split}"
-    return Job(name, tuple(key.run for key in keys), order, f"{name}: {len(keys)} policies answer")
+    runs, title = tuple(key.run for key in keys), f"{name}: {len(keys)} policies answer"
+    return study_job(study, workspace, name, runs, order, title)
 
 
 def _keys(study: Study, plan: PlannedRun) -> list[StageKey]:

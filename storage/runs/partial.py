@@ -47,6 +47,12 @@ class PartialResults:
             self._artifacts.workspace.root,
         )
 
+    def names(self) -> set[str]:
+        """Return the names of the pieces with this attempt's inputs; whether they are whole is found at reading."""
+        mark = f".{self._record.input_hash[:16]}."
+        names = (path.name.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*{mark}*.parquet"))
+        return {name.partition(mark)[0] for name in names}
+
     def remove(self) -> None:
         """Remove all pieces: the stage is done."""
         for path in self._folder.glob(f"{_PREFIX}*.parquet"):

@@ -11,12 +11,12 @@ from flows.app import run_command
 from flows.console.errors import UserError
 from flows.evaluation.plan import Request, plan_run
 from flows.evaluation.work import evaluate
+from flows.jobs.orders import EvaluateOrder
+from flows.jobs.processes import Job, JobFailure, Places
+from flows.jobs.worker import carry_out
 from flows.run.progress import SilentReporter
 from flows.study.held_out import check_held_out
 from flows.study.plan import load_study, plan_runs
-from flows.study.side_by_side import Job
-from flows.study.trainings import RunFailure
-from flows.study.worker import EvaluateOrder, carry_out
 from schemas.records.study import StudyResults
 from storage.runs.studies import read_held_out_readings
 from storage.storage import Storage
@@ -40,13 +40,11 @@ class Stream:
         return ""
 
 
-def in_this_process(
-    jobs: Sequence[Job], study: str, workspace: Workspace, num_workers: int, tell: object
-) -> list[RunFailure]:
+def in_this_process(jobs: Sequence[Job], workspace: Workspace, places: Places, tell: object) -> list[JobFailure]:
     from flows.console.options import make_console
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.study.worker._end_with", lambda stream: None)
+        patch.setattr("flows.jobs.worker._end_with", lambda stream: None)
         for job in jobs:
             assert isinstance(job.order, EvaluateOrder)
             assert carry_out(job.order, make_console(), Stream()) == 0  # type: ignore[arg-type]

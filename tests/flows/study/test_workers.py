@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 
 from flows.app import run_command
+from flows.jobs.orders import TrainOrder
+from flows.jobs.worker import carry_out
 from flows.run.progress import SilentReporter
 from flows.study.alike import runs_alike, take_over_start
 from flows.study.plan import load_study, plan_runs
-from flows.study.worker import TrainOrder, carry_out
 from flows.training.loop import train_plain
 from schemas.records.ledger import StageKey
 from schemas.records.study import StudyResults
@@ -190,7 +191,7 @@ def test_a_run_that_cannot_be_trained_says_why_in_one_line(path: Path, tmp_path:
     order = TrainOrder(run=plan.run, workspace=str(tmp_path), settings_json=plan.settings.model_dump_json(), alike=())
     console = Console(file=io.StringIO(), width=200)
     with RunLock(workspace, plan.run), io.StringIO() as closed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.study.worker._end_with", lambda stream: None)
+        patch.setattr("flows.jobs.worker._end_with", lambda stream: None)
         assert carry_out(order, console, closed) == 2
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.startswith(f"error: run '{plan.run}' is held by process {os.getpid()}")

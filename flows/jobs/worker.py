@@ -1,7 +1,7 @@
-"""The process of one training or evaluation of a study: `python -m flows.study.worker`.
+"""The process of one job, such as a training of a study: `python -m flows.jobs.worker`.
 
-It reads what to do as one line of JSON from its input. The input stays open as long as the study's own process lives:
-at its end the work is interrupted as by SIGTERM, so that no training outlives its study.
+It reads what to do as one line of JSON from its input. The input stays open as long as the process that ordered it
+lives: at its end the work is interrupted as by SIGTERM, so that no job outlives who ordered it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, assert_never
+from typing import TextIO, assert_never
 
-from pydantic import Field, TypeAdapter
 from rich.console import Console
 
 from flows.console.errors import PEOPLES_ERRORS
@@ -22,45 +21,19 @@ from flows.console.options import make_console
 from flows.console.streams import prepare_streams
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
+from flows.jobs.orders import ERROR_PREFIX, ORDERS, AnswerOrder, EvaluateOrder, Order, TrainOrder
 from flows.run.progress import RichReporter
-from flows.study.alike import take_over_start
-from schemas.base import Record
 from schemas.settings.root import STORED, Settings
 from storage.storage import Storage
 from storage.workspace import Workspace
 
-ERROR_PREFIX = "error: "
 _EXIT_USER_ERROR = 2
-
-
-class TrainOrder(Record):
-    """A run to train."""
-
-    kind: Literal["train"] = "train"
-    run: str = Field(description="Name of the run.")
-    workspace: str = Field(description="Absolute path of the workspace.")
-    settings_json: str = Field(description="All settings of the run.")
-    alike: tuple[str, ...] = Field(description="Runs whose start may have been evaluated for this one too.")
-
-
-class EvaluateOrder(Record):
-    """Policies of a run to evaluate, each in an evaluation of its own."""
-
-    kind: Literal["evaluate"] = "evaluate"
-    source: str = Field(description="The run whose policies are evaluated.")
-    evaluations: dict[str, int] = Field(description="Names of the evaluations, and the versions that they evaluate.")
-    workspace: str = Field(description="Absolute path of the workspace.")
-    settings_json: str = Field(description="All settings of the evaluations.")
-
-
-Order = TrainOrder | EvaluateOrder
-_ORDERS: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])
 
 
 def main() -> None:
     """Do what the first line of the input orders; exit code as of `sdsearch train`."""
     prepare_streams()
-    order = _ORDERS.validate_json(sys.stdin.readline())
+    order = ORDERS.validate_json(sys.stdin.readline())
     raise SystemExit(carry_out(order, make_console(), sys.stdin))
 
 
@@ -80,11 +53,12 @@ def carry_out(order: Order, console: Console, until: TextIO) -> int:
 
 
 def _work(order: Order, console: Console) -> None:
-    # Checked by the study already, whose plugins have completed their options.
+    # Checked already by who ordered it, whose plugins have completed their options.
     settings = Settings.model_validate_json(order.settings_json, context=STORED)
     storage = Storage(Workspace.open(order.workspace), settings.storage.database_deadline_s)
     match order:
         case TrainOrder():
+            from flows.study.alike import take_over_start
             from flows.training.loop import train_plain
 
             take_over_start(storage, order.run, order.alike)
@@ -96,6 +70,10 @@ def _work(order: Order, console: Console) -> None:
             for name, version in order.evaluations.items():
                 with RichReporter(None, console) as reporter:
                     evaluate(EvaluationPlan(name, order.source, version, settings), storage, reporter)
+        case AnswerOrder():
+            from flows.evaluation.share import answer_share
+
+            answer_share(order, settings, storage)
         case unknown:
             assert_never(unknown)
 

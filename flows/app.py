@@ -29,6 +29,7 @@ from flows.screen.commands import screen
 from flows.settings.commands import config_app
 from flows.study.commands import study
 from flows.training.commands import resume, train
+from sdsearch.plugins import blaming_plugins
 
 # Bars and hints of libraries would break the program's own output; torch's threads, while they wait in a spin, starve
 # each other on a machine that does other work too (measured: 100 times slower). A value that is set already stays.
@@ -73,7 +74,8 @@ def run_command(arguments: Sequence[str]) -> int:
         os.environ.setdefault(name, value)
     try:
         try:
-            app(list(arguments), prog_name="sdsearch")
+            with blaming_plugins():
+                app(list(arguments), prog_name="sdsearch")
         finally:
             sys.stdout.flush()  # Here it is seen whether the last lines have a reader.
     except PEOPLES_ERRORS as error:

@@ -18,6 +18,7 @@ from schemas.base import Record
 from schemas.records.ledger import StageKey, StageName, StageRecord
 from schemas.records.update import UpdateReport
 from schemas.settings.root import HindsightSettings
+from sdsearch.plugins import blaming_plugins
 from sdsearch.seeds import derive_seed
 from storage.database.stage_rows import rows_of
 from storage.database.sync import count_rows
@@ -142,7 +143,8 @@ class StageRunner:
         record = self.storage.ledger.begin(key, input_hash, seed, donor.run if donor else None, code)
         attempt = self._opened(record, needed=donor is None)
         try:
-            yield attempt
+            with blaming_plugins():
+                yield attempt
             record = finish(record, donor.outputs if donor else attempt.outputs)
             record = record.model_copy(update={"num_ranks": donor.num_ranks if donor else attempt.num_ranks})
             rows = rows_of(record, self.storage.ledger.done(record.key_of("sample")), self._outcomes, self.files.read)

@@ -79,6 +79,11 @@ def open_plugin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
         raise PluginError(explain(error, plugin.options_model, f"'{name}'", plugin.kind.options)) from error
 
 
+def loaded_plugins() -> list[Plugin]:
+    """Return the plugins that are in use in this process, the shipped ones too."""
+    return list(_LOADED.values())
+
+
 def refresh() -> None:
     """Forget the plugins whose source files have changed since they were imported; they are imported anew."""
     foreign = {key: plugin for key, plugin in _LOADED.items() if not plugin.is_shipped}

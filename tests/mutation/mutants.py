@@ -44,6 +44,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/tracking/steps.py": _TRACKING_TESTS,
     "flows/tracking/tracking.py": _TRACKING_TESTS,
     "schemas/settings/root.py": _TRACKING_TESTS,
+    "sdsearch/plugins/blame.py": ("tests/flows/plugins/test_blame.py",),
     "sdsearch/evaluation/agreement.py": ("tests/sdsearch/evaluation/test_agreement.py",),
     "flows/screen/truth.py": ("tests/flows/screen/test_screen.py",),
     "sdsearch/training/information_gain.py": ("tests/golden/test_information_gain.py",),

@@ -41,6 +41,7 @@ from flows.training.stages.teacher import teach
 from flows.training.stages.update import train
 from schemas.records.ledger import ArtifactRef
 from schemas.settings.root import STORED, Settings
+from sdsearch.plugins import blaming_plugins
 from storage.storage import Storage
 from storage.workspace import Workspace
 
@@ -107,7 +108,8 @@ def serve(port: int, workspace: Path, run: str, source: str | None) -> None:
             command = Command.model_validate_json(store.get(f"{COMMAND}/{number}"))
             if command.work == END:
                 break
-            refs = WORK[command.work](live, files, *command.records)
+            with blaming_plugins():
+                refs = WORK[command.work](live, files, *command.records)
             files.forget()
             if dist.get_rank() == 0:
                 store.set(f"{ANSWER}/{number}", json.dumps([ref.model_dump(mode="json") for ref in refs]))

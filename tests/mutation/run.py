@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from schemas.base import nearest_name
 from tests.mutation.mutants import TESTS, Mutant, check, mutants
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,9 @@ def chosen(names: Sequence[str]) -> list[Mutant]:
     known = {mutant.name: mutant for mutant in mutants()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"no mutation is called '{unknown[0]}'; known: {', '.join(known)}")
+        near = nearest_name(unknown[0], list(known))
+        hint = f"the nearest is '{near}'" if near else "mutants.toml in tests/mutation names all"
+        raise SystemExit(f"no mutation is called '{unknown[0]}'; {hint}")
     return [known[name] for name in names] if names else list(known.values())
 
 

@@ -17,8 +17,9 @@ from sdsearch.sampling.ports import RolloutListener, Sampler
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
 from sdsearch.sampling.transformers_sampler import TransformersSampler
+from sdsearch.sampling.vllm_client import ServerOptions
 from sdsearch.sampling.vllm_engine import EngineOptions, VllmEngine, check_installed
-from sdsearch.sampling.vllm_server import ServerOptions, VllmServers
+from sdsearch.sampling.vllm_server import VllmServers
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeResult, WeightProbe, probe_prompt
 from sdsearch.training.trial import num_trial_tokens

@@ -5,6 +5,7 @@ vLLM is imported here alone, and only when an engine is opened.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import os
@@ -15,8 +16,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.sampling.homes import Homes, group_of
 from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, SamplerError
-from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, second_prompt
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, read_replica
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
 
 _CPU_BLOCK = 32
@@ -68,6 +70,8 @@ class VllmEngine:
     def __init__(self, options: EngineOptions, engine: Any) -> None:
         self._options = options
         self._engine = engine
+        self._ranks = range(options.data_parallel_size)
+        self._homes: Homes[int] = Homes()
         self._numbers = itertools.count(1)
         self._adapter: Any = None
 
@@ -82,23 +86,28 @@ class VllmEngine:
         return loop.run(_open(options))
 
     async def generate(self, prompt: Prompt) -> EngineTurn:
-        """Generate one turn (see TurnGenerator)."""
-        return _turn(await self._finished(prompt, {}))
+        """Generate one turn (see TurnGenerator), on the data-parallel rank of its group."""
+        return await self._generate_on(self._homes.of(group_of(prompt.request.key), self._ranks), prompt)
 
     async def read(self, prompt: Prompt) -> list[ProbeReading]:
-        """Generate two turns after the prompt as any others are, and read it, for which nothing cached is used.
+        """Have every data-parallel rank read the probe (see read_replica)."""
+        return await asyncio.gather(*(self._read_on(rank, prompt) for rank in self._ranks))
 
-        The turns come first: what former weights have left in the prefix cache shows in them.
-        """
-        turn = await self.generate(prompt)
-        second = await self.generate(second_prompt(prompt, turn))
-        output = await self._finished(prompt, {"prompt_logprobs": 0, "max_tokens": 1})
-        given = output.prompt_logprobs[1:]
-        text = [_finite(logprobs[token].logprob) for logprobs, token in zip(given, prompt.token_ids[1:], strict=True)]
-        return [ProbeReading("the vLLM engine", tuple(text), turn, second)]
+    async def _generate_on(self, rank: int, prompt: Prompt) -> EngineTurn:
+        return _turn(await self._finished(rank, prompt, {}))
+
+    async def _read_on(self, rank: int, prompt: Prompt) -> ProbeReading:
+        async def text() -> list[float | None]:
+            output = await self._finished(rank, prompt, {"prompt_logprobs": 0, "max_tokens": 1})
+            given = zip(output.prompt_logprobs[1:], prompt.token_ids[1:], strict=True)
+            return [_finite(logprobs[token].logprob) for logprobs, token in given]
+
+        name = f"data-parallel rank {rank} of the vLLM engine" if len(self._ranks) > 1 else "the vLLM engine"
+        return await read_replica(name, prompt, lambda prompt: self._generate_on(rank, prompt), text)
 
     async def load(self, weights: PolicyWeights) -> None:
-        """Make these weights the ones that are sampled from; no turn may be under way."""
+        """Make these weights the ones that are sampled from on all ranks; no turn may be under way."""
+        self._homes.forget()
         with _death_told():
             if self._options.lora_rank:
                 await self._load_adapter(weights)
@@ -132,7 +141,7 @@ class VllmEngine:
         """Stop the engine's processes."""
         self._engine.shutdown()
 
-    async def _finished(self, prompt: Prompt, extra: dict[str, Any]) -> Any:
+    async def _finished(self, rank: int, prompt: Prompt, extra: dict[str, Any]) -> Any:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -154,7 +163,8 @@ class VllmEngine:
         name = f"{request.key}-{next(self._numbers)}"
         tokens = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
         with _death_told():
-            async for output in self._engine.generate(tokens, params, name, lora_request=self._adapter):
+            turns = self._engine.generate(tokens, params, name, lora_request=self._adapter, data_parallel_rank=rank)
+            async for output in turns:
                 finished = output
         return finished
 

@@ -6,7 +6,7 @@ the same two freshly sampled turns, the second after a reply; unless their log-p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -53,9 +53,29 @@ class ProbeReading:
 class WeightedEngine(TurnGenerator, Protocol):
     """An engine, or several, whose weights can be changed while no turn is being generated."""
 
-    async def load(self, weights: PolicyWeights) -> None: ...
+    async def load(self, weights: PolicyWeights) -> None:
+        """Make these weights the ones that every replica samples from."""
+        ...
 
-    async def read(self, prompt: Prompt) -> list[ProbeReading]: ...
+    async def read(self, prompt: Prompt) -> list[ProbeReading]:
+        """Have EVERY replica that may be sampled from read the probe: one that is left out may be stale."""
+        ...
+
+
+async def read_replica(
+    name: str,
+    prompt: Prompt,
+    generate: Callable[[Prompt], Awaitable[EngineTurn]],
+    read_text: Callable[[], Awaitable[Sequence[float | None]]],
+) -> ProbeReading:
+    """Have one replica generate two turns after the prompt as any others are, then read it.
+
+    The turns come first: what former weights have left in the prefix cache shows in them. read_text: gives the
+    log-probability of each token of the prompt but the first, for which nothing cached is used.
+    """
+    turn = await generate(prompt)
+    second = await generate(second_prompt(prompt, turn))
+    return ProbeReading(name, tuple(await read_text()), turn, second)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def rollout_loop(sampler: OverlappingSampler | TransformersSampler, tokenizer: P
     return RolloutLoop(tokenizer, sampler, FixedRetriever(), limits, render_frame(tokenizer, "compact"))
 
 
-def start(folder: Path, lora_rank: int) -> Bench:
+def start(folder: Path, lora_rank: int, data_parallel_size: int = 1) -> Bench:
     model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
     options = EngineOptions(
         model=str(folder),
@@ -72,7 +72,7 @@ def start(folder: Path, lora_rank: int) -> Bench:
         gpu_memory_utilization=0.1,
         kv_cache_bytes=2**28,
         tensor_parallel_size=1,
-        data_parallel_size=1,
+        data_parallel_size=data_parallel_size,
         enforce_eager=True,
         enable_sleep_mode=False,
         lora_rank=lora_rank,

@@ -22,7 +22,8 @@ from sdsearch.sampling.rollouts import RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
 from sdsearch.sampling.stopping import TurnEnds
 from sdsearch.sampling.transformers_sampler import TransformersSampler
-from sdsearch.sampling.vllm_server import ServerOptions, VllmServers
+from sdsearch.sampling.vllm_client import ServerOptions
+from sdsearch.sampling.vllm_server import VllmServers
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights, WeightProbe, probe_prompt
 from sdsearch.world import load_questions

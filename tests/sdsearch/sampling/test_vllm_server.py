@@ -13,7 +13,8 @@ import pytest
 
 from sdsearch.sampling.ports import TurnRequest
 from sdsearch.sampling.statistics import SamplingStatistics
-from sdsearch.sampling.vllm_server import ServerOptions, VllmServers
+from sdsearch.sampling.vllm_client import ServerOptions
+from sdsearch.sampling.vllm_server import VllmServers
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import PolicyWeights
 
@@ -28,6 +29,24 @@ class FakeServers:
     requests: list[tuple[str, str, dict]] = field(default_factory=list)
     before: Callable[[str, str], None] = lambda host, path: None
     logprobs: list[float | None] = field(default_factory=lambda: [-0.5, -0.25])
+    ranks: dict[str, int] = field(default_factory=dict)
+    served: list[tuple[str, str | None]] = field(default_factory=list)
+    """The host and the data-parallel rank that each turn was asked from."""
+
+    def completion(self, request: httpx.Request, body: dict) -> httpx.Response:
+        host, rank = request.url.host, request.headers.get("X-data-parallel-rank")
+        if rank is not None and int(rank) >= (ranks := self.ranks.get(host, 1)):
+            return httpx.Response(400, text=f"data_parallel_rank {rank} is out of range [0, {ranks}).")
+        self.served.append((host, rank))
+        choice = {
+            "token_ids": [5, 6],
+            "logprobs": {"token_logprobs": self.logprobs},
+            "finish_reason": "stop",
+            "stop_reason": "</search>",
+            "prompt_logprobs": [None, *({str(t): {"logprob": -1.0 - int(rank or 0)}} for t in body["prompt"][1:])],
+        }
+        usage = {"prompt_tokens_details": {"cached_tokens": 3}}
+        return httpx.Response(200, json={"choices": [choice], "usage": usage})
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         host, path = request.url.host, request.url.path
@@ -51,15 +70,7 @@ class FakeServers:
                 del self.adapters[host][body["lora_name"]]
                 return httpx.Response(200, text="Success")
             case "/v1/completions":
-                choice = {
-                    "token_ids": [5, 6],
-                    "logprobs": {"token_logprobs": self.logprobs},
-                    "finish_reason": "stop",
-                    "stop_reason": "</search>",
-                    "prompt_logprobs": [None, *({str(t): {"logprob": -1.0}} for t in body["prompt"][1:])],
-                }
-                usage = {"prompt_tokens_details": {"cached_tokens": 3}}
-                return httpx.Response(200, json={"choices": [choice], "usage": usage})
+                return self.completion(request, body)
         return httpx.Response(404, json={"detail": "Not Found"})
 
 
@@ -108,9 +119,8 @@ def test_groups_are_spread_and_siblings_stay_together() -> None:
         assert turns == [EngineTurn((5, 6), (-0.5, -0.25), 3, "</search>")] * 18
 
     asyncio.run(run())
-    hosts = Counter(host for host, path, _ in fake.requests if path == "/v1/completions")
-    assert hosts == {"one": 9, "two": 9}
-    bodies = [body for _, path, body in fake.requests if path == "/v1/completions"]
+    assert Counter(fake.served) == {("one", None): 9, ("two", None): 9}
+    bodies = [body for _, path, body in fake.requests if path == "/v1/completions" and "seed" in body]
     assert {(body["seed"], body["temperature"], body["model"], tuple(body["prompt"])) for body in bodies} == {
         (2**63 - 1, 0.7, "base", (7, 8, 9))
     }
@@ -124,7 +134,7 @@ def test_a_server_that_dies_is_retired_and_its_turns_are_sent_again(how: str) ->
     engine, statistics = servers(fake)
 
     def die_after_four(host: str, path: str) -> None:
-        done = sum(path == "/v1/completions" and host == "one" for host, path, _ in fake.requests)
+        done = fake.served.count(("one", None))
         if path == "/v1/completions" and done >= 4:
             getattr(fake, how).add("one")
 
@@ -135,10 +145,7 @@ def test_a_server_that_dies_is_retired_and_its_turns_are_sent_again(how: str) ->
 
     assert len(asyncio.run(run())) == 24
     assert statistics.num_resent_turns > 0
-    sent = Counter(
-        (body["seed"], host) for host, path, body in fake.requests if path == "/v1/completions" and host == "two"
-    )
-    assert sum(sent.values()) == 20, "all that server one did not finish"
+    assert fake.served.count(("two", None)) == 20, "all that server one did not finish"
 
 
 def test_when_no_server_answers_it_says_why_and_how_to_go_on() -> None:
@@ -219,3 +226,62 @@ def test_every_server_reads_the_probe() -> None:
         return [(reading.engine, reading.text_logprobs) for reading in await engine.read(prompt(0))]
 
     assert asyncio.run(run()) == [(f"the server http://{name}:8000", (-1.0, -1.0)) for name in ("one", "two")]
+
+
+def test_siblings_stay_on_one_data_parallel_rank_and_groups_are_spread_over_all() -> None:
+    fake = FakeServers(ranks={"one": 3})
+    engine, _ = servers(fake)
+
+    async def run() -> list[tuple[str, str | None]]:
+        await engine.load(BASE)
+        homes = []
+        for group in range(8):
+            fake.served.clear()
+            await many_of(engine, group)
+            (home,) = set(fake.served)
+            homes.append(home)
+        return homes
+
+    async def many_of(engine: VllmServers, group: int) -> None:
+        await asyncio.gather(*(engine.generate(prompt(group, index)) for index in range(3)))
+
+    homes = asyncio.run(run())
+    assert Counter(homes) == {("one", "0"): 2, ("one", "1"): 2, ("one", "2"): 2, ("two", None): 2}
+
+
+def test_every_data_parallel_rank_reads_the_probe() -> None:
+    engine, _ = servers(FakeServers(ranks={"two": 2}))
+
+    async def run() -> list[tuple[str, tuple[float | None, ...]]]:
+        await engine.load(BASE)
+        return [(reading.engine, reading.text_logprobs) for reading in await engine.read(prompt(0))]
+
+    assert asyncio.run(run()) == [
+        ("the server http://one:8000", (-1.0, -1.0)),
+        ("data-parallel rank 0 of the server http://two:8000", (-1.0, -1.0)),
+        ("data-parallel rank 1 of the server http://two:8000", (-2.0, -2.0)),
+    ]
+
+
+def test_a_server_that_knows_no_ranks_is_one_replica() -> None:
+    """Such as one behind a proxy that drops the header: it answers instead of refusing a rank that is none."""
+    fake = FakeServers(ranks={"one": 2**40, "two": 2**40})
+    engine, _ = servers(fake)
+
+    async def run() -> int:
+        await engine.load(BASE)
+        return len(await engine.read(prompt(0)))
+
+    assert asyncio.run(run()) == 2
+
+
+def test_a_server_that_dies_in_the_probe_is_retired_with_all_its_ranks() -> None:
+    fake = FakeServers(ranks={"one": 2, "two": 2})
+    engine, _ = servers(fake)
+
+    async def run() -> list[str]:
+        await engine.load(BASE)
+        fake.dead.add("one")
+        return [reading.engine for reading in await engine.read(prompt(0))]
+
+    assert asyncio.run(run()) == [f"data-parallel rank {rank} of the server http://two:8000" for rank in (0, 1)]

@@ -250,7 +250,8 @@ def test_siblings_stay_on_one_data_parallel_rank_and_groups_are_spread_over_all(
 
 
 def test_every_data_parallel_rank_reads_the_probe() -> None:
-    engine, _ = servers(FakeServers(ranks={"two": 2}))
+    fake = FakeServers(ranks={"two": 2})
+    engine, _ = servers(fake)
 
     async def run() -> list[tuple[str, tuple[float | None, ...]]]:
         await engine.load(BASE)
@@ -261,6 +262,8 @@ def test_every_data_parallel_rank_reads_the_probe() -> None:
         ("data-parallel rank 0 of the server http://two:8000", (-1.0, -1.0)),
         ("data-parallel rank 1 of the server http://two:8000", (-2.0, -2.0)),
     ]
+    turns_and_text = 3
+    assert Counter(fake.served) == dict.fromkeys([("one", None), ("two", "0"), ("two", "1")], turns_and_text)
 
 
 def test_a_server_that_knows_no_ranks_is_one_replica() -> None:

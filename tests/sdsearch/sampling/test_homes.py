@@ -14,7 +14,7 @@ def test_siblings_are_of_one_group() -> None:
 def test_groups_are_spread_and_stay_where_they_are() -> None:
     homes: Homes[int] = Homes()
     first = {f"q{i}": homes.of(f"q{i}", range(4)) for i in range(12)}
-    assert Counter(first.values()) == {rank: 3 for rank in range(4)}
+    assert Counter(first.values()) == dict.fromkeys(range(4), 3)
     assert {group: homes.of(group, range(4)) for group in reversed(first)} == first
 
 

@@ -99,7 +99,8 @@ def crash_abandoned_runs(workspace: Workspace, *, just_started: bool) -> int:
     with get_client(sync_client=True) as client:
         stuck = [
             *(one for one in _flow_runs(client, [RUN_FLOW], _RUNNING) if one.name not in held),
-            *(one for one in _flow_runs(client, [STUDY_FLOW], _RUNNING) if not held),
+            # A study that waits for a work pool holds no run itself.
+            *(one for one in _flow_runs(client, [STUDY_FLOW], _RUNNING) if not held and not one.parameters.get("pool")),
         ]
         stuck = [one for one in stuck if _is_in(one, workspace) and one.state and one.state.timestamp <= youngest]
         return _crash(client, [*stuck, *_running_below(client, stuck)])

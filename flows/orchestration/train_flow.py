@@ -32,6 +32,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.console.errors import UserError
 from flows.console.interrupts import resume_command
 from flows.orchestration.artifacts import summary_markdown
 from flows.orchestration.log_reporter import LogReporter
@@ -100,9 +101,21 @@ def train_flow(
         The run's name.
     """
     settings = None if resume else load_settings(config, overrides or [])
-    folder = Path(workspace or os.environ.get("SDSEARCH_HOME", "workspace"))
-    job = open_job(run or name_of_run(), folder, settings, config, tuple(overrides or ()))
+    job = open_job(run or name_of_run(), workspace_folder(workspace), settings, config, tuple(overrides or ()))
     return PrefectRun(job, SilentReporter()).train()
+
+
+def workspace_folder(parameter: str | None) -> Path:
+    """Return the workspace that a flow run's parameter names; SDSEARCH_HOME or ./workspace when it is empty.
+
+    Raises UserError for what prefect.yaml leaves there when it is deployed without SDSEARCH_HOME.
+    """
+    if parameter and "{{" in parameter:
+        raise UserError(
+            f"workspace is {parameter!r}: SDSEARCH_HOME was not set when the flows were deployed; set it to the "
+            "absolute path of the workspace and deploy again"
+        )
+    return Path(parameter or os.environ.get("SDSEARCH_HOME", "workspace"))
 
 
 class PrefectRun:

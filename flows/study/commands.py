@@ -31,6 +31,10 @@ def study(
         int,
         typer.Option("--workers", min=1, help="Runs trained at one time, each in a process of its own."),
     ] = 1,
+    pool: Annotated[
+        str | None,
+        typer.Option("--pool", help="Prefect work pool whose workers train, by the deployment sdsearch/train."),
+    ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Train variants over seeds in a plain loop and compare them; continue where it stopped."""
@@ -38,5 +42,10 @@ def study(
 
     if report_only and report_test:
         raise UserError("study takes --report-only or --report-test; leave one of them out")
+    if pool is not None and (workers > 1 or report_only or report_test):
+        raise UserError(
+            "study --pool leaves the trainings to the pool's workers; leave out --report-only, --report-test and "
+            "--workers (the pool's concurrency limit says how many train at one time)"
+        )
     what: What = "report_held_out" if report_test else "report" if report_only else "train"
-    study_in_terminal(name, workspace, make_console(), what, workers)
+    study_in_terminal(name, workspace, make_console(), what, workers, pool)

@@ -78,7 +78,9 @@ def carry_out(study: Study, workspace: Workspace, trainings: Trainings) -> Carri
     return Carried(report(study, workspace) if has_results else None, failures)
 
 
-def study_in_terminal(name: str, folder: Path, console: Console, what: What, num_workers: int = 1) -> None:
+def study_in_terminal(
+    name: str, folder: Path, console: Console, what: What, num_workers: int = 1, pool: str | None = None
+) -> None:
     """Train and report a study, or only report it; Ctrl-C and SIGTERM end it with a hint how to go on.
 
     Raises UserError, after the table of what is finished, when a training failed.
@@ -87,9 +89,9 @@ def study_in_terminal(name: str, folder: Path, console: Console, what: What, num
     workspace = open_existing(folder) if report_only else Workspace.open(folder)
     study = load_study(name, workspace)
     options = [_OPTIONS[what], *(("--workers", str(num_workers)) if num_workers > 1 else ())]
-    words = [path_argument(name), *filter(None, options)]
+    words = [path_argument(name), *filter(None, options), *(("--pool", pool) if pool else ())]
     with resumable(console, command("study", *words, workspace=workspace.root)):
-        carried = _carried(study, workspace, console, what, num_workers)
+        carried = _carried(study, workspace, console, what, num_workers, pool)
     if carried.results is not None:
         print_results(carried.results, console)
         for figures in carried.results.figures:
@@ -99,10 +101,13 @@ def study_in_terminal(name: str, folder: Path, console: Console, what: What, num
     carried.checked(study, workspace)
 
 
-def _carried(study: Study, workspace: Workspace, console: Console, what: What, num_workers: int) -> Carried:
+def _carried(
+    study: Study, workspace: Workspace, console: Console, what: What, num_workers: int, pool: str | None
+) -> Carried:
     match what:
         case "train":
-            return carry_out(study, workspace, _in_terminal(study, workspace, console, num_workers))
+            in_terminal = _on_pool(study, workspace, console, pool) if pool else None
+            return carry_out(study, workspace, in_terminal or _in_terminal(study, workspace, console, num_workers))
         case "report":
             return Carried(report(study, workspace), [])
         case "report_held_out":
@@ -125,6 +130,15 @@ def _say_what_was_read(study: Study, workspace: Workspace, console: Console) -> 
     else:
         how = command("study", study.name, _OPTIONS["report_held_out"], workspace=workspace.root)
         print_line(console, f"{split} questions were not read; when nothing is left to choose: {how}")
+
+
+def _on_pool(study: Study, workspace: Workspace, console: Console, pool: str) -> Trainings:
+    with console.status("loading the libraries"):
+        from flows.orchestration.prefect_server import set_environment
+
+        set_environment()  # Before prefect is imported.
+        from flows.orchestration.pool import OnPool
+    return OnPool(study, workspace, pool, partial(print_line, console), _last_figures(workspace))
 
 
 def _in_terminal(study: Study, workspace: Workspace, console: Console, num_workers: int) -> Trainings:

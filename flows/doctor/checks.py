@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import httpx
 
-from flows.doctor.footprint import (
-    ModelShape,
-    TrainingNeeds,
-    checkpoint_bytes,
-    device_needs,
-    guessed_shape,
-    shape_of,
-    training_needs,
-    versions_held,
-)
+from flows.doctor.footprint import CUDA_CONTEXT, ModelShape, TrainingNeeds, guessed_shape, shape_of
 from flows.doctor.hardware import Hardware, free_bytes
 from flows.doctor.hub import ModelFiles
+from flows.doctor.needs import (
+    PROGRAM,
+    bytes_of_weight,
+    cpu_bytes,
+    disk_needs,
+    first_card_bytes,
+    memory_needs,
+    sampler_bytes,
+    shards_of,
+)
 from schemas.commands import quoted
 from schemas.errors import UserError, reason_of
 from schemas.settings.retrieval import HFEncoderSettings
@@ -29,10 +30,7 @@ from storage.workspace import Workspace
 
 _CONNECT_S = 1.0
 _GATEWAY_ERRORS = {502, 503, 504}  # What a proxy says of a server that it cannot reach.
-_PROGRAM = 1.2e9  # Python with torch, transformers and Prefect's client.
 _ENCODER = 0.6e9
-_ROLLOUT = 30e3  # What a rollout's records and rows take, mean; a distilled query token takes top_k * 8 bytes more.
-_QUERY_TOKENS = 60
 
 
 class Check(NamedTuple):
@@ -84,49 +82,41 @@ def memory_checks(settings: Settings, model: ModelFiles, hardware: Hardware, wor
     shape = shape or guessed_shape(settings.model.path)
     if shape is None:
         return []
-    needs = _needs(settings, shape)
-    parts = [_disk(settings, needs, workspace)]
+    needs, ranks = memory_needs(settings, shape), settings.distributed.ranks
+    parts = [_disk(settings, shape, workspace)]
     if settings.model.device == "cpu":
-        wanted = needs.peak + _PROGRAM
-        parts.insert(0, _ram(wanted, hardware, f"{_gb(wanted)}{guess}"))
-    else:
-        parts.insert(0, _ram(needs.weights + _PROGRAM, hardware, f"{_gb(needs.weights + _PROGRAM)} for loading{guess}"))
-        parts.insert(0, _gpu(settings, needs, hardware, guess))
+        wanted = cpu_bytes(settings, shape)
+        each = f": {ranks} ranks of {_gb(needs.peak - CUDA_CONTEXT)} {_spread(settings)}" if ranks > 1 else ""
+        return [_ram(wanted, hardware, f"{_gb(wanted)}{each}{guess}"), *parts]
+    loading = needs.weights + PROGRAM if ranks == 1 else bytes_of_weight(settings) * shape.num_parameters + PROGRAM
+    parts.insert(0, _ram(loading, hardware, f"{_gb(loading)} for loading{guess}"))
+    if ranks > 1:
+        parts.insert(0, _gpus_of_ranks(settings, needs, hardware, guess))
+    parts.insert(0, _gpu(settings, shape, needs, hardware, guess))
     return parts
 
 
-def _needs(settings: Settings, shape: ModelShape) -> TrainingNeeds:
-    return training_needs(
-        shape,
-        bytes_each=2 if settings.model.dtype == "bfloat16" else 4,
-        lora_rank=_lora_rank(settings),
-        has_reference=settings.grpo.kl_coefficient > 0 or settings.distillation.teacher == "initial",
-        measures_parts=settings.update.gradient_parts_every > 0,
-        tokens=min(
-            settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * settings.longest_conversation
-        ),
-        head_chunk=settings.update.head_chunk,
-        recomputes=settings.update.gradient_checkpointing,
-    )
+def _spread(settings: Settings) -> str:
+    shards = shards_of(settings.distributed)
+    return f"(sharding {settings.distributed.sharding}: a copy over {shards})"
 
 
-def _lora_rank(settings: Settings) -> int | None:
-    return settings.model.lora_rank if settings.model.tuning == "lora" else None
-
-
-def _gpu(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
+def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
+    """The device of the run's own process, which with ranks is the first rank's too."""
+    wanted = first_card_bytes(settings, shape) + _encoder_bytes(settings)
     sampling = settings.sampling
     share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
-    sleeps = isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training
-    wanted = device_needs(needs, share, sleeps) + _encoder_bytes(settings)
+    in_ranks = settings.distributed.ranks > 1
     what = (
         f"{_gb(wanted)}: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, optimiser "
         f"{_gb(needs.optimiser)}, reference {_gb(needs.reference)}, activations {_gb(needs.activations)}"
+        f"{f', gathered {_gb(needs.gathered)}, to sample {_gb(sampler_bytes(settings, shape))}' if in_ranks else ''}"
         f"{f', vLLM {share:.0%} of the GPU' if share else ''}{guess}"
     )
     remedy = (
         "train where there is one of that size, or with update.gradient_checkpointing = true (fewer activations), "
-        "model.tuning = 'lora' (no optimiser of all weights, no reference) or a smaller sampling.gpu_memory_utilization"
+        "model.tuning = 'lora' (no optimiser of all weights, no reference), a smaller sampling.gpu_memory_utilization "
+        "or more distributed.ranks"
     )
     if not hardware.gpus:
         why = "torch sees no GPU" if hardware.torch_cuda else "this torch is built without CUDA"
@@ -141,6 +131,20 @@ def _gpu(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: st
     return Check("GPU", f"{gpu.name}, {_gb(gpu.total_bytes)}", what, gpu.total_bytes >= wanted, remedy)
 
 
+def _gpus_of_ranks(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
+    """A device for each rank, large enough for its shards and what it gathers."""
+    ranks = settings.distributed.ranks
+    used = hardware.gpus[:ranks]
+    smallest = min((gpu.total_bytes for gpu in used), default=0)
+    remedy = (
+        f"lower distributed.ranks to the number of GPUs ({len(hardware.gpus)}), or spread a copy over more ranks: "
+        "distributed.sharding = 'full'"
+    )
+    found = f"{len(hardware.gpus)}, the smallest with {_gb(smallest)}" if used else "none"
+    wanted = f"{ranks} with {_gb(needs.peak)} each {_spread(settings)}{guess}"
+    return Check("GPUs of ranks", found, wanted, len(used) == ranks and smallest >= needs.peak, remedy)
+
+
 def _encoder_bytes(settings: Settings) -> float:
     """Return what the retriever's encoder takes of the policy's GPU."""
     encoder = getattr(settings.retrieval, "encoder", None)
@@ -152,22 +156,23 @@ def _ram(wanted: float, hardware: Hardware, needed: str) -> Check:
     return Check("RAM", _gb(hardware.ram_bytes), needed, hardware.ram_bytes >= wanted, remedy)
 
 
-def _disk(settings: Settings, needs: TrainingNeeds, workspace: Workspace) -> Check:
+def _disk(settings: Settings, shape: ModelShape, workspace: Workspace) -> Check:
     """The newest checkpoints, the best, the one being written; and the records of every rollout."""
-    kept = settings.storage
-    number, with_optimiser = versions_held(kept.keep_checkpoints, kept.optimiser_every, settings.iterations)
-    each = checkpoint_bytes(needs, _lora_rank(settings))
-    distilled = settings.distillation.top_k * 8 * _QUERY_TOKENS if settings.distillation.enabled else 0
+    needs = disk_needs(settings, shape)
     rollouts = settings.iterations * settings.data.questions_per_iteration * settings.rollout.group_size
-    wanted = number * each - (number - with_optimiser) * needs.optimiser + rollouts * (_ROLLOUT + distilled)
     free = free_bytes(workspace.root)
     without = (
-        f" ({number - with_optimiser} without {_gb(needs.optimiser)} of optimiser)" if kept.optimiser_every > 1 else ""
+        f" ({needs.num_versions - needs.num_with_optimiser} without {_gb(needs.optimiser)} of optimiser)"
+        if settings.storage.optimiser_every > 1
+        else ""
     )
-    needed = f"{_gb(wanted)}: {number} checkpoints of {_gb(each)}{without}, records of {rollouts} rollouts"
+    needed = (
+        f"{_gb(needs.run)}: {needs.num_versions} checkpoints of {_gb(needs.version)}{without}, records of {rollouts} "
+        "rollouts"
+    )
     remedy = f"free some space at {workspace.root}, name another --workspace, lower storage.keep_checkpoints, or "
     remedy += "raise storage.optimiser_every"
-    return Check("disk", f"{_gb(free)} free", needed, free >= wanted, remedy)
+    return Check("disk", f"{_gb(free)} free", needed, free >= needs.run, remedy)
 
 
 def _gb(size_bytes: float) -> str:

@@ -22,11 +22,20 @@ class ModelShape(NamedTuple):
     tied: bool
 
     @property
-    def num_parameters(self) -> int:
-        """Weights of a Llama or Qwen2: embeddings, attention, gated MLP, norms."""
+    def layer_parameters(self) -> int:
+        """Weights of one decoder layer of a Llama or Qwen2: attention, gated MLP, norms."""
         attention = 2 * self.hidden * (self.hidden + self.kv_width)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
+        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def root_parameters(self) -> int:
+        """Weights outside the layers: embeddings, output layer, last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights."""
+        return self.root_parameters + self.layers * self.layer_parameters
 
     def adapter_parameters(self, rank: int) -> int:
         """Weights of LoRA adapters on all linear layers."""
@@ -73,13 +82,14 @@ def guessed_shape(name: str) -> ModelShape | None:
 
 
 class TrainingNeeds(NamedTuple):
-    """Bytes that a training holds on its device."""
+    """Bytes that a training holds on its device, or on each rank's; `gathered` are other ranks' shards, for a while."""
 
     weights: float
     gradients: float
     optimiser: float
     reference: float
     activations: float
+    gathered: float = 0.0
 
     @property
     def resident(self) -> float:
@@ -89,7 +99,7 @@ class TrainingNeeds(NamedTuple):
     @property
     def peak(self) -> float:
         """The most that an update takes."""
-        return self.resident + self.gradients + self.activations
+        return self.resident + self.gradients + self.activations + self.gathered
 
 
 def training_needs(
@@ -102,8 +112,13 @@ def training_needs(
     tokens: int,
     head_chunk: int,
     recomputes: bool,
+    shards: int | None = None,
 ) -> TrainingNeeds:
     """Estimate the memory of an update with micro-batches of `tokens` tokens.
+
+    shards: ranks that one copy of the weights is spread over, 1 where each has a whole one; None for one process
+    without ranks. Ranks keep their shards in fp32, which are the masters, and gather for a pass what lies outside the
+    layers and two layers, with their gradients, before these are spread again.
 
     P parameters of `bytes_each` b, of which T are trained (all, or the adapters, which are fp32):
     - weights b·P; gradients 4·T, for they are summed in fp32, twice that where both parts are measured; AdamW's moments
@@ -118,14 +133,21 @@ def training_needs(
     trained = parameters if lora_rank is None else shape.adapter_parameters(lora_rank)
     trained_bytes = bytes_each if lora_rank is None else _FP32
     per_token = bytes_each * (7 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate) + 2 * _FP32 * shape.hidden
+    in_ranks = shards is not None
+    held_bytes = _FP32 if in_ranks else bytes_each
+    masters = _FP32 if trained_bytes < _FP32 and not in_ranks else 0
+    passing = 2 * shape.layer_parameters + shape.root_parameters if in_ranks else 0
+    returned = shape.layer_parameters + shape.root_parameters if in_ranks and lora_rank is None else 0
+    copies = shards or 1
     per_token = per_token * shape.layers if not recomputes else bytes_each * shape.hidden * shape.layers + per_token
     logits = 3 * _FP32 * min(head_chunk, tokens) * shape.vocabulary
     return TrainingNeeds(
-        weights=float(bytes_each * parameters),
-        gradients=float((2 if measures_parts else 1) * _FP32 * trained),
-        optimiser=float((2 * _FP32 + (_FP32 if trained_bytes < _FP32 else 0)) * trained),
-        reference=float(bytes_each * parameters) if has_reference and lora_rank is None else 0.0,
+        weights=held_bytes * parameters / copies,
+        gradients=(2 if measures_parts else 1) * _FP32 * trained / copies,
+        optimiser=(2 * _FP32 + masters) * trained / copies,
+        reference=bytes_each * parameters / copies if has_reference and lora_rank is None else 0.0,
         activations=float(tokens * per_token + logits),
+        gathered=float(bytes_each * passing + _FP32 * returned),
     )
 
 

@@ -1,0 +1,132 @@
+"""What a run's settings need of memory and disk, by the estimates of `footprint`; for the doctor and for plans."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, assert_never
+
+from flows.doctor.footprint import (
+    CUDA_CONTEXT,
+    ModelShape,
+    TrainingNeeds,
+    checkpoint_bytes,
+    device_needs,
+    training_needs,
+    versions_held,
+)
+from schemas.settings.distributed import DistributedSettings
+from schemas.settings.root import Settings
+from schemas.settings.sampling import VllmSamplerSettings
+
+PROGRAM: Final = 1.2e9
+"""Bytes of Python with torch, transformers and Prefect's client."""
+_ROLLOUT: Final = (
+    30e3  # What a rollout's records and rows take, mean; a distilled query token takes top_k * 8 bytes more.
+)
+_QUERY_TOKENS: Final = 60
+
+
+class DiskNeeds(NamedTuple):
+    """What a run leaves on its disk, bytes.
+
+    num_versions: checkpoints that are there at one time, at most. num_with_optimiser: those of them that have the
+    optimiser's state. records: of one iteration.
+    """
+
+    num_versions: int
+    num_with_optimiser: int
+    weights: float
+    optimiser: float
+    records: float
+    iterations: int
+
+    @property
+    def version(self) -> float:
+        """A checkpoint with its optimiser."""
+        return self.weights + self.optimiser
+
+    @property
+    def run(self) -> float:
+        """The most that the run takes."""
+        kept = self.num_versions * self.weights + self.num_with_optimiser * self.optimiser
+        return kept + self.iterations * self.records
+
+
+def lora_rank(settings: Settings) -> int | None:
+    """Return the rank of the adapters, None where all weights are tuned."""
+    return settings.model.lora_rank if settings.model.tuning == "lora" else None
+
+
+def shards_of(distributed: DistributedSettings) -> int | None:
+    """Return the ranks that one copy of the weights is spread over, None without ranks."""
+    if distributed.ranks == 1:
+        return None
+    match distributed.sharding:
+        case "full":
+            return distributed.ranks
+        case "replicate":
+            return 1
+        case "hybrid":
+            return distributed.shard_ranks
+        case unknown:
+            assert_never(unknown)
+
+
+def bytes_of_weight(settings: Settings) -> int:
+    """Return the bytes of a weight as the model computes with it."""
+    return 2 if settings.model.dtype == "bfloat16" else 4
+
+
+def memory_needs(settings: Settings, shape: ModelShape, *, in_ranks: bool = True) -> TrainingNeeds:
+    """Return what an update takes of a device: of each rank's, where there are ranks and they are not left out."""
+    return training_needs(
+        shape,
+        bytes_each=bytes_of_weight(settings),
+        lora_rank=lora_rank(settings),
+        has_reference=settings.grpo.kl_coefficient > 0 or settings.distillation.teacher == "initial",
+        measures_parts=settings.update.gradient_parts_every > 0,
+        tokens=min(
+            settings.update.max_tokens_per_microbatch, settings.update.rollouts_per_step * settings.longest_conversation
+        ),
+        head_chunk=settings.update.head_chunk,
+        recomputes=settings.update.gradient_checkpointing,
+        shards=shards_of(settings.distributed) if in_ranks else None,
+    )
+
+
+def disk_needs(settings: Settings, shape: ModelShape) -> DiskNeeds:
+    """Return what a run leaves on its disk: a checkpoint is the same for any number of ranks."""
+    kept = settings.storage
+    needs = memory_needs(settings, shape, in_ranks=False)
+    number, with_optimiser = versions_held(kept.keep_checkpoints, kept.optimiser_every, settings.iterations)
+    distilled = settings.distillation.top_k * 8 * _QUERY_TOKENS if settings.distillation.enabled else 0
+    rollouts = settings.data.questions_per_iteration * settings.rollout.group_size
+    return DiskNeeds(
+        num_versions=number,
+        num_with_optimiser=with_optimiser,
+        weights=checkpoint_bytes(needs, lora_rank(settings)) - needs.optimiser,
+        optimiser=needs.optimiser,
+        records=rollouts * (_ROLLOUT + distilled),
+        iterations=settings.iterations,
+    )
+
+
+def sampler_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what the run's own process holds of the first rank's device: with ranks, a policy to sample with."""
+    on_card = settings.distributed.ranks > 1 and settings.model.device != "cpu"
+    return float(bytes_of_weight(settings) * shape.num_parameters) if on_card else 0.0
+
+
+def first_card_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what the device of the run's own process must have: an update's memory, and what samples on it."""
+    needs, sampling = memory_needs(settings, shape), settings.sampling
+    share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
+    sleeps = isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training
+    return device_needs(needs, share, sleeps) + sampler_bytes(settings, shape)
+
+
+def cpu_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what training on a CPU takes of the machine's memory: each rank's process, and the run's own."""
+    ranks, each = settings.distributed.ranks, memory_needs(settings, shape).peak - CUDA_CONTEXT + PROGRAM
+    if ranks == 1:
+        return each
+    return ranks * each + bytes_of_weight(settings) * shape.num_parameters + PROGRAM

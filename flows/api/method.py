@@ -18,6 +18,7 @@ from schemas.records.score import Score
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.settings.root import Settings
 from sdsearch.credit import hindsight, scoring
+from sdsearch.credit.filtering import mark_filtered
 from sdsearch.credit.teacher import TargetTensors, TeacherSettings, compute_targets, no_targets
 from sdsearch.model.dropout import without_randomness
 from sdsearch.protocol.ports import open_protocol
@@ -133,7 +134,7 @@ def score_groups(groups: Sequence[Group], settings: Settings) -> list[Score]:
         >>> sdsearch.score_groups(records.groups, run.settings) == records.scores
         True
     """
-    return scoring.score_groups(groups, settings.reward, settings.grpo)
+    return mark_filtered(scoring.score_groups(groups, settings.reward, settings.grpo), settings.grpo)
 
 
 def build_blocks(

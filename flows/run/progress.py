@@ -208,6 +208,10 @@ class RolloutProgress(NoListener):
         self._num_done = self._num_tokens = 0
         self._ended: Counter[str] = Counter()  # Rollouts by group.
 
+    def grow(self, num_questions: int) -> None:
+        """Count so many questions more."""
+        self._total += num_questions
+
     def kept(self, num_done: int) -> None:
         """Tell that so many questions are through and kept."""
         self._num_done = num_done

@@ -205,3 +205,8 @@ class Group(Record):
         description="Where in the prompt the teacher's hindsight block goes, in tokens: the start of the task prompt.",
     )
     rollouts: tuple[Rollout, ...] = Field(min_length=1, description="The siblings, in sampling order.")
+    replacement: int = Field(
+        default=0,
+        ge=0,
+        description="The round of grpo.filter 'resample' in which its question was drawn; 0: the iteration's own.",
+    )

@@ -33,6 +33,9 @@ class Score(Record):
     reward: float = Field(allow_inf_nan=False, description="Raw reward.")
     parts: tuple[RewardPart, ...] = Field(description="What the reward is made of, in its own order; never empty.")
     advantage: float = Field(description="Group-relative advantage: (reward - group mean) / scale.")
+    filtered: bool = Field(
+        default=False, description="True where grpo.filter leaves its group out of the policy loss and its KL."
+    )
     answer_probabilities: tuple[float, ...] = Field(
         default=(),
         description="With reward.turn 'information_gain': how probable the golden answer was before each turn.",

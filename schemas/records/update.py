@@ -135,6 +135,9 @@ class RefusedRollout(Record):
         default=(), description="With reward.turn: the advantage of each sampled token, which is its turn's."
     )
     retry: RetriesUse | None = Field(default=None, description="What a retry is for; empty for a sibling.")
+    in_policy_loss: bool = Field(
+        default=True, description="False where it counts neither in the policy loss nor in the KL, but in L_SD alone."
+    )
     policy_loss: float = Field(description="Clipped surrogate, nats.")
     kl: float = Field(description="k3 estimate of KL(policy || reference), nats.")
     sd_loss: float = Field(description="Distillation term before alpha, nats.")

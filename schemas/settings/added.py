@@ -18,6 +18,8 @@ ADDED: Final[dict[str, Any]] = {
     "hindsight.memory": 0,
     "hindsight.answer": False,
     "hindsight.own_query": "keep",
+    "grpo.filter": "none",
+    "grpo.resample_rounds": 3,
     "distillation.teacher": "live",
     "distillation.ema_decay": 0.95,
     "distillation.form": "loss",

@@ -76,6 +76,17 @@ class GrpoSettings(Section):
     constant_tokens: Positive = Field(
         default=1024, description="Tokens per rollout that aggregation 'constant' divides by (Dr. GRPO)."
     )
+    filter: Literal["none", "zero_advantage", "resample"] = Field(
+        default="none",
+        description="Groups in which every advantage is 0: they count in the mean of the policy loss and in its KL "
+        "(relative); they are left out of both and keep L_SD; or further questions are sampled in their place, too "
+        "(DAPO's dynamic sampling).",
+    )
+    resample_rounds: Positive = Field(
+        default=3,
+        description="With filter 'resample': rounds of further questions at most, each of as many as there are groups "
+        "too few with different rewards (ours).",
+    )
 
 
 class HindsightSettings(Section):

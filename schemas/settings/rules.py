@@ -133,6 +133,16 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "= 'off_policy'",
     ),
     Rule(
+        lambda s: s.grpo.filter == "resample" and s.reward.turn != "none",
+        "grpo.filter 'resample' asks for different rewards of whole rollouts, and reward.turn gives turns advantages "
+        "of their own; set filter = 'zero_advantage', or reward.turn = 'none'",
+    ),
+    Rule(
+        lambda s: s.grpo.filter == "resample" and bool(s.rollout.retries) and s.rollout.retries_use == "off_policy",
+        "grpo.filter 'resample' replaces the groups that rollout.retries gives other rewards; set filter = "
+        "'zero_advantage', retries = 0, or rollout.retries_use = 'distillation'",
+    ),
+    Rule(
         lambda s: s.reward.name == "answer" and bool(s.reward.options),
         "reward.options are a plugin's, and reward 'answer' has reward.metric and reward.format_bonus; set these",
     ),

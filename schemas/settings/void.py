@@ -110,6 +110,7 @@ VOID: Final[tuple[Void, ...]] = (
         ("grpo.constant_tokens",),
         "grpo.aggregation is not 'constant'",
     ),
+    Void(lambda s: s.grpo.filter != "resample", ("grpo.resample_rounds",), "grpo.filter is not 'resample'"),
     Void(
         lambda s: s.grpo.old_logprobs == "trainer" and s.num_steps_per_iteration == 1,
         ("grpo.clip_low", "grpo.clip_high"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import nsmallest
 from itertools import islice
 
 from schemas.errors import UserError
@@ -33,6 +34,15 @@ class Curriculum:
         chosen = self._order(epoch)[offset : offset + self._per_iteration]
         missing = self._per_iteration - len(chosen)
         return [*chosen, *self._order(epoch + 1)[:missing]] if missing else chosen
+
+    def replacements_of(self, iteration: int, number: int) -> list[Question]:
+        """Return up to `number` further questions for an iteration, none of them its own, in the order to draw them.
+
+        They depend on the seed and the iteration alone, and no epoch's order knows of them.
+        """
+        own = {question.key for question in self.questions_of(iteration)}
+        others = (question for question in self._questions if question.key not in own)
+        return nsmallest(number, others, key=lambda each: derive_seed(self._seed, "replacement", iteration, each.key))
 
     def _order(self, epoch: int) -> list[Question]:
         first = max((known for known in self._orders if known <= epoch), default=-1) + 1

@@ -48,6 +48,8 @@ class TrainingRollout:
     leanings: tuple[float, ...] = ()  # one a read, -1 to 1: what the teacher says of its turn; () is 0
     turn_advantages: tuple[float, ...] = ()  # one a read: its turn's; () is `advantage` at each
     retry: RetriesUse | None = None  # what a retry is for: its log-probabilities are the policy's with the block
+    in_policy_loss: bool = True  # and in its KL; where not, the rollout is there for its distilled tokens alone
+    is_replacement: bool = False  # of a question that was drawn in place of another
 
     @property
     def advantages(self) -> tuple[float, ...]:
@@ -98,7 +100,7 @@ class StepMember:
 
 def weigh(scored: Sequence[ScoredRollout], grpo: GrpoSettings) -> list[StepMember]:
     """Fix each rollout's token weights over the whole step, before any micro-batch is made."""
-    counts = [0 if item.rollout.retry == "distillation" else len(item.rollout.sequence.reads) for item in scored]
+    counts = [len(item.rollout.sequence.reads) if item.rollout.in_policy_loss else 0 for item in scored]
     policy = policy_token_weights(counts, grpo.aggregation, grpo.constant_tokens)
     distilled = distillation_token_weights([len(item.rollout.distilled) for item in scored])
     return [
@@ -181,7 +183,8 @@ def total_loss(terms: StepTerms, kl_coefficient: float, alpha: float) -> float:
 def _has_gradient(member: StepMember, settings: LossSettings, alpha: float) -> bool:
     """Whether a rollout can move the policy: by its advantage, the KL or its distilled tokens."""
     rollout, distils = member.scored.rollout, alpha and settings.distillation.form == "loss"
-    return bool(rollout.has_advantage or settings.grpo.kl_coefficient or (distils and rollout.distilled))
+    has_loss = member.policy_weight and (rollout.has_advantage or settings.grpo.kl_coefficient)
+    return bool(has_loss or (distils and rollout.distilled))
 
 
 def _terms(model: nn.Module, members: Sequence[StepMember], settings: LossSettings, alpha: float) -> StepTerms:

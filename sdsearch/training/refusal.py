@@ -79,6 +79,7 @@ def _describe_rollout(model: nn.Module, member: StepMember, settings: LossSettin
         advantage=rollout.advantage,
         turn_advantages=rollout.turn_advantages,
         retry=rollout.retry,
+        in_policy_loss=rollout.in_policy_loss,
         policy_loss=float(terms.policy_loss),
         kl=float(terms.kl),
         sd_loss=float(terms.sd_loss),

@@ -60,6 +60,8 @@ def _training_rollout(
         leanings=_leanings(rollout, pointer),
         turn_advantages=_of_turns(rollout, score.turn_advantages),
         retry=retry,
+        in_policy_loss=not (score.filtered or retry == "distillation"),
+        is_replacement=group.replacement > 0,
     )
 
 

@@ -55,8 +55,7 @@ def update_policy(
     strength = strength or begin_iteration(settings, iteration)
     num_steps = settings.iterations * settings.num_steps_per_iteration
     set_gradient_checkpointing(model, update.gradient_checkpointing)
-    num_siblings = sum(rollout.retry is None for rollout in rollouts)
-    one_step = update.epochs == 1 and num_siblings <= update.rollouts_per_step
+    one_step = update.epochs == 1 and sum(map(_counts, rollouts)) <= update.rollouts_per_step
     with without_randomness(model):
         scored = score_once(model, frozen_reference, rollouts, loss_settings, one_step=one_step)
     batches = optimiser_steps(scored, update, settings.grpo, settings.seed, iteration)
@@ -86,7 +85,8 @@ def optimiser_steps(
     """Cut the rollouts into optimiser steps, in an order of groups that depends on the seed alone.
 
     Siblings stay together, so that a step forwards their prompt once; a group at a border is divided between steps.
-    Retries follow the last of their siblings into its step and are not counted: they make no step more.
+    Retries follow the last of their siblings into its step and are not counted: they make no step more. Nor do the
+    groups of replacements: with them the iteration's planned steps take equal shares of all siblings.
     """
     groups = [list(siblings) for _, siblings in groupby(scored, key=lambda item: item.rollout.sequence.context_ids)]
     for epoch in range(update.epochs):
@@ -94,9 +94,23 @@ def optimiser_steps(
         random.Random(derive_seed(seed, "order", iteration, epoch)).shuffle(shuffled)
         order = [item for group in shuffled for item in group]
         siblings = [place for place, item in enumerate(order) if item.rollout.retry is None]
-        starts = [*siblings[:: update.rollouts_per_step], len(order)]
-        for start, end in pairwise(starts):
+        num_planned = sum(_counts(item.rollout) for item in order)
+        starts = _starts(siblings, num_planned, update.rollouts_per_step)
+        for start, end in pairwise([*starts, len(order)]):
             yield weigh(order[start:end], grpo)
+
+
+def _counts(rollout: TrainingRollout) -> bool:
+    """Whether a rollout is one of those that an iteration's number of steps is planned for."""
+    return rollout.retry is None and not rollout.is_replacement
+
+
+def _starts(siblings: Sequence[int], num_planned: int, rollouts_per_step: int) -> Sequence[int]:
+    """Return where each step begins among the places of the siblings."""
+    if len(siblings) == num_planned:
+        return siblings[::rollouts_per_step]
+    num_steps = -(-num_planned // rollouts_per_step)
+    return [siblings[step * len(siblings) // num_steps] for step in range(num_steps)]
 
 
 def _report(

@@ -86,6 +86,7 @@ def _groups(run: str, iteration: int, groups: Sequence[Group], scored: Sequence[
         "reward_mean": [fmean(values) for values in rewards],
         "reward_std": [_std(values) for values in rewards],
         "zero_advantage": [_zero_advantage(siblings) for siblings in scored],
+        "filtered": [siblings[0].score.filtered for siblings in scored],
         "num_distinct_queries": [_num_distinct_queries(group) for group in groups],
     }
     return build_from_records("groups", run, iteration, groups, columns)
@@ -205,6 +206,8 @@ def _metrics(run: str, iteration: int, scored: Sequence[Sequence[_Scored]]) -> p
         "num_retries": 0,
         "num_retries_correct": 0,
         "num_retry_tokens": 0,
+        "num_filtered_groups": sum(siblings[0].score.filtered for siblings in scored),
+        "num_replacement_groups": sum(siblings[0].group.replacement > 0 for siblings in scored),
     }
     return build("iteration_metrics", run, iteration, {name: [value] for name, value in row.items()})
 

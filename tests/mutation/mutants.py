@@ -15,6 +15,7 @@ _LOSS_TESTS = (
     "tests/golden/test_gates_and_form.py",
     "tests/sdsearch/training/test_update.py",
     "tests/golden/test_retries.py",
+    "tests/golden/test_filter.py",
 )
 _TEACHER_TESTS = (
     "tests/sdsearch/credit/test_contrast.py",
@@ -74,6 +75,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/sdsearch/training/test_missing_logprobs.py",
     ),
     "sdsearch/credit/retries.py": ("tests/golden/test_retries.py",),
+    "sdsearch/credit/filtering.py": ("tests/golden/test_filter.py",),
+    "sdsearch/data/curriculum.py": ("tests/sdsearch/data/test_curriculum.py",),
     "sdsearch/training/update.py": (
         "tests/golden/test_retries.py",
         "tests/golden/test_steps_against_naive.py",

@@ -46,6 +46,7 @@ CASES = [
     ([DISTILS, "distributed.ranks=4"], "distributed.shard_ranks=4", "distributed.sharding is not 'hybrid'"),
     ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
     ([DISTILS], "rollout.retries_use=distillation", "rollout.retries is 0"),
+    ([DISTILS], "grpo.resample_rounds=5", "grpo.filter is not 'resample'"),
 ]
 # The same settings act where nothing stands in their way.
 ACTING = [
@@ -58,6 +59,8 @@ ACTING = [
     ([DISTILS, "hindsight.labels=none", "hindsight.memory=1"], "hindsight.rho=0.5"),
     ([DISTILS, "hindsight.labels=none", "hindsight.own_query=paraphrase"], "hindsight.rho=0.5"),
     ([DISTILS], "distillation.top_k=7"),
+    ([DISTILS, "grpo.filter=resample"], "grpo.resample_rounds=5"),
+    ([DISTILS], "grpo.filter=zero_advantage"),
     ([DISTILS, "hindsight.labels=none", "distillation.gate=outcome"], "hindsight.rho=0.5"),
     (
         [DISTILS, "hindsight.labels=none", "distillation.schedule={kind='retire', gap='log_ratio'}"],

@@ -13,6 +13,7 @@ from schemas.records.ledger import StageRecord
 from schemas.records.rollout import Group
 from schemas.records.score import Score
 from schemas.settings.root import Settings
+from sdsearch.credit.filtering import mark_filtered
 from sdsearch.credit.retries import score_with_retries
 from sdsearch.training.information_gain import AnswerReader, with_information_gain
 from sdsearch.training.loss_settings import LossSettings
@@ -32,9 +33,10 @@ def score_rollouts(live: Runtime, runner: StageRunner, iteration: int, sampled: 
             scores, retry_scores = score_with_retries(groups, retried, use, settings.reward, settings.grpo)
             if settings.reward.turn == "information_gain":
                 scores = _with_information_gain(live, iteration, groups, scores)
-            attempt.write("scores", Score, scores)
+            marked = mark_filtered([*scores, *retry_scores], settings.grpo)
+            attempt.write("scores", Score, marked[: len(scores)])
             if settings.rollout.retries:
-                attempt.write("retry_scores", Score, retry_scores)
+                attempt.write("retry_scores", Score, marked[len(scores) :])
     return attempt.record
 
 

@@ -25,6 +25,8 @@ CREATE TABLE groups (
     reward_mean DOUBLE NOT NULL,
     reward_std DOUBLE NOT NULL,
     zero_advantage BOOLEAN NOT NULL,
+    filtered BOOLEAN NOT NULL,
+    replacement INTEGER NOT NULL,
     num_distinct_queries INTEGER NOT NULL,
     PRIMARY KEY (run, iteration, group_id)
 );
@@ -35,6 +37,7 @@ COMMENT ON COLUMN groups.num_rollouts IS 'Siblings.';
 COMMENT ON COLUMN groups.reward_mean IS 'Mean raw reward of the siblings.';
 COMMENT ON COLUMN groups.reward_std IS 'Unbiased standard deviation of their rewards; 0 for a single rollout.';
 COMMENT ON COLUMN groups.zero_advantage IS 'True when every sibling''s advantage is 0: the group teaches GRPO nothing.';
+COMMENT ON COLUMN groups.filtered IS 'True when grpo.filter leaves the group out of the policy loss and its KL.';
 COMMENT ON COLUMN groups.num_distinct_queries IS 'Different query texts among the siblings.';
 
 CREATE TABLE rollouts (
@@ -166,6 +169,8 @@ CREATE TABLE iteration_metrics (
     num_retries INTEGER NOT NULL,
     num_retries_correct INTEGER NOT NULL,
     num_retry_tokens BIGINT NOT NULL,
+    num_filtered_groups INTEGER NOT NULL,
+    num_replacement_groups INTEGER NOT NULL,
     PRIMARY KEY (run, iteration)
 );
 COMMENT ON TABLE iteration_metrics IS 'One row an iteration: what its rollouts say, before the update.';
@@ -189,6 +194,8 @@ COMMENT ON COLUMN iteration_metrics.num_completion_tokens IS 'Sampled tokens of 
 COMMENT ON COLUMN iteration_metrics.num_retries IS 'Retries (rollout.retries), which no other figure here counts.';
 COMMENT ON COLUMN iteration_metrics.num_retries_correct IS 'Retries that are CORRECT.';
 COMMENT ON COLUMN iteration_metrics.num_retry_tokens IS 'Sampled tokens of the retries.';
+COMMENT ON COLUMN iteration_metrics.num_filtered_groups IS 'Groups that grpo.filter leaves out of the policy loss and its KL.';
+COMMENT ON COLUMN iteration_metrics.num_replacement_groups IS 'Groups of further questions (grpo.filter ''resample''), which num_groups counts too.';
 
 CREATE TABLE retries (
     run VARCHAR NOT NULL,

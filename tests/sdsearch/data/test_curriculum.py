@@ -78,3 +78,18 @@ def test_seeds_tell_identities_apart() -> None:
     }
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_replacements_are_others_and_leave_the_epochs_alone() -> None:
+    curriculum = Curriculum(QUESTIONS, 4, 0)
+    for iteration in (1, 2, 3, 4):
+        own = curriculum.questions_of(iteration)
+        others = curriculum.replacements_of(iteration, 100)
+        assert sorted(each.key for each in (*own, *others)) == sorted(each.key for each in QUESTIONS)
+        assert curriculum.replacements_of(iteration, 3) == others[:3]
+        assert Curriculum(QUESTIONS[::-1], 4, 0).replacements_of(iteration, 100) == others
+        assert curriculum.questions_of(iteration) == Curriculum(QUESTIONS, 4, 0).questions_of(iteration) == own
+    orders = [[each.key for each in curriculum.replacements_of(n, 100)] for n in (1, 6)]
+    assert curriculum.questions_of(1) != curriculum.questions_of(6)
+    assert [key for key in orders[0] if key in orders[1]] != [key for key in orders[1] if key in orders[0]]
+    assert Curriculum(QUESTIONS, 4, 1).replacements_of(1, 6) != curriculum.replacements_of(1, 6)

@@ -41,7 +41,8 @@ def sample_groups(live: Runtime, runner: StageRunner, iteration: int, last_updat
         if attempt.needed:
             sampling = GroupSampling(live, attempt, iteration, len(questions))
             groups = sampling.sample(questions)
-            groups += sampling.replace(groups, candidates)
+            if candidates:
+                groups += sampling.replace(groups, candidates)
             attempt.write("groups", Group, groups)
             if settings.rollout.retries:
                 attempt.write("retries", RetriedGroup, sample_retries(live, attempt, groups, iteration))

@@ -143,6 +143,8 @@ def test_iteration_metrics_are_the_means_that_hand_counting_gives(filled: Databa
         "num_retries": 0,
         "num_retries_correct": 0,
         "num_retry_tokens": 0,
+        "num_filtered_groups": 0,
+        "num_replacement_groups": 0,
     }
     assert row == pytest.approx(expected)
     groups = filled.query("SELECT reward_std, zero_advantage FROM groups ORDER BY group_id").to_pylist()

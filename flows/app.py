@@ -22,6 +22,7 @@ from flows.export.commands import export
 from flows.inspect.commands import db_app, inspect, report, runs, schema, show, sql
 from flows.mini.commands import mini_app
 from flows.orchestration.commands import up
+from flows.plan.commands import plan
 from flows.plugins.commands import plugins
 from flows.replay.commands import replay
 from flows.retrieval.commands import corpus_app, index_app, retriever_app
@@ -48,7 +49,20 @@ app = typer.Typer(
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
 WORKING: tuple[Callable[..., None], ...] = (train, resume, replay, screen, study, evaluate)
-READING: tuple[Callable[..., None], ...] = (ask, doctor, export, runs, show, inspect, report, sql, plugins, up, schema)
+READING: tuple[Callable[..., None], ...] = (
+    ask,
+    doctor,
+    plan,
+    export,
+    runs,
+    show,
+    inspect,
+    report,
+    sql,
+    plugins,
+    up,
+    schema,
+)
 for _command in WORKING:
     app.command(epilog=SIGNALS_HELP)(_command)
 for _command in READING:

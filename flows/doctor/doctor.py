@@ -17,6 +17,7 @@ from flows.doctor.checks import Check, answers, memory_checks, model_checks, unk
 from flows.doctor.hardware import Hardware, read_hardware
 from flows.doctor.hub import ModelFiles, hub_data, model_files
 from flows.doctor.retrieval import retrieval_checks
+from flows.doctor.together import meet, read_meeting
 from flows.settings.load import load_settings
 from flows.settings.model_folder import brought_lines, model_notes
 from schemas.commands import command, path_argument, quoted
@@ -55,16 +56,37 @@ def doctor(config: str, overrides: Sequence[str], folder: Path, console: Console
         workspace = Workspace(local_path(folder).resolve())
         checks = diagnose(Asked(config, overrides, workspace), settings, hardware)
         checks += start_checks(settings, workspace, checks)
-    rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
-    console.print(make_table(("check", "found", "needed", ""), rows))
+    _print_checks(checks, console)
     for line in [*brought_lines(settings), *(f"note: {note}" for note in [*notes(settings), *model_notes(settings)])]:
         print_line(console, line)
+    return _print_verdict(config, checks, console)
+
+
+def meet_others(endpoint: str, machines: int, machine: int, timeout_s: float, folder: Path, console: Console) -> bool:
+    """Meet the other machines and print what all share; True when nothing is missing.
+
+    Raises UserError for an endpoint or a number that cannot be.
+    """
+    meeting = read_meeting(endpoint, machines, machine, timeout_s)
+    with console.status("waiting for the other machines"):
+        checks = meet(meeting, local_path(folder).resolve())
+    _print_checks(checks, console)
+    return _print_verdict(f"machine {machine} of {machines}", checks, console)
+
+
+def _print_checks(checks: Sequence[Check], console: Console) -> None:
+    rows = [(check.name, check.found, check.needed, "ok" if check.ok else "missing") for check in checks]
+    console.print(make_table(("check", "found", "needed", ""), rows))
+
+
+def _print_verdict(what: str, checks: Sequence[Check], console: Console) -> bool:
+    """Print what to do about what is missing; True where nothing is."""
     missing = [check for check in checks if not check.ok]
     for remedy in dict.fromkeys(check.remedy for check in missing):
         names = ", ".join(check.name for check in missing if check.remedy == remedy)
         print_line(console, f"- {names}: {remedy}")
     verdict = f"{len(missing)} of {len(checks)} are missing" if missing else "nothing is missing"
-    print_line(console, f"{config}: {verdict}")
+    print_line(console, f"{what}: {verdict}")
     return not missing
 
 

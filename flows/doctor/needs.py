@@ -23,6 +23,8 @@ _ROLLOUT: Final = (
     30e3  # What a rollout's records and rows take, mean; a distilled query token takes top_k * 8 bytes more.
 )
 _QUERY_TOKENS: Final = 60
+DATABASE: Final = 16e6
+"""Bytes of the database with few rows: it gives every column of every table a block."""
 
 
 class DiskNeeds(NamedTuple):
@@ -46,9 +48,9 @@ class DiskNeeds(NamedTuple):
 
     @property
     def run(self) -> float:
-        """The most that the run takes."""
+        """The most that the run takes, and the database with it."""
         kept = self.num_versions * self.weights + self.num_with_optimiser * self.optimiser
-        return kept + self.iterations * self.records
+        return kept + self.iterations * self.records + DATABASE
 
 
 def lora_rank(settings: Settings) -> int | None:

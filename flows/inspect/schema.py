@@ -21,6 +21,7 @@ from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.records.passage import Passage
+from schemas.records.plan import Plan
 from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.retry import RetriedGroup
@@ -51,6 +52,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     NoticeStep,
     Passage,
     PassagesStep,
+    Plan,
     PreparedSet,
     QueryCredit,
     Question,

@@ -56,6 +56,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/study/held_out.py": ("tests/flows/study/test_held_out.py",),
     "flows/evaluation/share.py": ("tests/flows/evaluation/test_evaluation_workers.py",),
     "flows/jobs/processes.py": ("tests/flows/jobs/test_places.py",),
+    "flows/doctor/footprint.py": ("tests/flows/doctor/test_footprint.py",),
+    "flows/doctor/together.py": ("tests/flows/doctor/test_together.py",),
     "flows/orchestration/pool.py": ("tests/flows/orchestration/test_pool.py",),
     "flows/training/checkpoints.py": ("tests/flows/training/test_checkpoint_retention.py",),
     "flows/training/ranks/program.py": ("tests/flows/training/test_rank_failures.py",),

@@ -169,3 +169,27 @@ def test_too_little_memory_or_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = BARE._replace(ram_bytes=10**9)
     monkeypatch.setattr("flows.doctor.checks.free_bytes", lambda folder: 10**6)
     assert missing(checks(tmp_path, "quickstart", small)) == {"RAM", "disk"}
+
+
+def test_ranks_need_a_card_each_that_holds_their_shards(tmp_path: Path) -> None:
+    eight = Hardware(512 * 10**9, H100.gpus * 8, "12.8", "0.32.0")
+    found = checks(tmp_path, "paper_7b", eight, "distributed.ranks=8", "model.device=cuda")
+    assert found["GPU"].ok
+    assert found["GPUs of ranks"].ok
+    assert "8 with 4" in found["GPUs of ranks"].needed
+    assert "(sharding full: a copy over 8)" in found["GPUs of ranks"].needed
+    assert "gathered" in found["GPU"].needed
+    whole = checks(
+        tmp_path, "paper_7b", eight, "distributed.ranks=8", "model.device=cuda", "distributed.sharding=replicate"
+    )
+    assert not whole["GPUs of ranks"].ok
+    assert "distributed.sharding = 'full'" in whole["GPUs of ranks"].remedy
+    few = checks(tmp_path, "paper_3b", H100, "distributed.ranks=2", "model.device=cuda")
+    assert not few["GPUs of ranks"].ok
+    assert "GPUs of ranks" not in checks(tmp_path, "paper_3b", H100)
+
+
+def test_ranks_on_a_cpu_share_its_memory(tmp_path: Path) -> None:
+    alone, two = (checks(tmp_path, "tiny", BARE, f"distributed.ranks={ranks}")["RAM"] for ranks in (1, 2))
+    assert "2 ranks of" in two.needed
+    assert float(two.needed.split()[0]) > 1.5 * float(alone.needed.split()[0])

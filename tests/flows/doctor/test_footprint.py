@@ -103,3 +103,40 @@ def test_versions_without_their_optimiser_take_less_disk(
     keep: int, every: int, iterations: int, held: tuple[int, int]
 ) -> None:
     assert versions_held(keep, every, iterations) == held
+
+
+def test_ranks_hold_a_part_of_a_copy_and_gather_layers_for_a_while() -> None:
+    shape = guessed_shape("3B")
+    assert shape is not None
+    parameters = shape.num_parameters
+
+    def needs(shards: int | None, lora_rank: int | None = None):
+        return training_needs(
+            shape,
+            bytes_each=2,
+            lora_rank=lora_rank,
+            has_reference=True,
+            measures_parts=False,
+            tokens=4096,
+            head_chunk=2048,
+            recomputes=True,
+            shards=shards,
+        )
+
+    alone, eight, whole = needs(None), needs(8), needs(1)
+    assert alone.gathered == 0
+    assert eight.weights == 4 * parameters / 8, "shards are fp32 and the masters themselves"
+    assert eight.optimiser == 8 * parameters / 8
+    assert eight.gradients == 4 * parameters / 8
+    assert eight.reference == 2 * parameters / 8
+    assert eight.activations == alone.activations
+    assert (
+        eight.gathered
+        == whole.gathered
+        == 2 * (2 * shape.layer_parameters + shape.root_parameters)
+        + 4 * (shape.layer_parameters + shape.root_parameters)
+    )
+    # A weight in bfloat16 beside its fp32 master takes two bytes more than a shard that is both.
+    assert whole.weights + whole.optimiser == alone.weights + alone.optimiser - 2 * parameters
+    assert eight.peak < alone.peak / 2 < whole.peak
+    assert needs(8, lora_rank=16).gathered < eight.gathered, "frozen weights have no gradients to sum"

@@ -11,15 +11,15 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from flows.doctor.checks import Check
 from schemas.errors import UserError
-from storage.disk.files import make_folder, write_bytes_atomic
 from storage.runs.lock import HEARTBEAT_S
+from storage.runs.tokens import is_token_in, token_in
 
 _ANSWER_S: Final = 10.0
 # A network file system may show a new file late: NFS keeps what it knows of a folder for up to a minute.
@@ -114,19 +114,12 @@ class _Machine:
 
     def check_workspace(self, workspace: Path) -> Check:
         """Write a token into the workspace and read those of the others."""
-        folder, token = workspace / "meeting", secrets.token_hex(8)
-        make_folder(folder)
-        own = folder / f"machine-{token}"
-        write_bytes_atomic(own, token.encode(), workspace)
-        self.say("token", token)
-        try:
+        token = secrets.token_hex(8)
+        with token_in(workspace, token):
+            self.say("token", token)
             deadline = time.monotonic() + _SEEN_S
-            missing = [p for p in self._others if not _is_seen(folder, self.hear("token", p), deadline)]
+            missing = [p for p in self._others if not _is_seen(workspace, self.hear("token", p), deadline)]
             self.wait("seen")
-        finally:
-            own.unlink(missing_ok=True)
-            with suppress(OSError):  # The last one to leave removes the folder.
-                folder.rmdir()
         names = ", ".join(f"machine {place}" for place in missing)
         found = f"what {names} wrote is not here" if missing else "what each wrote is here"
         remedy = (
@@ -183,11 +176,9 @@ def _own_address(meeting: Meeting) -> str:
         return str(way.getsockname()[0])
 
 
-def _is_seen(folder: Path, token: str, deadline: float) -> bool:
-    while True:
-        with suppress(OSError):
-            if (folder / f"machine-{token}").read_text(encoding="utf-8") == token:
-                return True
+def _is_seen(workspace: Path, token: str, deadline: float) -> bool:
+    while not is_token_in(workspace, token):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_never
 
 from rich.console import Console
 
@@ -45,6 +46,8 @@ def format_figure(figure: Figure) -> str:
             return format_seconds(figure.value) if figure.value >= 60 else f"{figure.value:.3g} s"
         case "tokens" | "rollouts":
             return f"{figure.value:,.0f}"
+        case unknown:
+            assert_never(unknown)
 
 
 def _bytes(value: float) -> str:

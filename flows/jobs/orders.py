@@ -44,5 +44,15 @@ class AnswerOrder(Record):
     settings_json: str = Field(description="All settings of the evaluation.")
 
 
-Order = TrainOrder | EvaluateOrder | AnswerOrder
+class EmbedOrder(Record):
+    """Shards of a corpus to embed; other processes may take some of them."""
+
+    kind: Literal["embed"] = "embed"
+    retrieval_json: str = Field(description="The settings of the dense retriever.")
+    num_shards: int = Field(description="Shards that the corpus is cut into.")
+    only: tuple[int, ...] = Field(description="Those that are made.")
+    workspace: str = Field(description="Absolute path of the workspace.")
+
+
+Order = TrainOrder | EvaluateOrder | AnswerOrder | EmbedOrder
 ORDERS: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])

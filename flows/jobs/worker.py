@@ -21,7 +21,7 @@ from flows.console.options import make_console
 from flows.console.streams import prepare_streams
 from flows.console.terminal import print_line
 from flows.evaluation.plan import EvaluationPlan
-from flows.jobs.orders import ERROR_PREFIX, ORDERS, AnswerOrder, EvaluateOrder, Order, TrainOrder
+from flows.jobs.orders import ERROR_PREFIX, ORDERS, AnswerOrder, EmbedOrder, EvaluateOrder, Order, TrainOrder
 from flows.run.progress import RichReporter
 from schemas.settings.root import STORED, Settings
 from storage.storage import Storage
@@ -53,9 +53,15 @@ def carry_out(order: Order, console: Console, until: TextIO) -> int:
 
 
 def _work(order: Order, console: Console) -> None:
+    workspace = Workspace.open(order.workspace)
+    if isinstance(order, EmbedOrder):
+        from flows.retrieval.embed_workers import embed_share
+
+        embed_share(order, workspace)
+        return
     # Checked already by who ordered it, whose plugins have completed their options.
     settings = Settings.model_validate_json(order.settings_json, context=STORED)
-    storage = Storage(Workspace.open(order.workspace), settings.storage.database_deadline_s)
+    storage = Storage(workspace, settings.storage.database_deadline_s)
     match order:
         case TrainOrder():
             from flows.study.alike import take_over_start

@@ -48,6 +48,7 @@ def corpus_embed(
     only: Annotated[
         str | None, typer.Option("--only", metavar="FIRST:LAST", help="Only these shards, both ends included, from 0.")
     ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that encode, shard by shard.")] = 1,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
@@ -57,7 +58,7 @@ def corpus_embed(
     settings = load_settings(config, overrides or [])
     from flows.retrieval.show import embed_in_terminal
 
-    embed_in_terminal(settings.retrieval, workspace, num_shards, only, make_console())
+    embed_in_terminal(settings.retrieval, workspace, num_shards, only, make_console(), workers)
 
 
 @index_app.command("evaluate")

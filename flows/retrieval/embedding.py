@@ -48,8 +48,8 @@ def embed(
     report: Report | None = None,
 ) -> Embedded:
     """Make the shards of a corpus that are missing and that no other process is making; `only` these, if given."""
-    embeddings = _begin(source, num_shards)
-    _check(only, embeddings)
+    embeddings = begin(source, num_shards)
+    check_shards(only, embeddings)
     encoder = source.open_encoder(embeddings.encoder)
     work = _Work(source, embeddings, encoder, only, report or (lambda progress: None))
     started = time.perf_counter()
@@ -69,7 +69,9 @@ def embed_all(source: IndexSource) -> Embeddings:
     return embeddings
 
 
-def _begin(source: IndexSource, num_shards: int | None) -> Embeddings:
+def begin(source: IndexSource, num_shards: int | None) -> Embeddings:
+    """Return a corpus's shards, begun where there are none yet, and cut into `num_shards` then."""
+
     def fit() -> tuple[EncoderState, int]:
         encoder, state = source.fit_encoder()
         return state, encoder.num_dimensions
@@ -78,7 +80,8 @@ def _begin(source: IndexSource, num_shards: int | None) -> Embeddings:
     return begin_embeddings(source.workspace, source.embeddings_identity, num_passages, num_shards, fit)
 
 
-def _check(only: Collection[int] | None, embeddings: Embeddings) -> None:
+def check_shards(only: Collection[int] | None, embeddings: Embeddings) -> None:
+    """Raise UserError for shards that there are not."""
     last = embeddings.manifest.num_shards - 1
     if only is not None and (not only or min(only) < 0 or max(only) > last):
         raise UserError(f"--only names shards that there are not; expected FIRST:LAST within 0:{last}")

@@ -46,9 +46,14 @@ def import_in_terminal(file: Path, workspace: Path, max_bad_rows: int, console: 
 
 
 def embed_in_terminal(
-    settings: RetrievalSettings, workspace: Path, num_shards: int | None, only: str | None, console: Console
+    settings: RetrievalSettings,
+    workspace: Path,
+    num_shards: int | None,
+    only: str | None,
+    console: Console,
+    num_workers: int = 1,
 ) -> None:
-    """Encode a corpus with a bar, and print what was made and what is left."""
+    """Encode a corpus in so many processes, with a bar, and print what was made and what is left."""
     dense = settings.dense if isinstance(settings, HybridRetrievalSettings) else settings
     if not isinstance(dense, DenseRetrievalSettings):
         raise UserError(f"retrieval.kind '{settings.kind}' has no vectors; embed a corpus for kind dense or hybrid")
@@ -63,7 +68,12 @@ def embed_in_terminal(
             rate = f"{state.num_done / seconds:,.1f} passages/s" if seconds else ""
             progress.update(task, completed=state.num_done, total=state.num_wanted, rate=rate, shard=state.shard)
 
-        embedded = embed(source, num_shards, _shards(only), show)
+        if num_workers == 1:
+            embedded = embed(source, num_shards, _shards(only), show)
+        else:
+            from flows.retrieval.embed_workers import embed_side_by_side
+
+            embedded = embed_side_by_side(source, num_shards, _shards(only), num_workers, show)
     print_embedded(embedded, console)
 
 

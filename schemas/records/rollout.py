@@ -7,6 +7,7 @@ policy's tokens, an observation the environment's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -154,7 +155,7 @@ class Rollout(Record):
     @property
     def token_ids(self) -> tuple[int, ...]:
         """All tokens after the prompt."""
-        return tuple(token for _, tokens in self.spans() for token in tokens)
+        return tuple(chain.from_iterable(tokens for _, tokens in self.spans()))
 
     @property
     def completion_positions(self) -> tuple[int, ...]:

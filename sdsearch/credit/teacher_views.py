@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from schemas.records.hindsight import HindsightBlock, Label
 from schemas.records.rollout import Group, Rollout
@@ -27,17 +28,17 @@ class View:
         outcomes = self.block.outcomes
         return outcomes[self.rollout.index] if self.rollout.index < len(outcomes) else None
 
-    @property
+    @cached_property
     def student(self) -> TokenSequence:
         """What the student reads."""
         return TokenSequence(self.group.prompt_token_ids, self.rollout.token_ids, self.positions)
 
-    @property
+    @cached_property
     def teacher(self) -> TokenSequence:
         """What the teacher reads: the block too."""
         return self._under(self.block.token_ids)
 
-    @property
+    @cached_property
     def contrast(self) -> TokenSequence:
         """What the contrast's pass reads: the other block."""
         return self._under(self.block.contrast_token_ids)

@@ -17,7 +17,7 @@ from flows.doctor.checks import Check, answers, memory_checks, model_checks, unk
 from flows.doctor.hardware import Hardware, read_hardware
 from flows.doctor.hub import ModelFiles, hub_data, model_files
 from flows.doctor.retrieval import retrieval_checks
-from flows.doctor.together import meet, read_meeting
+from flows.doctor.together import meet, rank_checks, read_meeting
 from flows.settings.load import load_settings
 from flows.settings.model_folder import brought_lines, model_notes
 from schemas.commands import command, path_argument, quoted
@@ -100,6 +100,7 @@ def diagnose(asked: Asked, settings: Settings, hardware: Hardware) -> list[Check
         *retrieval_checks(asked.command("index", "build"), settings.retrieval, workspace),
         *_sampler_checks(settings, hardware),
         *_memory(settings, model, hardware, workspace),
+        *rank_checks(settings),
         *_server_checks(),
     ]
 

@@ -18,13 +18,30 @@ from typing import Any, Final, NamedTuple
 
 from flows.doctor.checks import Check
 from schemas.errors import UserError
+from schemas.settings.root import Settings
 from storage.runs.lock import HEARTBEAT_S
 from storage.runs.tokens import is_token_in, token_in
 
 _ANSWER_S: Final = 10.0
+_LOOPBACK: Final = "127.0.0.1"
 # A network file system may show a new file late: NFS keeps what it knows of a folder for up to a minute.
 _SEEN_S: Final = 70.0
 _LARGEST_DIFFERENCE_S: Final = HEARTBEAT_S
+
+
+def rank_checks(settings: Settings) -> Iterator[Check]:
+    """Yield whether ranks of this machine can reach each other, where there are ranks."""
+    if settings.distributed.ranks == 1:
+        return
+    remedy = "let programs of this machine listen and connect on 127.0.0.1 (firewall, container, sandbox)"
+    needed = f"a port on {_LOOPBACK} for {settings.distributed.ranks} ranks"
+    try:
+        with closing(socket.create_server((_LOOPBACK, 0))) as server:
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
+    except OSError as error:
+        yield Check("ranks meet", f"no way ({error.strerror or error})", needed, False, remedy)
+    else:
+        yield Check("ranks meet", "reached", needed, True)
 
 
 class Meeting(NamedTuple):

@@ -39,8 +39,8 @@ class Pooled(NamedTuple):
     def study_command(self, *words: str) -> list[str]:
         return [*SDSEARCH, "study", str(self.study), *words, "--workspace", str(self.workspace)]
 
-    def worker(self, log: Path) -> subprocess.Popen[bytes]:
-        command = [*PREFECT, "worker", "start", "--pool", POOL, "--limit", "1"]
+    def worker(self, log: Path, limit: int = 1) -> subprocess.Popen[bytes]:
+        command = [*PREFECT, "worker", "start", "--pool", POOL, "--limit", str(limit)]
         return start(command, log, self.home, PREFECT_API_URL=self.url, PREFECT_WORKER_QUERY_SECONDS="1")
 
 
@@ -169,3 +169,28 @@ def test_a_study_on_the_pool_survives_its_own_death_and_a_workers(pooled: Pooled
     assert [len(flow_runs(pooled.url, name)) for name in RUNS] == [2 if name == victim else 1 for name in RUNS]
     worker.send_signal(signal.SIGINT)
     worker.wait(DEADLINE_S)
+
+
+def test_a_study_on_the_pool_submits_its_trainings_to_the_pool(pooled: Pooled, tmp_path: Path) -> None:
+    study = tmp_path / "pair.toml"
+    study.write_text(study_toml("pair", (*TWINS, "iterations=1")), encoding="utf-8")
+    worker = pooled.worker(tmp_path / "worker", limit=3)
+    parameters = [f"study={study}", f"pool={POOL}"]
+    options = [text for parameter in parameters for text in ("--param", parameter)]
+    command = [*PREFECT, "deployment", "run", "sdsearch-study/run", *options, "--watch"]
+    try:
+        done = run(command, pooled.home, PREFECT_API_URL=pooled.url)
+        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "worker").read_text(encoding="utf-8")
+    finally:
+        worker.send_signal(signal.SIGINT)
+        worker.wait(DEADLINE_S)
+    assert [state for _, state in flow_runs(pooled.url, "pair")] == ["COMPLETED"]
+    ledger = Ledger(ArtifactStore(Workspace(pooled.workspace)))
+    for name in ("pair-grpo-s0", "pair-sd-s0"):
+        ((id_, state),) = flow_runs(pooled.url, name)
+        assert state == "COMPLETED"
+        flow_run = HTTP.get(f"{pooled.url}/flow_runs/{id_}").raise_for_status().json()
+        assert flow_run["parent_task_run_id"], "it stands under the study's flow run"
+        assert flow_run["work_pool_name"] == POOL
+        assert ledger.get_run(name).status == "done"
+    assert (pooled.workspace / "studies" / "pair" / "table.md").is_file()

@@ -13,7 +13,8 @@ import pytest
 from flows.app import run_command
 from flows.doctor import together
 from flows.doctor.checks import Check
-from flows.doctor.together import Meeting, meet, read_meeting
+from flows.doctor.together import Meeting, meet, rank_checks, read_meeting
+from flows.settings.load import load_settings
 from schemas.errors import UserError
 
 
@@ -78,6 +79,20 @@ def test_a_machine_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: 
     assert first["network"].found == "machine 1 at 127.0.0.1: Connection refused"
     assert not first["network"].ok
     assert second["network"].ok
+
+
+def test_ranks_of_a_machine_meet_on_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings("tiny", ["distributed.ranks=2"])
+    assert list(rank_checks(load_settings("tiny", []))) == []
+    assert [check.ok for check in rank_checks(settings)] == [True]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("flows.doctor.together.socket.create_server", refuse)
+    (check,) = rank_checks(settings)
+    assert check.found == "no way (Operation not permitted)"
+    assert "127.0.0.1" in check.remedy
 
 
 def test_a_machine_that_does_not_come_is_waited_for_as_long_as_asked(

@@ -184,7 +184,7 @@ def test_a_study_on_the_pool_submits_its_trainings_to_the_pool(pooled: Pooled, t
     finally:
         worker.send_signal(signal.SIGINT)
         worker.wait(DEADLINE_S)
-    assert [state for _, state in flow_runs(pooled.url, "pair")] == ["COMPLETED"]
+    assert [state for _, state in flow_runs(pooled.url, str(study))] == ["COMPLETED"]
     ledger = Ledger(ArtifactStore(Workspace(pooled.workspace)))
     for name in ("pair-grpo-s0", "pair-sd-s0"):
         ((id_, state),) = flow_runs(pooled.url, name)

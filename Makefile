@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 # Further words for pip, such as an index with the CPU build of torch where there is no GPU.
 PIP_OPTIONS ?=
+# What pip installs besides the program: extras of pyproject.toml.
+EXTRAS ?= dev
 CRASH_OPTIONS ?=
 FUZZ_OPTIONS ?=
 DOCS_OPTIONS ?=
@@ -44,7 +46,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.[$(EXTRAS)]'
 	touch $@
 
 train: install

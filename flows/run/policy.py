@@ -46,11 +46,11 @@ def check_device(device: str) -> None:
 
 
 def check_ranks(device: str, ranks: int) -> None:
-    """Raise UserError when there are fewer cards than ranks, which have one each; on a CPU any number fits."""
+    """Raise UserError when there are fewer cards here than ranks, which have one each; on a CPU any number fits."""
     if torch.device(device).type == "cuda" and torch.cuda.device_count() < ranks:
         raise UserError(
-            f"distributed.ranks is {ranks}, and this machine has {torch.cuda.device_count()} CUDA devices, of which "
-            "each rank needs one; lower distributed.ranks"
+            f"distributed.ranks puts {ranks} ranks on each machine, and this one has {torch.cuda.device_count()} CUDA "
+            "devices, of which each rank needs one; lower distributed.ranks, or raise distributed.nodes"
         )
 
 

@@ -81,9 +81,10 @@ def _trackers(runtime: Runtime) -> str:
 def _device(runtime: Runtime) -> str:
     device = runtime.settings.model.device
     check_device(device)
-    ranks = runtime.settings.distributed.ranks
-    check_ranks(device, ranks)
-    return device if ranks == 1 else f"{device}, {ranks} ranks"
+    distributed = runtime.settings.distributed
+    check_ranks(device, distributed.ranks_per_node)
+    machines = f" on {distributed.nodes} machines" if distributed.nodes > 1 else ""
+    return device if distributed.ranks == 1 else f"{device}, {distributed.ranks} ranks{machines}"
 
 
 def _sampler(runtime: Runtime) -> str:

@@ -15,6 +15,7 @@ from flows.console.options import (
     WorkspaceOption,
     make_console,
 )
+from flows.console.terminal import print_line
 
 
 def train(
@@ -50,3 +51,15 @@ def resume(
     from flows.resume import continue_run
 
     continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)
+
+
+def join(
+    endpoint: Annotated[str, typer.Argument(help="HOST:PORT of the run's machine: the run's distributed.endpoint.")],
+    workspace: WorkspaceOption = HOME,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds that the run may take to be there.")] = 600.0,
+) -> None:
+    """Lend this machine to a run that trains on several, until the run ends; the workspace is a shared folder."""
+    from flows.training.ranks.join import join as join_run
+
+    console = make_console()
+    join_run(endpoint, workspace, wait, lambda line: print_line(console, line))

@@ -25,6 +25,8 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.form": "loss",
     "distillation.gate": "none",
     "distillation.gate_options": {},
+    "distributed.nodes": 1,
+    "distributed.endpoint": "",
 }
 """The full name of each, and its default as JSON."""
 

@@ -14,8 +14,18 @@ class DistributedSettings(Section):
 
     ranks: Positive = Field(
         default=1,
-        description="Processes on this machine that the teacher and update stages run on, each with a device of its "
-        "own; 1 is the run's own process.",
+        description="Processes that the teacher and update stages run on, each with a device of its own; 1 is the "
+        "run's own process.",
+    )
+    nodes: Positive = Field(
+        default=1,
+        description="Machines that the ranks are spread over, each with as many; all but the run's own join it with: "
+        "sdsearch join.",
+    )
+    endpoint: str = Field(
+        default="",
+        pattern=r"^$|^[^\s:/\[\]]+:[0-9]{1,5}$",
+        description="HOST:PORT of the run's machine, as the others reach it; read with more than one machine alone.",
     )
     sharding: Literal["full", "replicate", "hybrid"] = Field(
         default="full",
@@ -26,5 +36,13 @@ class DistributedSettings(Section):
         default=2, description="Ranks that share one copy of the weights; read with sharding 'hybrid' alone."
     )
     timeout_s: float = Field(
-        default=600.0, gt=0, description="Longest wait of a rank for another one, seconds; then the stage fails."
+        default=600.0,
+        gt=0,
+        description="Longest wait of a rank for another one, and of the run for a machine that is to join, seconds; "
+        "then the stage fails.",
     )
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on each machine."""
+        return self.ranks // self.nodes

@@ -139,6 +139,11 @@ VOID: Final[tuple[Void, ...]] = (
         "distributed.ranks is 1",
     ),
     Void(
+        lambda s: s.distributed.nodes == 1,
+        ("distributed.endpoint",),
+        "distributed.nodes is 1",
+    ),
+    Void(
         lambda s: s.distributed.ranks > 1 and s.distributed.sharding != "hybrid",
         ("distributed.shard_ranks",),
         "distributed.sharding is not 'hybrid'",

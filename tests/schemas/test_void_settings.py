@@ -43,6 +43,7 @@ CASES = [
     (["distillation.enabled=false"], "hindsight.contrast=flipped", "distillation.enabled is false"),
     (["distillation.enabled=false"], "hindsight.memory=2", "distillation.enabled is false"),
     ([DISTILS], "distributed.timeout_s=9.0", "distributed.ranks is 1"),
+    ([DISTILS, "distributed.ranks=4"], "distributed.endpoint=one:29400", "distributed.nodes is 1"),
     ([DISTILS, "distributed.ranks=4"], "distributed.shard_ranks=4", "distributed.sharding is not 'hybrid'"),
     ([DISTILS], "distillation.ema_decay=0.5", "distillation.teacher is not 'ema'"),
     ([DISTILS], "rollout.retries_use=distillation", "rollout.retries is 0"),

@@ -1,4 +1,4 @@
-"""What the process that holds a run and its ranks tell each other through the store, and under which names."""
+"""What the process that holds a run, its ranks and its other machines tell each other through the store, by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from schemas.records.ledger import StageRecord
 HOST: Final = "127.0.0.1"
 SETTINGS: Final = "settings"
 PROGRAM: Final = "program"
+PLACE: Final = "place"
 COMMAND: Final = "command"
 """COMMAND/n is the n-th command; ANSWER/n what the first rank wrote for it."""
 ANSWER: Final = "answer"
@@ -19,6 +20,15 @@ ERROR: Final = "error"
 """ERROR/r is why rank r ended."""
 PROGRESS: Final = "progress"
 END: Final = "end"
+MACHINES: Final = "machines"
+"""Counts the machines that asked to join; MACHINES/n is the n-th, BEAT/n counts its signs of life, LEFT/n is why it
+ended, and empty where its work was done."""
+BEAT: Final = "beat"
+LEFT: Final = "left"
+START: Final = "start"
+"""Set when the machines may start their ranks."""
+STOP: Final = "stop"
+"""Why the run ended: what the machines tell."""
 
 
 class Program(Record):
@@ -26,6 +36,22 @@ class Program(Record):
 
     torch: str = Field(description="torch's version.")
     sources: dict[str, str] = Field(description="The sha256 of each source that decides the ranks' work, by path.")
+
+
+class Place(Record):
+    """Which run the ranks work for, and how a machine can tell that it sees the run's workspace."""
+
+    run: str = Field(description="The run.")
+    source: str = Field(description="The run whose policy a replay asks; '': none.")
+    host: str = Field(description="The run's machine.")
+    pid: int = Field(description="The run's process, which its lock names too.")
+
+
+class Machine(Record):
+    """A machine that joined."""
+
+    host: str = Field(description="Its name.")
+    pid: int = Field(description="The process that starts its ranks.")
 
 
 class Command(Record):

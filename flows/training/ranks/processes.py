@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import psutil
@@ -23,8 +24,8 @@ class StoppedRank(NamedTuple):
 class StopWatch:
     """Notices ranks that are stopped: they answer nobody, and all of them may be, so that none tells."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
         self._since: dict[int, float] = {}
         self._last = 0.0
 
@@ -33,7 +34,7 @@ class StopWatch:
         now = time.monotonic()
         if now - self._last >= _LOOK_S:
             self._last = now
-            stopped = [child.pid for child in rank_processes(self._port) if _is_stopped(child)]
+            stopped = [child.pid for child in rank_processes(self._endpoint) if _is_stopped(child)]
             self._since = {pid: self._since.get(pid, now) for pid in stopped}
         if not self._since:
             return None
@@ -41,23 +42,23 @@ class StopWatch:
         return StoppedRank(_number(pid), pid, now - self._since[pid])
 
 
-def rank_processes(port: int) -> Iterator[psutil.Process]:
-    """Yield this process's ranks that were told this port, also those that are stopped or only starting."""
+def rank_processes(endpoint: str) -> Iterator[psutil.Process]:
+    """Yield this process's ranks that were told this endpoint, also those that are stopped or only starting."""
     for child in psutil.Process().children():
         try:
-            if {MODULE, str(port)} <= set(child.cmdline()):
+            if {MODULE, endpoint} <= set(child.cmdline()):
                 yield child
         except psutil.Error:  # It has ended meanwhile.
             continue
 
 
-def kill_ranks(port: int) -> None:
-    """Kill the ranks at once."""
-    for child in rank_processes(port):
-        try:
+def kill_ranks(endpoint: str) -> int:
+    """Kill the ranks at once; return how many there were."""
+    ranks = list(rank_processes(endpoint))
+    for child in ranks:
+        with suppress(psutil.Error):
             child.kill()
-        except psutil.Error:
-            continue
+    return len(ranks)
 
 
 def _is_stopped(process: psutil.Process) -> bool:

@@ -19,8 +19,8 @@ def this_program(settings: Settings) -> Program:
     return Program(torch=str(torch.__version__), sources=sources)
 
 
-def check_program(rank: int, own: Program, expected: Program) -> None:
-    """Raise UserError when a rank would compute with another torch or other code than the run's process has."""
+def check_program(who: str, own: Program, expected: Program) -> None:
+    """Raise UserError when `who` would compute with another torch or other code than the run's process has."""
     differences = []
     if own.torch != expected.torch:
         differences.append(f"its torch is {own.torch}, the run's is {expected.torch}")
@@ -28,6 +28,6 @@ def check_program(rank: int, own: Program, expected: Program) -> None:
         differences.append(describe_changes(expected.sources, own.sources) + " the run began")
     if differences:
         raise UserError(
-            f"rank {rank} runs another program than the run's process ({'; '.join(differences)}); nothing of the stage "
+            f"{who} runs another program than the run's process ({'; '.join(differences)}); nothing of the stage "
             "was kept; install one program, then continue with: sdsearch resume"
         )

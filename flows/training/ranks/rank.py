@@ -1,7 +1,8 @@
-"""The process of a rank: `python -m flows.training.ranks.rank OWNER PORT WORKSPACE RUN SOURCE`, started by the agent.
+"""The process of a rank: `python -m flows.training.ranks.rank OWNER ENDPOINT WORKSPACE RUN SOURCE`, of an agent.
 
-OWNER is the run's process. Ranks are in sessions of their own, so that no signal of a terminal reaches them, and they
-must notice by themselves that it is gone: from the first moment on, before torch is loaded, which takes seconds.
+OWNER is the agent's process, and ENDPOINT (HOST:PORT) the store of the run's. Ranks are in sessions of their own, so
+that no signal of a terminal reaches them, and they must notice by themselves that it is gone: from the first moment on,
+before torch is loaded, which takes seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     from flows.training.ranks.serve import serve
 
     try:
-        serve(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5] or None)
+        serve(sys.argv[2], Path(sys.argv[3]), sys.argv[4], sys.argv[5] or None)
     except Exception:
         traceback.print_exc()
         _leave(1)

@@ -22,12 +22,12 @@ from flows.run.live import Runtime
 from flows.run.policy import set_threads
 from flows.run.progress import SilentReporter
 from flows.run.stage_files import StageFiles
+from flows.training.ranks.agent import connect
 from flows.training.ranks.messages import (
     ANSWER,
     COMMAND,
     END,
     ERROR,
-    HOST,
     PROGRAM,
     PROGRESS,
     SETTINGS,
@@ -88,13 +88,13 @@ def _failure(error: Exception) -> Failure:
     return Failure(text=" ".join(text.split()) + advice, is_for_people=is_for_people)
 
 
-def serve(port: int, workspace: Path, run: str, source: str | None) -> None:
+def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
     """Do the commands one after another until there are no more."""
-    store = TCPStore(HOST, port, is_master=False, timeout=_FOREVER)
+    store = connect(endpoint, _FOREVER)
     try:
         settings = Settings.model_validate_json(store.get(SETTINGS), context=STORED)
         expected = Program.model_validate_json(store.get(PROGRAM))
-        check_program(int(os.environ["RANK"]), this_program(settings), expected)
+        check_program(f"rank {os.environ['RANK']}", this_program(settings), expected)
         set_threads(settings)
         _open_group(settings)
         storage = Storage(Workspace.open(workspace))

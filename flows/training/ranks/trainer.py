@@ -6,16 +6,24 @@ from flows.run.live import Runtime
 from flows.training.ranks.launch import RankPlace, Ranks
 from flows.training.stages.teacher import teach
 from flows.training.stages.update import train
+from schemas.commands import command
 from schemas.records.ledger import ArtifactRef, StageRecord
 
 
 class RankedTrainer:
-    """Has ranks on this machine do the stages' work; they hold the weights from their first stage on."""
+    """Has ranks do the stages' work, on this machine and on those that join; they hold the weights from then on."""
 
     def __init__(self, live: Runtime) -> None:
         self.num_ranks = live.settings.distributed.ranks
         place = RankPlace(live.storage.workspace.root.resolve(), live.run, live.source)
         self._ranks = Ranks(live.settings, place, live.reporter.stage_progress)
+        distributed = live.settings.distributed
+        if distributed.nodes > 1:
+            self._ranks.listen()
+            others = "machine joins" if distributed.nodes == 2 else f"{distributed.nodes - 1} machines join"
+            live.reporter.noted(
+                f"another {others} with: {command('join', distributed.endpoint, workspace=place.workspace)}"
+            )
 
     def compute_teacher(self, attempt: StageRecord, sampled: StageRecord, blocks: StageRecord) -> list[ArtifactRef]:
         """Errors as of `Ranks.do`."""

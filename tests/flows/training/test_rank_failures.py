@@ -57,23 +57,23 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_rank_with_another_torch_or_other_code_is_refused() -> None:
     own = this_program(SETTINGS)
-    check_program(1, own, own)
+    check_program("rank 1", own, own)
     assert "sdsearch/training/update.py" in own.sources
     with pytest.raises(UserError, match=r"rank 1 runs another program .*its torch is .*, the run's is 9\.9"):
-        check_program(1, own, own.model_copy(update={"torch": "9.9"}))
+        check_program("rank 1", own, own.model_copy(update={"torch": "9.9"}))
     other = Program(torch=own.torch, sources={**own.sources, "sdsearch/training/update.py": "0"})
     with pytest.raises(UserError, match=r"sdsearch/training/update\.py changed since the run began"):
-        check_program(1, own, other)
+        check_program("rank 1", own, other)
 
 
 def test_a_stopped_rank_is_noticed_and_one_that_goes_on_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.training.ranks.processes._LOOK_S", 0.0)
-    arguments = [sys.executable, "-c", SLEEPER, "flows.training.ranks.rank", "4711"]
+    arguments = [sys.executable, "-c", SLEEPER, "flows.training.ranks.rank", "here:4711"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "RANK": "1"}) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert [child.pid for child in rank_processes(4711)] == [process.pid]
-        watch = StopWatch(4711)
+        assert [child.pid for child in rank_processes("here:4711")] == [process.pid]
+        watch = StopWatch("here:4711")
         assert watch.longest() is None
         process.send_signal(signal.SIGSTOP)
         while (found := watch.longest()) is None:

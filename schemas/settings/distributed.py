@@ -44,5 +44,5 @@ class DistributedSettings(Section):
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks on each machine."""
+        """Ranks on each machine, where there are ranks."""
         return self.ranks // self.nodes

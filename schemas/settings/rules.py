@@ -169,11 +169,11 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "multiple of shard_ranks, or set sharding = 'full'",
     ),
     Rule(
-        lambda s: s.distributed.ranks % s.distributed.nodes > 0,
+        lambda s: s.distributed.ranks > 1 and s.distributed.ranks % s.distributed.nodes > 0,
         "distributed.ranks are spread evenly over distributed.nodes machines; let ranks be a multiple of nodes",
     ),
     Rule(
-        lambda s: s.distributed.nodes > 1 and not s.distributed.endpoint,
+        lambda s: s.distributed.ranks > 1 and s.distributed.nodes > 1 and not s.distributed.endpoint,
         "distributed.nodes above 1 needs distributed.endpoint, HOST:PORT of this machine, for the others to join; set "
         "it, or nodes = 1",
     ),

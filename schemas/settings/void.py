@@ -135,11 +135,17 @@ VOID: Final[tuple[Void, ...]] = (
     ),
     Void(
         lambda s: s.distributed.ranks == 1,
-        ("distributed.sharding", "distributed.shard_ranks", "distributed.timeout_s"),
+        (
+            "distributed.nodes",
+            "distributed.endpoint",
+            "distributed.sharding",
+            "distributed.shard_ranks",
+            "distributed.timeout_s",
+        ),
         "distributed.ranks is 1",
     ),
     Void(
-        lambda s: s.distributed.nodes == 1,
+        lambda s: s.distributed.ranks > 1 and s.distributed.nodes == 1,
         ("distributed.endpoint",),
         "distributed.nodes is 1",
     ),

@@ -204,6 +204,8 @@ IMPOSSIBLE = {
         "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha"
     ),
     ("distributed.ranks=2", "distillation.teacher=ema"): "set distributed.ranks = 1, or teacher = 'live'",
+    ("distributed.ranks=3", "distributed.nodes=2"): "let ranks be a multiple of nodes",
+    ("distributed.ranks=2", "distributed.nodes=2"): "HOST:PORT of this machine, for the others to join",
     ("distributed.ranks=3", "distributed.sharding=hybrid"): "let ranks be a multiple of shard_ranks",
     ("hindsight.masking=current_documents", "hindsight.members=focal_only"): "leave members = 'group'",
     ("hindsight.masking=current_documents", "hindsight.labels=none"): "leave labels = 'outcome'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from sdsearch.model.policy import (
     trainable_parameters,
     with_lora,
 )
-from sdsearch.sampling.vllm_weights import PolicyWeights
+from sdsearch.sampling.vllm_weights import Passage, PolicyWeights, reader_of
 from sdsearch.seeds import derive_seed
 from sdsearch.training.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from storage.disk.files import write_bytes_atomic
@@ -72,6 +73,7 @@ class LivePolicy:
         self.version = -1
         self._optimiser: Any = None
         self._folder: Path | None = None
+        self._elsewhere: Callable[[int, Sequence[Passage]], list[Tensor]] | None = None
 
     @property
     def max_context_tokens(self) -> int:
@@ -94,9 +96,27 @@ class LivePolicy:
         if version == self.version:
             return
         self._folder = self._checkpoints.verify(self._run, version) if version else None
-        self.model = self._load(self._folder).to(self._settings.model.device)
+        if self._elsewhere is None:
+            self.model = self._load(self._folder).to(self._settings.model.device)
+        elif self.model is None:
+            self.model = self._load(None).to("meta")
         self._optimiser = None
         self.version = version
+
+    def leave_weights_to(self, read: Callable[[int, Sequence[Passage]], list[Tensor]]) -> None:
+        """Free the weights for good: other processes hold them. The model keeps its settings and shapes.
+
+        read: returns what those processes, at a version, say of passages (see `Reader`).
+        """
+        self._elsewhere = read
+        if self.model is not None:
+            self.model = self.model.to("meta")
+
+    def read(self, passages: Sequence[Passage]) -> list[Tensor]:
+        """Return the log-probabilities (T,) of each passage's tokens under the weights of this version."""
+        if self._elsewhere is not None:
+            return self._elsewhere(self.version, passages)
+        return reader_of(self.model)(passages)
 
     @property
     def optimiser(self) -> Any:

@@ -157,7 +157,7 @@ class VllmPolicySampler:
             num_tokens = num_trial_tokens(causal_lm(policy.model).config, longest)
             prompt = probe_prompt(policy.tokenizer, self._settings.rollout.temperature, longest, num_tokens)
             self._probe = WeightProbe(prompt, self._sampling.probe_tolerance)
-        self._probed = self._probe.check(self._loop.run(engine.read(self._probe.prompt)), policy.model, weights)
+        self._probed = self._probe.check(self._loop.run(engine.read(self._probe.prompt)), policy.read, weights)
         self._loaded = weights
 
     def _open(self, policy: LivePolicy, ends: TurnEnds) -> VllmEngine | VllmServers:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from schemas.base import Record
 from sdsearch.model.batching import TokenBatch, TokenSequence
 from sdsearch.model.policy import head, read_logprobs
+from sdsearch.model.sharding import together
 from sdsearch.protocol.tokens import encode
 from sdsearch.sampling.ports import TurnRequest
 from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError, TurnGenerator
@@ -48,6 +51,23 @@ class ProbeReading:
     text_logprobs: tuple[float | None, ...]  # Of each token of the text but the first, at temperature 1.
     turn: EngineTurn
     second: EngineTurn  # After the first and a reply: its past comes from the engine's cache.
+
+
+class Passage(Record):
+    """Tokens whose log-probabilities are asked for, and what stands before them."""
+
+    context: tuple[int, ...] = Field(description="The tokens before them, one at least.")
+    token_ids: tuple[int, ...] = Field(description="The tokens that are read.")
+    temperature: float = Field(description="The temperature that their logits are divided by.")
+
+
+def passage(context: tuple[int, ...], token_ids: tuple[int, ...], temperature: float) -> Passage:
+    """Return the passage of these tokens after the context."""
+    return Passage(context=context, token_ids=token_ids, temperature=temperature)
+
+
+Reader = Callable[[Sequence[Passage]], list[Tensor]]
+"""Returns the log-probabilities (T,) of each passage's tokens, nats, on the CPU."""
 
 
 class WeightedEngine(TurnGenerator, Protocol):
@@ -113,31 +133,30 @@ class WeightProbe:
         self._tolerance = tolerance
         self._former: Tensor | None = None  # The text's log-probabilities under the version before.
 
-    def check(self, readings: Sequence[ProbeReading], model: nn.Module, weights: PolicyWeights) -> ProbeResult:
+    def check(self, readings: Sequence[ProbeReading], read: Reader, weights: PolicyWeights) -> ProbeResult:
         """Return the largest differences over all engines; SamplerError when one does not run these weights.
 
-        Besides the tolerance, which must leave room for a low-precision engine's rounding, an engine is refused
-        when it reads the text more like the former version than like this one.
+        read: what the trainer, which holds these weights, says of passages; asked once for all engines. Besides the
+        tolerance, which must leave room for a low-precision engine's rounding, an engine is refused when it reads the
+        text more like the former version than like this one.
         """
-        current = read_by_trainer(model, self.prompt.token_ids[:1], self.prompt.token_ids[1:], 1.0)
-        results = [self._check_one(reading, model, weights, current) for reading in readings]
+        turns = [turn for reading in readings for turn in self._of_turns(reading)]
+        current, *own = read([passage(self.prompt.token_ids[:1], self.prompt.token_ids[1:], 1.0), *turns])
+        results = [
+            self._check_one(reading, current, (first, second), weights)
+            for reading, first, second in zip(readings, own[::2], own[1::2], strict=True)
+        ]
         self._former = current
         return ProbeResult(
             max(result.max_difference for result in results), max(result.mean_difference for result in results)
         )
 
     def _check_one(
-        self, reading: ProbeReading, model: nn.Module, weights: PolicyWeights, current: Tensor
+        self, reading: ProbeReading, current: Tensor, turns: tuple[Tensor, Tensor], weights: PolicyWeights
     ) -> ProbeResult:
-        turn = reading.turn
         text = _differences(reading.text_logprobs, current)
-        differences = torch.cat(
-            [
-                text,
-                self._of_turn(self.prompt, turn, model),
-                self._of_turn(second_prompt(self.prompt, turn), reading.second, model),
-            ]
-        )
+        told = (reading.turn.logprobs, reading.second.logprobs)
+        differences = torch.cat([text, *(_differences(given, own) for given, own in zip(told, turns, strict=True))])
         result = ProbeResult(float(differences.max()), float(differences.mean()))
         stale = self._former is not None and float(
             _differences(reading.text_logprobs, self._former).mean()
@@ -152,9 +171,21 @@ class WeightProbe:
             )
         return result
 
-    def _of_turn(self, prompt: Prompt, turn: EngineTurn, model: nn.Module) -> Tensor:
-        own = read_by_trainer(model, prompt.token_ids, turn.token_ids, prompt.request.temperature)
-        return _differences(turn.logprobs, own)
+    def _of_turns(self, reading: ProbeReading) -> tuple[Passage, Passage]:
+        """Return what the trainer reads of an engine's two turns."""
+        temperature = self.prompt.request.temperature
+        second = second_prompt(self.prompt, reading.turn)
+        return (
+            passage(self.prompt.token_ids, reading.turn.token_ids, temperature),
+            passage(second.token_ids, reading.second.token_ids, temperature),
+        )
+
+
+def reader_of(model: nn.Module) -> Reader:
+    """Return the reader over a model; where it is spread over ranks, all of them read together."""
+    return lambda passages: [
+        read_by_trainer(model, asked.context, asked.token_ids, asked.temperature) for asked in passages
+    ]
 
 
 @torch.no_grad()
@@ -165,7 +196,7 @@ def read_by_trainer(model: nn.Module, context: Sequence[int], token_ids: Sequenc
     was_training = model.training
     model.eval()
     try:
-        logprobs_TV = read_logprobs(head(model), batch.hidden_at_reads(model), temperature)
+        logprobs_TV = together(model, lambda: read_logprobs(head(model), batch.hidden_at_reads(model), temperature))
     finally:
         model.train(was_training)
     return logprobs_TV.gather(1, batch.targets_N[:, None])[:, 0].float().cpu()

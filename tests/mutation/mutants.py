@@ -165,6 +165,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/sampling/transformers_sampler.py": (*_TURN_TESTS, "tests/sdsearch/sampling/test_sampler.py"),
     "sdsearch/sampling/stopping.py": _TURN_TESTS,
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,
+    "sdsearch/sampling/vllm_weights.py": ("tests/flows/run/test_sampler.py",),
     "sdsearch/sampling/homes.py": ("tests/sdsearch/sampling/test_homes.py",),
     "sdsearch/sampling/vllm_server.py": ("tests/sdsearch/sampling/test_vllm_server.py",),
     "sdsearch/sampling/vllm_client.py": ("tests/sdsearch/sampling/test_vllm_server.py",),

@@ -18,6 +18,11 @@ def length(rollout: Rollout, golden_answers: Sequence[str], scores: StandardScor
     return {"turns": -float(len(rollout.turns))}
 
 
+def brevity(rollout: Rollout, golden_answers: Sequence[str], scores: StandardScores) -> dict[str, float]:
+    """A reward that differs between rollouts of one turn."""
+    return {"tokens": -float(len(rollout.token_ids))}
+
+
 def examples() -> dict[str, tuple[str, str]]:
     """Return each example of the page by its file's name: the plugin, and the settings that choose it."""
     return {name: (source, settings) for name, source, settings in _FILE.findall(PAGE.read_text(encoding="utf-8"))}

@@ -22,7 +22,7 @@ from sdsearch.sampling.stopping import TurnEnds
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.sampling.vllm_engine import EngineOptions, VllmEngine
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler, TurnGenerator
-from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeResult, WeightProbe, probe_prompt
+from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeResult, WeightProbe, probe_prompt, reader_of
 from tests.support.fakes import FixedRetriever
 
 MINI = Path(model_folder("mini"))
@@ -45,7 +45,7 @@ class Bench:
         if load:
             self.loop.run(self.engine.load(weights))
         probe = WeightProbe(probe_prompt(self.tokenizer, 1.0, 512), TOLERANCE)
-        return probe.check(self.loop.run(self.engine.read(probe.prompt)), model, weights)
+        return probe.check(self.loop.run(self.engine.read(probe.prompt)), reader_of(model), weights)
 
     def sampler(self) -> OverlappingSampler:
         return overlapping(self.engine, self.loop, self.model, self.tokenizer)

@@ -25,7 +25,7 @@ from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.sampling.vllm_client import ServerOptions
 from sdsearch.sampling.vllm_server import VllmServers
 from sdsearch.sampling.vllm_turns import EventLoopThread, OverlappingSampler, SamplerError
-from sdsearch.sampling.vllm_weights import PolicyWeights, WeightProbe, probe_prompt
+from sdsearch.sampling.vllm_weights import PolicyWeights, WeightProbe, probe_prompt, reader_of
 from sdsearch.world import load_questions
 from tests.support.fakes import FixedRetriever
 from tests.vllm.conftest import BASE, MINI, TOLERANCE, rollout_loop
@@ -107,7 +107,7 @@ def test_greedy_rollouts_over_two_servers_are_those_of_transformers(servers: Two
     engine, statistics = client(*servers)
     loop.run(engine.load(BASE))
     WeightProbe(probe_prompt(TOKENIZER, 1.0, 512), TOLERANCE).check(
-        loop.run(engine.read(probe_prompt(TOKENIZER, 1.0, 512))), MODEL, BASE
+        loop.run(engine.read(probe_prompt(TOKENIZER, 1.0, 512))), reader_of(MODEL), BASE
     )
     ours = roll_out(rollout_loop(OverlappingSampler(engine, loop, ENDS, statistics), TOKENIZER), 0.0)
     theirs = roll_out(rollout_loop(TransformersSampler(MODEL, TOKENIZER), TOKENIZER), 0.0)
@@ -122,12 +122,12 @@ def test_full_weights_are_reloaded_over_http(servers: TwoServers, loop: EventLoo
     weights = PolicyWeights(1, "full", str(tmp_path / "1"))
     loop.run(engine.load(BASE))
     with pytest.raises(SamplerError, match="does not sample from policy version 1"):
-        probe.check(loop.run(engine.read(probe.prompt)), other, weights)
+        probe.check(loop.run(engine.read(probe.prompt)), reader_of(other), weights)
     loop.run(engine.load(weights))
-    result = probe.check(loop.run(engine.read(probe.prompt)), other, weights)
+    result = probe.check(loop.run(engine.read(probe.prompt)), reader_of(other), weights)
     print(f"full weights over HTTP: largest difference {result.max_difference:.1e} nats")
     loop.run(engine.load(BASE))
-    probe.check(loop.run(engine.read(probe.prompt)), MODEL, BASE)
+    probe.check(loop.run(engine.read(probe.prompt)), reader_of(MODEL), BASE)
 
 
 def test_a_run_with_adapters_through_a_server(servers: TwoServers, tmp_path: Path) -> None:

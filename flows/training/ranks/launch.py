@@ -10,11 +10,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 
 from flows.console.errors import UserError
@@ -29,6 +31,7 @@ from flows.training.ranks.messages import (
     PLACE,
     PROGRAM,
     PROGRESS,
+    READ,
     SETTINGS,
     Command,
     Failure,
@@ -38,6 +41,7 @@ from flows.training.ranks.program import this_program
 from schemas.commands import command
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.settings.root import Settings
+from sdsearch.sampling.vllm_weights import Passage
 
 _POLL_S: Final = 0.05
 _FAREWELL_S: Final = 20.0
@@ -94,21 +98,31 @@ class Ranks:
 
         Raises RanksFailedError when a rank dies or cannot do it, and UserError for what a single process refuses too.
         """
+        return [ArtifactRef.model_validate(ref) for ref in self._told_of(Command(work=work, records=tuple(records)))]
+
+    def read(self, version: int, passages: Sequence[Passage]) -> list[Tensor]:
+        """Have the ranks, which hold the weights, read passages; return each one's log-probabilities (see `Reader`).
+
+        Errors as of `do`.
+        """
+        answer = self._told_of(Command(work=READ, version=version, passages=tuple(passages)))
+        return [torch.tensor(logprobs) for logprobs in answer]
+
+    def _told_of(self, asked: Command) -> Any:
         try:
             store = self._started()
             number, self._number = self._number, self._number + 1
             store.set(PROGRESS, "")
-            store.set(f"{COMMAND}/{number}", Command(work=work, records=tuple(records)).model_dump_json())
-            answer = self._answer(store, number)
+            store.set(f"{COMMAND}/{number}", asked.model_dump_json())
+            return self._answer(store, number)
         except BaseException as error:  # Ctrl-C and a cancellation too: what the ranks are at is not wanted any more.
             self.stop(_first_line(error))
             raise
-        return [ArtifactRef.model_validate(ref) for ref in answer]
 
     def close(self) -> None:
         """Let the ranks end, or end them where they do not within seconds."""
         if self._agent is not None and self._store is not None and self._agent.is_alive():
-            self._store.set(f"{COMMAND}/{self._number}", Command(work=END, records=()).model_dump_json())
+            self._store.set(f"{COMMAND}/{self._number}", Command(work=END).model_dump_json())
             self._agent.join(_FAREWELL_S)
         self.stop("")
 

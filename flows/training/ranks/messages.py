@@ -8,6 +8,7 @@ from pydantic import Field
 
 from schemas.base import Record
 from schemas.records.ledger import StageRecord
+from sdsearch.sampling.vllm_weights import Passage
 
 HOST: Final = "127.0.0.1"
 SETTINGS: Final = "settings"
@@ -20,6 +21,7 @@ ERROR: Final = "error"
 """ERROR/r is why rank r ended."""
 PROGRESS: Final = "progress"
 END: Final = "end"
+READ: Final = "read"
 MACHINES: Final = "machines"
 """Counts the machines that asked to join; MACHINES/n is the n-th, BEAT/n counts its signs of life, LEFT/n is why it
 ended, and empty where its work was done."""
@@ -57,8 +59,10 @@ class Machine(Record):
 class Command(Record):
     """What all ranks do next."""
 
-    work: str = Field(description="The stage's work, or 'end'.")
-    records: tuple[StageRecord, ...] = Field(description="The attempt, and the records that it reads.")
+    work: str = Field(description="The stage's work, 'read' or 'end'.")
+    records: tuple[StageRecord, ...] = Field(default=(), description="The attempt, and the records that it reads.")
+    version: int = Field(default=0, description="With 'read': the policy's version.")
+    passages: tuple[Passage, ...] = Field(default=(), description="With 'read': what is read.")
 
 
 class Failure(Record):

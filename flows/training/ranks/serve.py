@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from flows.training.ranks.messages import (
     ERROR,
     PROGRAM,
     PROGRESS,
+    READ,
     SETTINGS,
     Command,
     Failure,
@@ -88,6 +89,16 @@ def _failure(error: Exception) -> Failure:
     return Failure(text=" ".join(text.split()) + advice, is_for_people=is_for_people)
 
 
+def _answer(live: Runtime, files: StageFiles, command: Command) -> list[Any]:
+    """Do a command together with the other ranks; return what the first one tells of it, as JSON has it."""
+    if command.work == READ:
+        live.policy.move_to(command.version)
+        return [logprobs.tolist() for logprobs in live.policy.read(command.passages)]
+    refs = WORK[command.work](live, files, *command.records)
+    files.forget()
+    return [ref.model_dump(mode="json") for ref in refs]
+
+
 def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
     """Do the commands one after another until there are no more."""
     store = connect(endpoint, _FOREVER)
@@ -109,10 +120,9 @@ def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
             if command.work == END:
                 break
             with blaming_plugins():
-                refs = WORK[command.work](live, files, *command.records)
-            files.forget()
+                answer = _answer(live, files, command)
             if dist.get_rank() == 0:
-                store.set(f"{ANSWER}/{number}", json.dumps([ref.model_dump(mode="json") for ref in refs]))
+                store.set(f"{ANSWER}/{number}", json.dumps(answer))
     except Exception as error:
         store.set(f"{ERROR}/{os.environ['RANK']}", _failure(error).model_dump_json())
         raise

@@ -8,6 +8,12 @@ from flows.training.stages.teacher import teach
 from flows.training.stages.update import train
 from schemas.commands import command
 from schemas.records.ledger import ArtifactRef, StageRecord
+from schemas.settings.root import Settings
+
+
+def _samples_elsewhere(settings: Settings) -> bool:
+    """Tell whether the run's own process needs no weights: engines sample, and no turn is scored by the policy."""
+    return settings.sampling.kind != "transformers" and settings.reward.turn == "none"
 
 
 class RankedTrainer:
@@ -17,6 +23,8 @@ class RankedTrainer:
         self.num_ranks = live.settings.distributed.ranks
         place = RankPlace(live.storage.workspace.root.resolve(), live.run, live.source)
         self._ranks = Ranks(live.settings, place, live.reporter.stage_progress)
+        if _samples_elsewhere(live.settings):
+            live.policy.leave_weights_to(self._ranks.read)
         distributed = live.settings.distributed
         if distributed.nodes > 1:
             self._ranks.listen()

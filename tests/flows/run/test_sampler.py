@@ -20,9 +20,11 @@ from sdsearch.sampling.vllm_turns import EngineTurn, Prompt, SamplerError
 from sdsearch.sampling.vllm_weights import (
     PolicyWeights,
     ProbeReading,
+    Reader,
     WeightProbe,
     probe_prompt,
     read_by_trainer,
+    reader_of,
     second_prompt,
 )
 from tests.support.builders import make_model, make_tokenizer
@@ -76,7 +78,7 @@ def test_a_key_that_is_not_in_the_environment_is_named(tmp_path: Path, monkeypat
 
 def test_the_probe_passes_the_policys_own_weights() -> None:
     model = make_model()
-    result = WeightProbe(PROMPT, 1e-4).check([reading(model), reading(model, 5e-5)], model, WEIGHTS)
+    result = WeightProbe(PROMPT, 1e-4).check([reading(model), reading(model, 5e-5)], reader_of(model), WEIGHTS)
     assert 4e-5 < result.max_difference < 6e-5
 
 
@@ -84,12 +86,12 @@ def test_the_probe_refuses_other_weights_and_names_the_engine() -> None:
     model = make_model()
     readings = [reading(model), reading(moved(0.01), place="the server http://two")]
     with pytest.raises(SamplerError, match=r"server http://two does not sample from policy version 1 .*Nothing was"):
-        WeightProbe(PROMPT, 1e-3).check(readings, model, WEIGHTS)
+        WeightProbe(PROMPT, 1e-3).check(readings, reader_of(model), WEIGHTS)
 
 
 def test_one_token_that_differs_is_enough() -> None:
     with pytest.raises(SamplerError, match=r"up to 0\.01 nats"):
-        WeightProbe(PROMPT, 1e-3).check([reading(make_model(), 0.01)], make_model(), WEIGHTS)
+        WeightProbe(PROMPT, 1e-3).check([reading(make_model(), 0.01)], reader_of(make_model()), WEIGHTS)
 
 
 def test_the_sampled_turn_is_compared_at_its_temperature() -> None:
@@ -98,7 +100,7 @@ def test_the_sampled_turn_is_compared_at_its_temperature() -> None:
     at_one = read_by_trainer(model, PROMPT.token_ids, told.turn.token_ids, 1.0)
     wrong = replace(told, turn=EngineTurn((30, 31, 32), tuple(at_one.tolist()), 0, "length"))
     with pytest.raises(SamplerError, match="does not sample"):
-        WeightProbe(PROMPT, 1e-3).check([wrong], model, WEIGHTS)
+        WeightProbe(PROMPT, 1e-3).check([wrong], reader_of(model), WEIGHTS)
 
 
 def test_a_second_turn_from_other_tokens_is_refused() -> None:
@@ -107,7 +109,7 @@ def test_a_second_turn_from_other_tokens_is_refused() -> None:
     elsewhere = replace(PROMPT, token_ids=PROMPT.token_ids[1:])
     wrong = replace(reading(model), second=turn_after(model, elsewhere, (40, 41)))
     with pytest.raises(SamplerError, match="does not sample"):
-        WeightProbe(PROMPT, 1e-3).check([wrong], model, WEIGHTS)
+        WeightProbe(PROMPT, 1e-3).check([wrong], reader_of(model), WEIGHTS)
 
 
 def test_the_probe_is_as_long_as_windows_need_and_leaves_room_for_two_turns() -> None:
@@ -123,19 +125,19 @@ def test_missing_logprobs_do_not_pass() -> None:
     told = reading(make_model())
     silent = replace(told, text_logprobs=(None, *told.text_logprobs[1:]))
     with pytest.raises(SamplerError, match="up to inf nats"):
-        WeightProbe(PROMPT, 1e-3).check([silent], make_model(), WEIGHTS)
+        WeightProbe(PROMPT, 1e-3).check([silent], reader_of(make_model()), WEIGHTS)
 
 
 def test_a_stale_engine_is_refused_within_a_wide_tolerance_too() -> None:
     """A tolerance that allows for bfloat16 would let a small update through that never reached the engine."""
     former, current = make_model(), moved(1e-3)
     probe = WeightProbe(PROMPT, 0.5)
-    probe.check([reading(former, 1e-4)], former, PolicyWeights(0, "base", "/base"))
+    probe.check([reading(former, 1e-4)], reader_of(former), PolicyWeights(0, "base", "/base"))
     with pytest.raises(SamplerError, match="as the version before did"):
-        probe.check([reading(former, 1e-4)], current, WEIGHTS)
+        probe.check([reading(former, 1e-4)], reader_of(current), WEIGHTS)
     probe = WeightProbe(PROMPT, 0.5)
-    probe.check([reading(former, 1e-4)], former, PolicyWeights(0, "base", "/base"))
-    assert probe.check([reading(current, 1e-4)], current, WEIGHTS).max_difference < 0.5
+    probe.check([reading(former, 1e-4)], reader_of(former), PolicyWeights(0, "base", "/base"))
+    assert probe.check([reading(current, 1e-4)], reader_of(current), WEIGHTS).max_difference < 0.5
 
 
 class FakeEngine(VllmEngine):
@@ -178,6 +180,7 @@ class FakePolicy:
     def __init__(self, version: int, model: torch.nn.Module) -> None:
         self.model = model
         self.weights = PolicyWeights(version, "full" if version else "base", f"/checkpoints/{version}")
+        self.read: Reader = reader_of(model)
 
 
 @pytest.fixture

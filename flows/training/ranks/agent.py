@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 import psutil
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flows.training.ranks.processes import MODULE, StopWatch, kill_ranks
@@ -98,7 +99,7 @@ class Agent:
         """
         if not isinstance(self.ended, ChildFailedError):
             return None
-        number, failed = self.ended.get_first_failure()
+        number, failed = first_failure(self.ended)
         how = f"signal {-failed.exitcode}" if failed.exitcode < 0 else f"exit code {failed.exitcode}"
         text = said.get(number) or self._last_lines(failed.local_rank)
         words = f"rank {number} of {self._plan.distributed.ranks} (process {failed.pid}) ended with {how}"
@@ -135,6 +136,18 @@ class Agent:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return " ".join(line.strip() for line in lines[-_TAIL_LINES:])
         return ""
+
+
+def first_failure(ended: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """Return the rank, and how it ended, whose end made others end: one that was killed before those that lost it.
+
+    Their times are whole seconds, and several may have ended when the agent looks.
+    """
+    failures: dict[int, ProcessFailure] = ended.failures
+    return min(
+        failures.items(),
+        key=lambda item: (item[1].exitcode != -signal.SIGKILL, item[1].exitcode >= 0, item[1].timestamp),
+    )
 
 
 def connect(endpoint: str, timeout: timedelta) -> TCPStore:

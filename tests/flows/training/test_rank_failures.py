@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flows.settings.load import load_settings
 from flows.training.ranks import launch
+from flows.training.ranks.agent import first_failure
 from flows.training.ranks.launch import RankPlace, Ranks, RanksFailedError
 from flows.training.ranks.messages import HOST, Program
 from flows.training.ranks.processes import StopWatch, rank_processes
@@ -64,6 +66,16 @@ def test_a_rank_with_another_torch_or_other_code_is_refused() -> None:
     other = Program(torch=own.torch, sources={**own.sources, "sdsearch/training/update.py": "0"})
     with pytest.raises(UserError, match=r"sdsearch/training/update\.py changed since the run began"):
         check_program("rank 1", own, other)
+
+
+def test_a_rank_that_was_killed_is_named_before_those_that_lost_it(tmp_path: Path) -> None:
+    """The agent may find several ended at once, in any order."""
+    ends = {number: ProcessFailure(number, 100 + number, code, str(tmp_path)) for number, code in ((0, 1), (1, -9))}
+    assert first_failure(ChildFailedError("ranks", ends))[0] == 1
+    ends[2] = ProcessFailure(2, 102, -6, str(tmp_path))  # gloo's abort where the other end is gone.
+    assert first_failure(ChildFailedError("ranks", dict(reversed(ends.items()))))[0] == 1
+    del ends[1]
+    assert first_failure(ChildFailedError("ranks", ends))[0] == 2
 
 
 def test_a_stopped_rank_is_noticed_and_one_that_goes_on_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

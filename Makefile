@@ -19,7 +19,7 @@ VLLM_STAMP := $(VLLM_VENV)/installed
 # Further words for uv, such as --torch-backend cpu where pip is not told of a folder with a CPU build of torch.
 UV_OPTIONS ?=
 
-.PHONY: help install train test test-long test-crash test-fuzz docs docs-check test-browser test-tracking test-vllm vllm-install mutants bench lint clean
+.PHONY: help install train test test-long test-crash test-fuzz docs docs-check test-browser test-tracking test-vllm vllm-install mutants bench bench-quick lint clean
 
 help:
 	@echo 'make train    install, then train the mini policy on the embedded world (minutes on two cores)'
@@ -38,6 +38,7 @@ help:
 	@echo 'make vllm-install  a second environment in $(VLLM_VENV) with vLLM for the CPU in it'
 	@echo 'make test-vllm     vllm-install, then test sampling with real vLLM engines and servers (minutes)'
 	@echo 'make bench    install with TRL, then measure updates, iterations, sampling (35 minutes on two idle cores)'
+	@echo 'make bench-quick  install, then ratios to judge a change by (minutes, also beside other work)'
 	@echo 'make lint     install, then check style, types and package directions'
 	@echo 'make install  a virtual environment in $(VENV) with the program in it'
 	@echo 'make clean    remove $(VENV) and caches; the workspace stays'
@@ -106,6 +107,9 @@ bench: install
 	$(BIN)/python benchmarks/iteration.py --results benchmarks/README.md
 	$(BIN)/python benchmarks/sampling.py --results benchmarks/README.md
 	$(BIN)/python benchmarks/sampling.py --model large --questions 4 --repeats 2 --results benchmarks/README.md
+
+bench-quick: install
+	$(BIN)/python benchmarks/quick.py
 
 lint: install
 	$(BIN)/ruff check

@@ -118,9 +118,6 @@ class VllmPolicySampler:
         ends = TurnEnds.of(policy.model, policy.tokenizer, open_protocol(self._settings.rollout).stops)
         if self._engine is None:
             self._engine = self._open(policy, ends)
-        elif self._asleep and isinstance(self._engine, VllmEngine):
-            self._loop.run(self._engine.wake_up())
-            self._asleep = False
         weights = policy.weights
         if weights != self._loaded:
             self._swap(self._engine, policy, weights)
@@ -148,10 +145,17 @@ class VllmPolicySampler:
         if isinstance(self._engine, VllmEngine) and not self._asleep:
             self._loop.run(self._engine.sleep())
             self._asleep = True
+            self._loaded = None  # Its weights may be gone.
 
     def _swap(self, engine: VllmEngine | VllmServers, policy: LivePolicy, weights: PolicyWeights) -> None:
         self._loaded = None
+        # Cached keys and values get their room last: while weights are loaded theirs is needed for the reading.
+        if self._asleep and isinstance(engine, VllmEngine):
+            self._loop.run(engine.wake_up("weights"))
         self._loop.run(engine.load(weights))
+        if self._asleep and isinstance(engine, VllmEngine):
+            self._loop.run(engine.wake_up("kv_cache"))
+            self._asleep = False
         if self._probe is None:
             longest = min(self.max_context_tokens(policy), self._settings.longest_conversation)
             num_tokens = num_trial_tokens(causal_lm(policy.model).config, longest)

@@ -37,7 +37,7 @@ class VllmSamplerSettings(Section):
     enforce_eager: bool = Field(default=False, description="No CUDA graphs and no compilation: slower, starts sooner.")
     sleep_while_training: bool = Field(
         default=False,
-        description="Free the engine's GPU memory between sampling stages (vLLM's sleep mode, level 1; GPU only).",
+        description="Free the engine's GPU memory between sampling stages (vLLM's sleep mode; GPU only).",
     )
     probe_tolerance: float = Field(
         default=1e-3,

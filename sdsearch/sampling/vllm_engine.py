@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.sampling.homes import Homes, group_of
@@ -130,12 +130,15 @@ class VllmEngine:
             self._adapter = adapter
 
     async def sleep(self) -> None:
-        """Free the GPU: weights go to the host's memory, cached keys and values are dropped (vLLM's level 1)."""
-        await self._engine.sleep(level=1)
+        """Free the GPU: cached keys and values are dropped, and all weights too where they are reloaded anyway.
 
-    async def wake_up(self) -> None:
-        """Bring the weights back to the GPU."""
-        await self._engine.wake_up()
+        With adapters the base's weights go to the host's memory (vLLM's level 1), else nowhere (level 2).
+        """
+        await self._engine.sleep(level=1 if self._options.lora_rank else 2)
+
+    async def wake_up(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Take the GPU's memory again, a part at a time; the room of dropped weights must then be loaded."""
+        await self._engine.wake_up(tags=[part])
 
     async def close(self) -> None:
         """Stop the engine's processes."""

@@ -166,6 +166,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/sampling/stopping.py": _TURN_TESTS,
     "sdsearch/sampling/rollouts.py": _TURN_TESTS,
     "sdsearch/sampling/vllm_weights.py": ("tests/flows/run/test_sampler.py",),
+    "flows/run/sampler.py": ("tests/flows/run/test_sampler.py",),
     "sdsearch/sampling/homes.py": ("tests/sdsearch/sampling/test_homes.py",),
     "sdsearch/sampling/vllm_server.py": ("tests/sdsearch/sampling/test_vllm_server.py",),
     "sdsearch/sampling/vllm_client.py": ("tests/sdsearch/sampling/test_vllm_server.py",),

@@ -163,8 +163,8 @@ class FakeEngine(VllmEngine):
     async def sleep(self) -> None:
         self.calls.append("sleep")
 
-    async def wake_up(self) -> None:
-        self.calls.append("wake")
+    async def wake_up(self, part: str) -> None:
+        self.calls.append(f"wake {part}")
 
     async def close(self) -> None:
         self.calls.append("close")
@@ -231,7 +231,8 @@ def test_an_engine_sleeps_between_stages_where_the_settings_say_so(engine: FakeE
         sampler.release()
         sampler.release()
     sampler.close()
-    assert engine.calls == ["load 0", "read", "sleep", "wake", "sleep", "close"]
+    awake = ["wake weights", "load 0", "wake kv_cache", "read"]
+    assert engine.calls == ["load 0", "read", "sleep", *awake, "sleep", "close"]
 
 
 def test_a_stages_report(engine: FakeEngine, tmp_path: Path) -> None:

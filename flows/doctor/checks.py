@@ -83,10 +83,11 @@ def memory_checks(settings: Settings, model: ModelFiles, hardware: Hardware, wor
     if shape is None:
         return []
     needs, ranks = memory_needs(settings, shape), settings.distributed.ranks
+    here = settings.distributed.ranks_per_node
     parts = [_disk(settings, shape, workspace)]
     if settings.model.device == "cpu":
         wanted = cpu_bytes(settings, shape)
-        each = f": {ranks} ranks of {_gb(needs.peak - CUDA_CONTEXT)} {_spread(settings)}" if ranks > 1 else ""
+        each = f": {here} ranks of {_gb(needs.peak - CUDA_CONTEXT)} {_spread(settings)}" if ranks > 1 else ""
         return [_ram(wanted, hardware, f"{_gb(wanted)}{each}{guess}"), *parts]
     loading = needs.weights + PROGRAM if ranks == 1 else bytes_of_weight(settings) * shape.num_parameters + PROGRAM
     parts.insert(0, _ram(loading, hardware, f"{_gb(loading)} for loading{guess}"))
@@ -133,7 +134,7 @@ def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: 
 
 def _gpus_of_ranks(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
     """A device for each rank, large enough for its shards and what it gathers."""
-    ranks = settings.distributed.ranks
+    ranks = settings.distributed.ranks_per_node
     used = hardware.gpus[:ranks]
     smallest = min((gpu.total_bytes for gpu in used), default=0)
     remedy = (

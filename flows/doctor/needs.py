@@ -127,8 +127,8 @@ def first_card_bytes(settings: Settings, shape: ModelShape) -> float:
 
 
 def cpu_bytes(settings: Settings, shape: ModelShape) -> float:
-    """Return what training on a CPU takes of the machine's memory: each rank's process, and the run's own."""
-    ranks, each = settings.distributed.ranks, memory_needs(settings, shape).peak - CUDA_CONTEXT + PROGRAM
-    if ranks == 1:
+    """Return what training on a CPU takes of the machine's memory: its ranks' processes, and the run's own."""
+    each = memory_needs(settings, shape).peak - CUDA_CONTEXT + PROGRAM
+    if settings.distributed.ranks == 1:
         return each
-    return ranks * each + bytes_of_weight(settings) * shape.num_parameters + PROGRAM
+    return settings.distributed.ranks_per_node * each + bytes_of_weight(settings) * shape.num_parameters + PROGRAM

@@ -193,3 +193,12 @@ def test_ranks_on_a_cpu_share_its_memory(tmp_path: Path) -> None:
     alone, two = (checks(tmp_path, "tiny", BARE, f"distributed.ranks={ranks}")["RAM"] for ranks in (1, 2))
     assert "2 ranks of" in two.needed
     assert float(two.needed.split()[0]) > 1.5 * float(alone.needed.split()[0])
+
+
+def test_a_machine_holds_its_own_ranks_alone(tmp_path: Path) -> None:
+    eight = Hardware(512 * 10**9, H100.gpus * 8, "12.8", "0.32.0")
+    spread = ["distributed.ranks=16", "distributed.nodes=2", "distributed.endpoint=node0:29500", "model.device=cuda"]
+    assert checks(tmp_path, "paper_7b", eight, *spread)["GPUs of ranks"].ok
+    assert "a copy over 16" in checks(tmp_path, "paper_7b", eight, *spread)["GPUs of ranks"].needed
+    on_cpu = ["distributed.ranks=2", "distributed.nodes=2", "distributed.endpoint=node0:29500"]
+    assert "1 ranks of" in checks(tmp_path, "tiny", BARE, *on_cpu)["RAM"].needed

@@ -19,7 +19,7 @@ from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 _SAY_EVERY_S = 30.0
 
 
-_COLUMNS = ("data set", "split", "questions", "EM", "95 %", "F1", "searches", "search quality", "valid")
+_COLUMNS = ("data set", "split", "questions", "EM", "95 %", "F1", "cover EM", "searches", "search quality", "valid")
 
 
 class SetResult(NamedTuple):
@@ -87,9 +87,14 @@ def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: C
 
 def _figures(reports: Sequence[EvaluationReport], interval: Interval) -> tuple[object, ...]:
     """Return the table's figures: means over data sets, each of which counts the same."""
-    names = ("em", "f1", "searches_per_rollout", "search_quality", "valid_share")
-    em, *others = (f"{sum(getattr(report, name) for report in reports) / len(reports):.3f}" for name in names)
+    names = ("em", "f1", "cover_em", "searches_per_rollout", "search_quality", "valid_share")
+    em, *others = (_mean_text([getattr(report, name) for report in reports]) for name in names)
     return (em, f"{interval.low:.3f} … {interval.high:.3f}", *others)
+
+
+def _mean_text(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if len(known) == len(values) else "-"
 
 
 def _interval(answers: Sequence[Sequence[EvaluationAnswer]], plan: EvaluationPlan) -> Interval:

@@ -26,6 +26,10 @@ class EvaluationAnswer(Record):
     num_hits: int = Field(description="Passages retrieved.")
     num_golden_hits: int = Field(description="Retrieved passages that contain a golden answer.")
     num_completion_tokens: int = Field(description="Tokens that the policy sampled.")
+    cover_em: float | None = Field(
+        default=None,
+        description="1 when the answer contains a golden one, else 0; empty in evaluations of earlier versions.",
+    )
     found: tuple[tuple[str, ...], ...] = Field(
         default=(),
         description="Ids of the passages that each search found, best first; empty in evaluations of earlier versions.",
@@ -47,3 +51,7 @@ class EvaluationReport(Record):
     searches_per_rollout: float = Field(description="Mean number of searches.")
     valid_share: float = Field(description="Share of rollouts with a valid format.")
     completion_tokens_mean: float = Field(description="Mean sampled tokens of an answer's rollout (response length).")
+    cover_em: float | None = Field(
+        default=None,
+        description="Share of answers that contain a golden one; empty in evaluations of earlier versions.",
+    )

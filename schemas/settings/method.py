@@ -22,7 +22,11 @@ class RewardSettings(Section):
         default="answer", description="The reward: 'answer', of metric and format_bonus below (relative), or a plugin."
     )
     options: Options = Field(default={}, description="The settings of a plugin's reward.")
-    metric: Literal["f1", "em"] = Field(default="f1", description="Answer metric that is the reward (relative: F1).")
+    metric: Literal["f1", "em", "cover_em"] = Field(
+        default="f1",
+        description="Answer metric that is the reward: token F1 (relative), exact match, or whether the answer "
+        "contains a golden one.",
+    )
     format_bonus: float = Field(
         default=0.0, ge=0, description="Added to the reward when the format is valid; never enters a label (ours)."
     )

@@ -11,18 +11,21 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from schemas.base import Section
+from schemas.records.question import Question
 from schemas.records.rollout import Rollout
 from schemas.settings.root import RewardSettings
 from sdsearch.plugins import PluginError, open_plugin
 
 
 class StandardScores(NamedTuple):
-    """What is measured of every rollout, whatever its reward is."""
+    """What is measured of every rollout, whatever its reward is, and the question that it was about."""
 
     em: float
     f1: float
+    cover_em: float
     valid_format: bool
     golden: tuple[tuple[bool, ...], ...]  # For each search and each of its passages: whether it contains an answer.
+    question: Question
 
 
 class RewardValue(NamedTuple):
@@ -46,16 +49,16 @@ class Reward(Section):
 
 
 class AnswerReward(Reward):
-    """The answer's F1 or exact match, and a bonus for a valid format."""
+    """The answer's F1, exact match or cover exact match, and a bonus for a valid format."""
 
-    metric: Literal["f1", "em"] = Field(default="f1", description="Answer metric that is the reward.")
+    metric: Literal["f1", "em", "cover_em"] = Field(default="f1", description="Answer metric that is the reward.")
     format_bonus: float = Field(default=0.0, ge=0, description="Added to the reward when the format is valid.")
 
     def __call__(
         self, rollout: Rollout, golden_answers: Sequence[str], scores: StandardScores
     ) -> Mapping[str, float] | RewardValue:
         """Return the metric, and the bonus where one is set."""
-        metric = {"f1": scores.f1, "em": scores.em}[self.metric]
+        metric = {"f1": scores.f1, "em": scores.em, "cover_em": scores.cover_em}[self.metric]
         if not self.format_bonus:
             return {self.metric: metric}
         return {self.metric: metric, "format": self.format_bonus * scores.valid_format}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from schemas.records.passage import Passage
+from schemas.records.question import Question
 from schemas.records.rollout import Group, Rollout
 from schemas.records.score import RewardPart, Score
 from schemas.settings.root import GrpoSettings, RewardSettings
@@ -40,6 +41,20 @@ def exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
 def f1_score(answer: str | None, golden_answers: Sequence[str]) -> float:
     """Return the best token F1 over the golden answers, in [0, 1]; no answer scores 0."""
     return 0.0 if answer is None else max(_f1(answer, golden) for golden in golden_answers)
+
+
+def cover_exact_match(answer: str | None, golden_answers: Sequence[str]) -> float:
+    """Return 1.0 when the normalised answer contains a golden one, else 0.0; no answer scores 0.
+
+    Characters are compared, not whole words, as FlashRAG's `acc` and Search-R1's `subem_check` do: long answers are
+    favoured. A golden answer that normalises to nothing would be in nearly all answers and must be the whole answer.
+    """
+    return 0.0 if answer is None else float(any(_covers(answer, golden) for golden in golden_answers))
+
+
+def _covers(answer: str, golden: str) -> bool:
+    ours, theirs = _comparable(answer, golden)
+    return ours == theirs if normalises_to_nothing(golden) else theirs in ours
 
 
 def _f1(answer: str, golden: str) -> float:
@@ -103,7 +118,7 @@ def score_groups(groups: Sequence[Group], reward: RewardSettings, grpo: GrpoSett
     Raises PluginError where `reward` names what cannot be used, or what gives no number for a rollout.
     """
     earn = open_reward(reward)
-    measured = [[_measure(rollout, group.question.golden_answers) for rollout in group.rollouts] for group in groups]
+    measured = [[_measure(rollout, group.question) for rollout in group.rollouts] for group in groups]
     earned = [
         [
             value_of(earn, rollout, group.question.golden_answers, standard)
@@ -127,12 +142,15 @@ def scores_by_group(scores: Sequence[Score]) -> dict[str, list[Score]]:
     return of_group
 
 
-def _measure(rollout: Rollout, golden_answers: Sequence[str]) -> StandardScores:
+def _measure(rollout: Rollout, question: Question) -> StandardScores:
+    golden_answers = question.golden_answers
     return StandardScores(
         em=exact_match(rollout.answer, golden_answers),
         f1=f1_score(rollout.answer, golden_answers),
+        cover_em=cover_exact_match(rollout.answer, golden_answers),
         valid_format=rollout.valid_format,
         golden=golden_hits(rollout, golden_answers),
+        question=question,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
 from schemas.records.question import Question
 from schemas.records.rollout import Group
-from sdsearch.credit.scoring import exact_match, f1_score, golden_hits
+from sdsearch.credit.scoring import cover_exact_match, exact_match, f1_score, golden_hits
 from sdsearch.sampling.rollouts import BlockFor, RolloutLoop, no_block
 from sdsearch.seeds import derive_seed
 
@@ -82,6 +82,7 @@ def summarise(
         searches_per_rollout=_mean([len(answer.queries) for answer in answers]),
         valid_share=_mean([answer.valid_format for answer in answers]),
         completion_tokens_mean=_mean([answer.num_completion_tokens for answer in answers]),
+        cover_em=_mean_of_all([answer.cover_em for answer in answers]),
     )
 
 
@@ -97,6 +98,7 @@ def _answer(group: Group) -> EvaluationAnswer:
         queries=rollout.queries,
         em=exact_match(rollout.answer, question.golden_answers),
         f1=f1_score(rollout.answer, question.golden_answers),
+        cover_em=cover_exact_match(rollout.answer, question.golden_answers),
         valid_format=rollout.valid_format,
         num_hits=sum(map(len, golden)),
         num_golden_hits=sum(map(sum, golden)),
@@ -109,3 +111,9 @@ def _answer(group: Group) -> EvaluationAnswer:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None where some are missing, as in batches that an earlier version answered."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None

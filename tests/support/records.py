@@ -225,6 +225,7 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
         num_hits=2,
         num_golden_hits=1,
         num_completion_tokens=20,
+        cover_em=0.0,
     )
     report = EvaluationReport(
         iteration=iteration + 1,
@@ -239,6 +240,7 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
         searches_per_rollout=1.0,
         valid_share=0.0,
         completion_tokens_mean=20.0,
+        cover_em=0.0,
     )
     return report, [answer]
 

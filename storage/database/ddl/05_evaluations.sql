@@ -13,6 +13,7 @@ CREATE TABLE evaluations (
     searches_per_rollout DOUBLE NOT NULL,
     valid_share DOUBLE NOT NULL,
     completion_tokens_mean DOUBLE NOT NULL,
+    cover_em DOUBLE,
     PRIMARY KEY (run, iteration, mode, dataset, split)
 );
 COMMENT ON TABLE evaluations IS 'One row an evaluation of a policy on a fixed sample of questions.';
@@ -33,6 +34,7 @@ CREATE TABLE evaluation_answers (
     queries VARCHAR[] NOT NULL,
     em DOUBLE NOT NULL,
     f1 DOUBLE NOT NULL,
+    cover_em DOUBLE,
     valid_format BOOLEAN NOT NULL,
     num_hits INTEGER NOT NULL,
     num_golden_hits INTEGER NOT NULL,
@@ -53,6 +55,7 @@ SELECT
     count(*) AS num_questions,
     avg(em) AS em,
     avg(f1) AS f1,
+    avg(cover_em) AS cover_em,
     avg((num_golden_hits > 0)::INTEGER) AS found_share,
     avg(em) FILTER (num_golden_hits > 0) AS em_where_found,
     sum(num_golden_hits) / nullif(sum(num_hits), 0) AS search_quality,
@@ -64,6 +67,7 @@ COMMENT ON COLUMN v_evaluation_figures.iteration IS 'Iteration of the run that e
 COMMENT ON COLUMN v_evaluation_figures.num_questions IS 'Questions.';
 COMMENT ON COLUMN v_evaluation_figures.em IS 'Mean exact match.';
 COMMENT ON COLUMN v_evaluation_figures.f1 IS 'Mean token F1.';
+COMMENT ON COLUMN v_evaluation_figures.cover_em IS 'Share of answers that contain a golden one; empty in evaluations of earlier versions.';
 COMMENT ON COLUMN v_evaluation_figures.found_share IS 'Share of questions for which a retrieved passage contains a golden answer.';
 COMMENT ON COLUMN v_evaluation_figures.em_where_found IS 'Mean exact match of these questions (reading); empty where nothing was found.';
 COMMENT ON COLUMN v_evaluation_figures.search_quality IS 'Share of retrieved passages that contain a golden answer; empty where none was retrieved.';

@@ -11,8 +11,9 @@ from sdsearch.credit.rewards import RewardValue, StandardScores, value_of
 from sdsearch.plugins import PluginError
 from tests.support.builders import make_groups, make_tokenizer
 
-ROLLOUT = make_groups(make_tokenizer(), num_groups=1)[0].rollouts[0]
-SCORES = StandardScores(em=0.0, f1=0.5, valid_format=True, golden=())
+GROUP = make_groups(make_tokenizer(), num_groups=1)[0]
+ROLLOUT = GROUP.rollouts[0]
+SCORES = StandardScores(em=0.0, f1=0.5, cover_em=1.0, valid_format=True, golden=(), question=GROUP.question)
 
 
 def value(found: Any) -> RewardValue:

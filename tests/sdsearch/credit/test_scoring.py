@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from schemas.records.passage import Passage
 from schemas.settings.root import GrpoSettings, RewardSettings
+from sdsearch.credit.rewards import RewardValue, StandardScores, open_reward, value_of
 from sdsearch.credit.scoring import (
     contains_answer,
+    cover_exact_match,
     exact_match,
     f1_score,
     normalise_answer,
@@ -57,6 +59,26 @@ def test_scores(answer: str | None, golden: list[str], em: float, f1: float) -> 
     assert f1_score(answer, golden) == pytest.approx(f1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "golden", "cover_em"),
+    [
+        ("The capital is Paris.", ["Lutetia", "paris"], 1.0),
+        ("Paris", ["The Paris"], 1.0),
+        ("Paris", ["City of Paris"], 0.0),
+        ("1,000 people", ["1000"], 1.0),
+        ("Comparison", ["Paris"], 1.0),  # Characters, as the public scripts have it.
+        ("banana", ["A"], 0.0),
+        ("a", ["A"], 1.0),
+        ("", ["Paris"], 0.0),
+        (None, ["Paris"], 0.0),
+    ],
+)
+def test_cover_em_asks_whether_the_answer_contains_a_golden_one(
+    answer: str | None, golden: list[str], cover_em: float
+) -> None:
+    assert cover_exact_match(answer, golden) == cover_em
+
+
 def official(answer: str, golden: str) -> tuple[float, float]:
     """EM and F1 as HotpotQA's script has them: SQuAD's, and yes, no, noanswer compared whole."""
 
@@ -88,7 +110,21 @@ def test_scores_are_the_official_ones_where_something_is_left_of_the_golden_answ
 
 @given(golden=ANSWERS.filter(str.strip))
 def test_every_golden_answer_is_right_and_what_is_right_has_an_f1_of_one(golden: str) -> None:
-    assert (exact_match(golden, [golden]), f1_score(golden, [golden])) == (1.0, 1.0)
+    scores = exact_match(golden, [golden]), cover_exact_match(golden, [golden]), f1_score(golden, [golden])
+    assert scores == (1.0, 1.0, 1.0)
+
+
+@given(answer=ANSWERS, golden=ANSWERS.filter(str.strip))
+def test_what_matches_exactly_is_covered(answer: str, golden: str) -> None:
+    assert cover_exact_match(answer, [golden]) >= exact_match(answer, [golden])
+
+
+def test_the_reward_is_the_metric_that_is_chosen() -> None:
+    (group,) = make_groups(make_tokenizer(), num_groups=1)
+    scores = StandardScores(em=0.0, f1=0.4, cover_em=1.0, valid_format=True, golden=(), question=group.question)
+    for metric, earned in (("f1", 0.4), ("em", 0.0), ("cover_em", 1.0)):
+        reward = open_reward(RewardSettings.model_validate({"metric": metric}))
+        assert value_of(reward, group.rollouts[0], ("Paris",), scores) == RewardValue(earned, {metric: earned})
 
 
 def test_normalisation() -> None:

@@ -55,8 +55,9 @@ def prepare(settings: Settings, storage: Storage, console: Console) -> None:
 
 def named_sets(settings: Settings) -> list[SetName]:
     """Return each data set's split that the settings name, once, in the order of their use."""
-    data, split = settings.data, settings.evaluation.split
-    return list(dict.fromkeys([*data.training_sets, SetName(data.dataset, split), *data.test_sets(split)]))
+    data, evaluation = settings.data, settings.evaluation
+    evaluated = [each.name for each in evaluation.sets_of_run(data)]
+    return list(dict.fromkeys([*data.training_sets, *evaluated, *data.test_sets(evaluation.split)]))
 
 
 def load_all(settings: Settings, measure: PromptMeasure | None = None) -> list[LoadedSet]:

@@ -55,11 +55,11 @@ class Questions:
         """Return the questions of a data set's split; errors as of `load`."""
         return self.load(name).questions
 
-    def read_all(self, evaluated: SetName) -> tuple[int, int]:
+    def read_all(self, evaluated: Sequence[SetName]) -> tuple[int, int]:
         """Return how many questions there are to train and to evaluate on; errors as of `load` and `curriculum`."""
         training = self._mix(self.read)
         Curriculum(training, self._settings.questions_per_iteration, self._settings.shuffle_seed)
-        return len(training), len(self.read(evaluated).questions)
+        return len(training), sum(len(self.read(name).questions) for name in evaluated)
 
     @cached_property
     def training(self) -> list[Question]:

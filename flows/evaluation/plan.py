@@ -19,14 +19,14 @@ from schemas.records.evaluation import EvaluationMode
 from schemas.records.ledger import RunRecord
 from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, TrainingKind
 from schemas.settings.data import SetName, is_set_text, set_name
+from schemas.settings.evaluation import ALL, EvaluatedSet, EvaluationSettings
 from schemas.settings.explain import explain
-from schemas.settings.root import EvaluationSettings, Settings
+from schemas.settings.root import Settings
 from storage.workspace import validate_run_name
 
 _CHANGEABLE: Final = re.compile(
     r"(data|retrieval|sampling|evaluation|storage|tracking)\..+|rollout\.questions_per_batch|model\.(device|torch_threads)"
 )
-ALL: Final = "all"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class EvaluationPlan:
     def sets(self) -> tuple[SetName, ...]:
         """The data sets in the table's order."""
         return self.settings.data.test_sets(self.settings.evaluation.split)
+
+    @property
+    def evaluated(self) -> tuple[EvaluatedSet, ...]:
+        """The same data sets with the number of their questions."""
+        return self.settings.evaluation.asked_sets(self.settings.data)
 
     @property
     def kind(self) -> EvaluationKind:
@@ -162,6 +167,7 @@ def _plan(source: str | None, version: int, settings: Settings, request: Request
     if number is None:
         number = 0 if request.datasets is not None else settings.evaluation.num_questions
     changes = {"num_questions": number, "modes": (request.mode,), "split": request.split or settings.evaluation.split}
+    changes["sets"] = {}  # They are of a run that trains.
     try:
         evaluation = EvaluationSettings.model_validate(settings.evaluation.model_dump() | changes)
     except ValidationError as error:

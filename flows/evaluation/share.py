@@ -54,10 +54,10 @@ def answer_share(order: AnswerOrder, settings: Settings, storage: Storage) -> No
     ordered it.
     """
     attempt = order.attempt
-    names = settings.data.test_sets(settings.evaluation.split)
+    sets = settings.evaluation.asked_sets(settings.data)
     with open_runtime(settings, attempt.run, storage, SilentReporter(), order.source) as live:
         key = StageKey(run=order.source or attempt.run, iteration=attempt.iteration, stage="update")
-        upstream = evaluation_inputs(live, storage.ledger.done(key), names)
+        upstream = evaluation_inputs(live, storage.ledger.done(key), sets)
         if attempt.input_hash != input_hash(settings, EVALUATE, upstream, code_hash(stage_sources(settings, EVALUATE))):
             raise UserError(
                 f"evaluation {attempt.run}: a worker would answer with another program, policy, index or other "
@@ -65,7 +65,7 @@ def answer_share(order: AnswerOrder, settings: Settings, storage: Storage) -> No
             )
         pieces = PartialResults(storage.artifacts, attempt)
         loop = live.rollout_loop(attempt.iteration)
-        for batch in evaluation_batches(live, attempt.iteration, names):
+        for batch in evaluation_batches(live, attempt.iteration, sets):
             if batch.name in order.batches and pieces.read(batch.name, EvaluationAnswer) is None:
                 answers = batch.answer(loop)
                 searches = live.take_reports(searching=True)["retrieval"]

@@ -13,7 +13,7 @@ from flows.run.stage_inputs import StageKind
 from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
 from schemas.records.ledger import StageRecord
 from schemas.records.question import Question
-from schemas.settings.data import SetName
+from schemas.settings.evaluation import EvaluatedSet
 from sdsearch.evaluation.answering import Asking, answer_questions, batches, fixed_sample, summarise
 from sdsearch.sampling.rollouts import RolloutLoop
 from storage.database.stage_rows import answers_file
@@ -33,6 +33,7 @@ class Batch:
     file: str
     questions: Sequence[Question]
     asking: Asking
+    is_further: bool
 
     def answer(self, loop: RolloutLoop) -> list[EvaluationAnswer]:
         """Answer each question once; the answers depend on nothing outside the batch."""
@@ -48,8 +49,16 @@ def no_helpers(live: Runtime, attempt: StageRecord, missing: Sequence[Batch], pr
 
 
 def evaluate_policy(live: Runtime, runner: StageRunner, iteration: int, last_update: StageRecord | None) -> StageRecord:
-    """Evaluate the plain policy after `iteration` updates on the fixed sample of questions."""
-    return evaluate_sets(live, runner, iteration, last_update, [live.evaluated_set])
+    """Evaluate the plain policy after `iteration` updates on the fixed samples of the sets whose turn it is."""
+    return evaluate_sets(live, runner, iteration, last_update, _due(live, iteration))
+
+
+def _due(live: Runtime, iteration: int) -> tuple[EvaluatedSet, ...]:
+    """Return the sets whose turn it is; a run's start is evaluated on all."""
+    settings = live.settings
+    is_start = iteration == live.storage.ledger.get_run(live.run).first_iteration - 1
+    due = () if is_start else settings.evaluated_after(iteration)
+    return due or settings.evaluation.sets_of_run(settings.data)
 
 
 def evaluate_sets(
@@ -57,38 +66,39 @@ def evaluate_sets(
     runner: StageRunner,
     version: int,
     last_update: StageRecord | None,
-    names: Sequence[SetName],
+    sets: Sequence[EvaluatedSet],
     helpers: Helpers = no_helpers,
 ) -> StageRecord:
     """Evaluate the weights of `version`, which `last_update` made (None: the starting weights)."""
-    with runner.attempt(EVALUATE, version, evaluation_inputs(live, last_update, names)) as attempt:
+    with runner.attempt(EVALUATE, version, evaluation_inputs(live, last_update, sets)) as attempt:
         if attempt.needed:
-            _answer_sets(live, runner, attempt, names, helpers)
+            _answer_sets(live, runner, attempt, sets, helpers)
     for report in runner.files.read(attempt.record, "reports", EvaluationReport):
         runner.reporter.evaluated(report)
     return attempt.record
 
 
 def evaluation_inputs(
-    live: Runtime, last_update: StageRecord | None, names: Sequence[SetName]
+    live: Runtime, last_update: StageRecord | None, sets: Sequence[EvaluatedSet]
 ) -> list[StageRecord | str]:
     """Return what an evaluation reads: the weights, what is searched, the questions of the data sets."""
-    questions = [live.questions.load(name).report.questions_sha256 for name in names]
+    questions = [live.questions.load(name).report.questions_sha256 for name, _, _ in sets]
     return [last_update or live.base_fingerprint, live.index_fingerprint, *questions]
 
 
-def evaluation_batches(live: Runtime, version: int, names: Sequence[SetName]) -> list[Batch]:
+def evaluation_batches(live: Runtime, version: int, sets: Sequence[EvaluatedSet]) -> list[Batch]:
     """Return all batches of an evaluation, in the order of its files; a batch is never cut anew."""
     settings, plan = live.settings, live.settings.evaluation
     # It holds one sibling a question where a training batch holds a group's.
     size = settings.rollout.questions_per_batch * 4
-    samples = [fixed_sample(live.questions.of(name), plan.num_questions, plan.seed) for name in names]
+    samples = [fixed_sample(live.questions.of(each.name), each.num_questions, plan.seed) for each in sets]
     return [
         Batch(
             f"{mode}-{index}-{start:06d}",
             answers_file(mode, index),
             batch,
             Asking(mode, settings.rollout.temperature, plan.seed, version),
+            sets[index].is_further,
         )
         for index, questions in enumerate(samples)
         for mode in plan.modes
@@ -97,10 +107,10 @@ def evaluation_batches(live: Runtime, version: int, names: Sequence[SetName]) ->
 
 
 def _answer_sets(
-    live: Runtime, runner: StageRunner, attempt: Attempt, names: Sequence[SetName], helpers: Helpers
+    live: Runtime, runner: StageRunner, attempt: Attempt, sets: Sequence[EvaluatedSet], helpers: Helpers
 ) -> None:
     version = attempt.record.iteration
-    whole = evaluation_batches(live, version, names)
+    whole = evaluation_batches(live, version, sets)
     progress = RolloutProgress(runner.reporter, sum(len(batch.questions) for batch in whole), group_size=1)
     missing = [batch for batch in whole if attempt.find_partial(batch.name, EvaluationAnswer) is None]
     helpers(live, attempt.record, missing, progress)
@@ -112,8 +122,11 @@ def _answer_sets(
             found = attempt.keep_partial(batch.name, EvaluationAnswer, batch.answer(loop))
         answers.setdefault(batch.file, []).extend(found)
         progress.kept(sum(map(len, answers.values())))
-    askings = {batch.file: (batch.questions[0], batch.asking) for batch in reversed(whole)}
-    reports = [summarise(askings[file][0], found, askings[file][1], version) for file, found in answers.items()]
+    first = {batch.file: batch for batch in reversed(whole)}
+    reports = [
+        summarise(of.questions[0], found, of.asking, version, further=of.is_further)
+        for of, found in ((first[file], found) for file, found in answers.items())
+    ]
     attempt.write("reports", EvaluationReport, reports)
     for name, found in answers.items():
         attempt.write(name, EvaluationAnswer, found)

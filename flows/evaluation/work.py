@@ -89,7 +89,7 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
 def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpers: Helpers) -> list[SetResult]:
     storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
-    record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.sets, helpers)
+    record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.evaluated, helpers)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
     modes = plan.settings.evaluation.modes

@@ -33,7 +33,12 @@ _STAGE_SECONDS = """
 _CURVE = """
     SELECT updates_done, alpha, num_questions AS questions, greedy_em, sampled_em, greedy_f1, sampled_f1,
         greedy_search_quality AS search_quality, greedy_searches_per_rollout AS searches
-    FROM v_learning_curve WHERE run = $run ORDER BY dataset, split, updates_done
+    FROM v_learning_curve WHERE run = $run AND NOT further ORDER BY dataset, split, updates_done
+"""
+_FURTHER = """
+    SELECT dataset, split, updates_done, mode, num_questions AS questions, em, f1, cover_em, search_quality,
+        searches_per_rollout AS searches
+    FROM evaluations WHERE run = $run AND further ORDER BY dataset, split, mode, updates_done
 """
 _REWARD = """
     SELECT part, round(min_by(value_mean, iteration), 4) AS first_iteration,
@@ -43,7 +48,7 @@ _REWARD = """
     FROM v_reward_parts WHERE run = $run GROUP BY part ORDER BY part
 """
 _SETS = """
-    SELECT dataset, split, mode, num_questions AS questions, em, f1, search_quality,
+    SELECT dataset, split, mode, num_questions AS questions, em, f1, cover_em, search_quality,
         searches_per_rollout AS searches, valid_share AS valid
     FROM evaluations WHERE run = $run ORDER BY dataset, split
 """
@@ -89,8 +94,11 @@ def print_run(workspace: Workspace, run: str, console: Console) -> None:
             print_comparison(run, database, console)
         case TrainingKind() | ForkKind():
             console.print(as_table(database.answer(_CURVE, {"run": run}), "learning curve"))
+            if (further := database.answer(_FURTHER, {"run": run})).records():
+                console.print(as_table(further, "further sets"))
             parts = database.answer(_REWARD, {"run": run})
-            if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"]):  # One metric alone is the reward.
+            # One metric alone is the reward.
+            if [row["part"] for row in parts.records()] not in ([], ["f1"], ["em"], ["cover_em"]):
                 console.print(as_table(parts, "reward: mean of each part"))
         case unknown:
             assert_never(unknown)

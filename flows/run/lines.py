@@ -65,7 +65,12 @@ def note_line(sentence: str) -> str:
 def evaluation_line(report: EvaluationReport) -> str:
     """Return an evaluation's figures as a line."""
     return (
-        f"evaluation after {report.iteration} updates ({report.mode}, {report.num_questions} {report.split} "
+        f"evaluation after {report.iteration} updates ({report.mode}, {report.num_questions} {evaluated_set(report)} "
         f"questions): EM {report.em:.3f}, F1 {report.f1:.3f}, search quality {report.search_quality:.3f}, "
         f"{report.searches_per_rollout:.2f} searches"
     )
+
+
+def evaluated_set(report: EvaluationReport) -> str:
+    """Return what an evaluation's set is called in a line: its split, and its name where it is a further one."""
+    return f"{report.dataset} {report.split}" if report.further else report.split

@@ -89,7 +89,12 @@ class Runtime:
     @property
     def evaluated_set(self) -> SetName:
         """What the run itself is evaluated on."""
-        return SetName(self.settings.data.dataset, self.settings.evaluation.split)
+        return self.settings.evaluation.main_set(self.settings.data).name
+
+    @property
+    def evaluated_sets(self) -> tuple[SetName, ...]:
+        """All that the run is evaluated on while it trains, what it itself is evaluated on first."""
+        return tuple(each.name for each in self.settings.evaluation.sets_of_run(self.settings.data))
 
     @cached_property
     def protocol(self) -> ActionProtocol:

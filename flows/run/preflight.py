@@ -99,7 +99,7 @@ def _retriever(runtime: Runtime) -> str:
 
 
 def _questions(runtime: Runtime) -> str:
-    num_training, num_evaluated = runtime.questions.read_all(runtime.evaluated_set)
+    num_training, num_evaluated = runtime.questions.read_all(runtime.evaluated_sets)
     return f"{num_training} to train on, {num_evaluated} to evaluate on"
 
 
@@ -128,7 +128,7 @@ def _prompts(runtime: Runtime) -> str:
     """Every question is measured: none ends the run in a later iteration."""
     questions = runtime.questions
     _ = questions.curriculum
-    asked = [*questions.training, *questions.of(runtime.evaluated_set)]
+    asked = [*questions.training, *(question for name in runtime.evaluated_sets for question in questions.of(name))]
     longest = max(runtime.prompts.measure.lengths(asked))
     return f"{len(asked)} prompts of at most {longest} tokens{_room(runtime, longest)}"
 

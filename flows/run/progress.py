@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import make_table, print_line
-from flows.run.lines import RunLines, evaluation_line, figures_line, note_line
+from flows.run.lines import RunLines, evaluated_set, evaluation_line, figures_line, note_line
 from flows.run.reference import find_reference, reference_table
 from schemas.commands import command
 from schemas.records.evaluation import EvaluationReport
@@ -233,15 +233,15 @@ class RolloutProgress(NoListener):
 
 
 def before_and_after(reports: Iterable[EvaluationReport]) -> Table:
-    """Return the table of the first and the last evaluation of each mode."""
-    by_mode: dict[str, dict[int, EvaluationReport]] = {}
-    for report in reports:
-        by_mode.setdefault(report.mode, {})[report.iteration] = report
+    """Return the table of the first and the last evaluation of each set and mode."""
+    series: dict[tuple[str, str], dict[int, EvaluationReport]] = {}
+    for report in sorted(reports, key=lambda report: report.further):
+        series.setdefault((evaluated_set(report), report.mode), {})[report.iteration] = report
     rows = []
-    for mode, of_mode in by_mode.items():
-        first, last = of_mode[min(of_mode)], of_mode[max(of_mode)]
+    for (name, mode), of_series in series.items():
+        first, last = of_series[min(of_series)], of_series[max(of_series)]
         rows += [
-            (f"{first.split} {title}, {mode}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+            (f"{name} {title}, {mode}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
             for name, title in _FIGURES.items()
             for before, after in [(_figure(first, name), _figure(last, name))]
         ]

@@ -28,7 +28,7 @@ _MUST_BE_EQUAL: Final[dict[str, set[str]]] = {
     "reward": set(),
     "grpo": set(),
     "update": {"max_tokens_per_microbatch", "head_chunk", "gradient_checkpointing", "gradient_parts_every"},
-    "evaluation": {"every", "modes"},
+    "evaluation": {"every", "modes", "sets"},
 }
 _COLUMNS: Final = ("updates", "decoding", "EM", "EM of {0}", "difference", "search quality", "of {0}", "difference")
 
@@ -72,7 +72,8 @@ def reference_table(curve: ReferenceCurve, seed: int, reports: Sequence[Evaluati
     run = _run_of(curve, seed)
     others = {(o.iteration, o.mode): o for o in run.evaluations} if run else {}
     rows: list[tuple[Any, ...]] = []
-    for own in sorted(reports, key=lambda report: (report.mode, report.iteration)):
+    of_main_set = [report for report in reports if not report.further]
+    for own in sorted(of_main_set, key=lambda report: (report.mode, report.iteration)):
         other = others.get((own.iteration, own.mode))
         if other is not None and own.num_questions == other.num_questions and own.iteration > 0:
             pairs = ((own.em, other.em), (own.search_quality, other.search_quality))

@@ -28,15 +28,16 @@ from storage.database.connection import Database
 _FIGURES = ", ".join(name for name in EvaluationReport.model_fields if name != "iteration")
 _EVALUATIONS = f"""
     SELECT run, updates_done AS iteration, {_FIGURES}
-    FROM evaluations WHERE run IN (SELECT unnest($runs)) ORDER BY run, updates_done, mode
+    FROM evaluations WHERE NOT further AND run IN (SELECT unnest($runs)) ORDER BY run, updates_done, mode
 """
 _REWARDS = """
     SELECT run, iteration, part, value_mean AS mean
     FROM v_reward_parts WHERE run IN (SELECT unnest($runs)) ORDER BY run, part, iteration
 """
 _LAST_ANSWERS = """
-    SELECT run, question_key, em FROM evaluation_answers
-    WHERE mode = $mode AND run IN (SELECT unnest($runs))
+    SELECT run, question_key, a.em
+    FROM evaluation_answers AS a JOIN evaluations AS e USING (run, iteration, mode, dataset, split)
+    WHERE NOT e.further AND mode = $mode AND run IN (SELECT unnest($runs))
     QUALIFY iteration = max(iteration) OVER (PARTITION BY run)
     ORDER BY run, question_key
 """

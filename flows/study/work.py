@@ -175,6 +175,6 @@ def _last_figures(workspace: Workspace) -> Callable[[PlannedRun], str]:
     def say(plan: PlannedRun) -> str:
         done = ledger.done(StageKey(run=plan.run, iteration=plan.settings.iterations, stage="evaluate"))
         reports = [] if done is None else artifacts.read_records(file_of(done, "reports"), EvaluationReport)
-        return "".join(f", {report.mode} EM {report.em:.3f}" for report in reports)
+        return "".join(f", {report.mode} EM {report.em:.3f}" for report in reports if not report.further)
 
     return say

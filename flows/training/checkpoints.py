@@ -62,6 +62,7 @@ def _best_on_dev(storage: Storage, run: str) -> list[int]:
             reports += storage.artifacts.read_records(file_of(record, "reports"), EvaluationReport) if record else []
         except DamagedArtifactError:
             unknown.append(held)
+    reports = [report for report in reports if not report.further]
     best = min(reports, key=lambda report: (report.mode != "greedy", -report.em, report.policy_version), default=None)
     return [*unknown, *([best.policy_version] if best else [])]
 

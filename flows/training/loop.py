@@ -106,7 +106,7 @@ def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:
     """
     storage, settings = live.storage, live.settings
     check_start(live)
-    sets = list(dict.fromkeys([*settings.data.training_sets, live.evaluated_set]))
+    sets = list(dict.fromkeys([*settings.data.training_sets, *live.evaluated_sets]))
     if record is not None:
         _check_index(storage, record, live.index_fingerprint)
         check_inputs(live, record, sets)

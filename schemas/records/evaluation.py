@@ -55,3 +55,6 @@ class EvaluationReport(Record):
         default=None,
         description="Share of answers that contain a golden one; empty in evaluations of earlier versions.",
     )
+    further: bool = Field(
+        default=False, description="True for a set of evaluation.sets, besides the one that the run is evaluated on."
+    )

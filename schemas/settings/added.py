@@ -27,6 +27,7 @@ ADDED: Final[dict[str, Any]] = {
     "distillation.gate_options": {},
     "distributed.nodes": 1,
     "distributed.endpoint": "",
+    "evaluation.sets": {},
 }
 """The full name of each, and its default as JSON."""
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from schemas.base import nearest_name
-from schemas.settings.tree import allowed_values, either, kind_of, sections_of, setting_names
+from schemas.settings.tree import allowed_values, either, entries_of, kind_of, sections_of, setting_names
 
 
 class _Found(NamedTuple):
@@ -48,15 +48,20 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, section
 def _locate(model: type[BaseModel], place: tuple[int | str, ...], within: str) -> _Found:
     """Follow pydantic's path; the parts that name a union's branch or an array's place are no part of the name."""
     names: list[str] = []
+    key: list[str] = []  # The name that a person gave to an entry of a table, once something in it is meant.
     section, below = model, [model]
+    entries: list[type[BaseModel]] = []
     for part in place:
         if len(below) > 1:
             below = [branch for branch in below if kind_of(branch) == part]
         elif below:
             section = below[0]
             field = section.model_fields.get(str(part))
-            names.append(str(part))
+            names += [*key, str(part)]
             below = sections_of(field.annotation) if field else []
+            key, entries = [], entries_of(field.annotation) if field else []
+        elif entries:
+            key, below, entries = [str(part)], entries, []
     return _Found(tuple(names), section, within)
 
 

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from schemas.base import STORED, Positive, Section, hash_json
-from schemas.names import Name
 from schemas.plugins import Names, Options
 from schemas.settings.added import without_added
 from schemas.settings.data import DataSettings
 from schemas.settings.distributed import DistributedSettings
+from schemas.settings.evaluation import EvaluatedSet, EvaluationSettings
 from schemas.settings.method import (
     DistillationSettings,
     GrpoSettings,
@@ -34,6 +34,7 @@ __all__ = [
     "STORED",
     "DataSettings",
     "DistillationSettings",
+    "EvaluationSettings",
     "GrpoSettings",
     "HindsightSettings",
     "RetrievalSettings",
@@ -116,20 +117,6 @@ class RolloutSettings(Section):
             return self.template
         options = f" {json.dumps(self.protocol_options, sort_keys=True, default=str)}" if self.protocol_options else ""
         return f"{self.protocol} {self.template}{options}"
-
-
-class EvaluationSettings(Section):
-    """Evaluation of the plain policy on a fixed sample (paper, section 4)."""
-
-    split: Name = Field(default="dev", description="Split of the data set.")
-    num_questions: Annotated[int, Field(ge=0)] = Field(
-        default=200, description="Questions, drawn by seed once for all evaluations; all where there are fewer, or 0."
-    )
-    every: Positive = Field(default=10, description="Iterations between evaluations; start and end are evaluated too.")
-    modes: tuple[Literal["greedy", "sampled"], ...] = Field(
-        default=("greedy",), min_length=1, description="Decoding: greedy (paper), or at the rollout temperature."
-    )
-    seed: int = Field(default=0, description="Seed of the sample of questions.")
 
 
 class NothingLearntSettings(Section):
@@ -224,9 +211,13 @@ class Settings(Section):
         """Whether distillation is on and every iteration is warm-up: the run is plain GRPO."""
         return self.distillation.enabled and not self.distils
 
+    def evaluated_after(self, iteration: int) -> tuple[EvaluatedSet, ...]:
+        """Return the data sets that the policy is evaluated on then: each every N iterations and after the last."""
+        return self.evaluation.sets_of_run(self.data, None if iteration == self.iterations else iteration)
+
     def evaluates_after(self, iteration: int) -> bool:
-        """Whether the policy is evaluated then: every N iterations and after the last."""
-        return iteration % self.evaluation.every == 0 or iteration == self.iterations
+        """Whether the policy is evaluated then, on any data set."""
+        return bool(self.evaluated_after(iteration))
 
     def stores_optimiser(self, version: int) -> bool:
         """Whether a version's checkpoint has the state of its optimiser: every n-th, and the last."""

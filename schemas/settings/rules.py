@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from schemas.settings.data import HUB, WORLD, SetName
+from schemas.settings.data import HUB, WORLD, SetName, set_name
 from schemas.settings.strength import GradientShareStrength
 from schemas.settings.tracking import SHIPPED
 from schemas.settings.void import void_notes
@@ -180,6 +180,15 @@ REFUSED: Final[tuple[Rule, ...]] = (
     Rule(
         lambda s: _repeats(s.data.training_sets) or _repeats(s.data.test_sets(s.evaluation.split)),
         "data.train or data.test names a data set's split twice; name each once",
+    ),
+    Rule(
+        lambda s: len({set_name(text, "test") for text in s.evaluation.sets}) < len(s.evaluation.sets),
+        "evaluation.sets names a data set's split twice; name each once",
+    ),
+    Rule(
+        lambda s: str(s.evaluation.main_set(s.data).name) in {str(set_name(t, "test")) for t in s.evaluation.sets},
+        "evaluation.sets names the set that the run itself is evaluated on (data.dataset, evaluation.split); leave it "
+        "out, and set evaluation.num_questions and every",
     ),
     Rule(
         lambda s: len(set(s.tracking.sinks)) < len(s.tracking.sinks),

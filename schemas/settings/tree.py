@@ -23,6 +23,11 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     return [section for argument in get_args(annotation) for section in sections_of(argument)]
 
 
+def entries_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that are the values of a table whose names a person chooses; none for anything else."""
+    return sections_of(get_args(annotation)[1]) if get_origin(annotation) is dict else []
+
+
 def kind_of(section: type[BaseModel]) -> str | None:
     """Return the value of `kind` that chooses a section, 'plugin' for any plugin's name, None where nothing chooses."""
     field = section.model_fields.get("kind")
@@ -62,6 +67,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
         return f"{least}array of {_allowed(arguments[0], [])}"
     if origin is tuple:
         return f"array of {len(arguments)}: {_allowed(arguments[0], [])}"
+    if entries := entries_of(annotation):
+        return f"table of tables with {' and '.join(entries[0].model_fields)}"
     if origin is dict:
         return f"table of {_allowed(arguments[1], [])}"
     if origin is not None or not isinstance(annotation, type):

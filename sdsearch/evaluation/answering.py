@@ -65,7 +65,7 @@ def roll_out_once(
 
 
 def summarise(
-    question: Question, answers: Sequence[EvaluationAnswer], asking: Asking, iteration: int
+    question: Question, answers: Sequence[EvaluationAnswer], asking: Asking, iteration: int, *, further: bool = False
 ) -> EvaluationReport:
     """Return the means over the answers; `question` is any of them and names the data set and split."""
     return EvaluationReport(
@@ -83,6 +83,7 @@ def summarise(
         valid_share=_mean([answer.valid_format for answer in answers]),
         completion_tokens_mean=_mean([answer.num_completion_tokens for answer in answers]),
         cover_em=_mean_of_all([answer.cover_em for answer in answers]),
+        further=further,
     )
 
 

@@ -21,13 +21,16 @@ from storage.runs.studies import list_studies
 
 _DEV = """
     SELECT run, max(em) FILTER (mode = 'greedy') AS greedy_em, max(em) FILTER (mode = 'sampled') AS sampled_em
-    FROM (SELECT *, row_number() OVER (PARTITION BY run, mode ORDER BY updates_done DESC) AS age FROM evaluations)
+    FROM (SELECT *, row_number() OVER (PARTITION BY run, mode ORDER BY updates_done DESC) AS age
+        FROM evaluations WHERE NOT further)
     WHERE age = 1 GROUP BY run
 """
 _EVALUATIONS = """
     SELECT e.updates_done, e.mode, e.em, e.f1, e.dataset, e.split, e.num_questions, e.search_quality,
         e.searches_per_rollout, e.valid_share, a.em_error, a.f1_error,
-        CASE WHEN count(*) OVER (PARTITION BY e.mode, e.updates_done) > 1 THEN e.dataset ELSE '' END AS label
+        CASE WHEN e.further THEN e.dataset || ' ' || e.split
+            WHEN count(*) FILTER (NOT e.further) OVER (PARTITION BY e.mode, e.updates_done) > 1 THEN e.dataset
+            ELSE '' END AS label
     FROM evaluations AS e LEFT JOIN (
         SELECT run, iteration, mode, dataset, split,
             stddev_samp(em) / sqrt(count(*)) AS em_error, stddev_samp(f1) / sqrt(count(*)) AS f1_error

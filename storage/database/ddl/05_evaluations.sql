@@ -14,6 +14,7 @@ CREATE TABLE evaluations (
     valid_share DOUBLE NOT NULL,
     completion_tokens_mean DOUBLE NOT NULL,
     cover_em DOUBLE,
+    further BOOLEAN NOT NULL,
     PRIMARY KEY (run, iteration, mode, dataset, split)
 );
 COMMENT ON TABLE evaluations IS 'One row an evaluation of a policy on a fixed sample of questions.';

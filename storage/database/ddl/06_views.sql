@@ -41,6 +41,7 @@ SELECT
     updates_done,
     dataset,
     split,
+    any_value(further) AS further,
     any_value(alpha) AS alpha,
     max(num_questions) AS num_questions,
     max(em) FILTER (mode = 'greedy') AS greedy_em,

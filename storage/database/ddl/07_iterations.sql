@@ -148,8 +148,8 @@ LEFT JOIN (
         run,
         iteration,
         sum(completion_tokens_mean * num_questions) AS num_completion_tokens,
-        avg(em) FILTER (mode = 'greedy') AS greedy_em,
-        avg(em) FILTER (mode = 'sampled') AS sampled_em
+        avg(em) FILTER (mode = 'greedy' AND NOT further) AS greedy_em,
+        avg(em) FILTER (mode = 'sampled' AND NOT further) AS sampled_em
     FROM evaluations
     GROUP BY run, iteration
 ) AS e USING (run, iteration);
@@ -160,5 +160,5 @@ COMMENT ON COLUMN v_iterations.teacher_tokens_per_s IS 'Tokens that the teacher'
 COMMENT ON COLUMN v_iterations.evaluate_tokens_per_s IS 'Sampled tokens of the evaluations per second of the evaluate stage.';
 COMMENT ON COLUMN v_iterations.update_tokens_per_s IS 'Tokens of the trained sequences per second of the update stage.';
 COMMENT ON COLUMN v_iterations.sample_tokens_per_s IS 'Sampled tokens per second of the sample stage.';
-COMMENT ON COLUMN v_iterations.greedy_em IS 'Mean exact match of the evaluations in this iteration, greedy decoding.';
-COMMENT ON COLUMN v_iterations.sampled_em IS 'Mean exact match of the evaluations in this iteration, sampled decoding.';
+COMMENT ON COLUMN v_iterations.greedy_em IS 'Mean exact match of the evaluation in this iteration, greedy decoding; further sets are left out.';
+COMMENT ON COLUMN v_iterations.sampled_em IS 'Mean exact match of the evaluation in this iteration, sampled decoding; further sets are left out.';

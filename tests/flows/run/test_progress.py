@@ -70,6 +70,16 @@ def test_before_and_after_take_the_first_and_the_last_of_each_mode() -> None:
     assert [row[-3:] for row in rows] == [["0.100", "0.900", "+0.800"], ["0.200", "0.200", "+0.000"]]
 
 
+def test_before_and_after_tell_the_sets_apart() -> None:
+    further = {"dataset": "nq", "split": "test", "further": True}
+    reports = [evaluation(0, "greedy", 0.1).model_copy(update=further), evaluation(0, "greedy", 0.2)]
+    reports += [evaluation(2, "greedy", 0.3).model_copy(update=further), evaluation(4, "greedy", 0.6)]
+    console = Console(file=io.StringIO(), width=160)
+    console.print(before_and_after(reports))
+    rows = [line.split() for line in console.file.getvalue().splitlines() if " EM," in line]  # type: ignore[attr-defined]
+    assert [(row[0], row[-1]) for row in rows] == [("dev", "+0.400"), ("nq", "+0.200")]
+
+
 def test_an_error_gives_the_terminal_back() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
 

@@ -33,8 +33,9 @@ def _write(path: Path) -> None:
     path.write_text("1")
 
 
-def evaluate(storage: Storage, version: int, em: float, mode: str = "greedy") -> Path:
-    report = make_evaluation()[0].model_copy(update={"policy_version": version, "em": em, "mode": mode})
+def evaluate(storage: Storage, version: int, em: float, mode: str = "greedy", further: bool = False) -> Path:
+    changes = {"policy_version": version, "em": em, "mode": mode, "further": further}
+    report = make_evaluation()[0].model_copy(update=changes)
     key = StageKey(run="first", iteration=version, stage="evaluate")
     file = storage.artifacts.write_records(key, "reports", EvaluationReport, [report])
     storage.ledger.commit(finish(storage.ledger.begin(key, "inputs", 1), [file]))
@@ -64,6 +65,12 @@ def test_the_best_on_dev_stays_the_earliest_of_equals_and_greedy_before_sampled(
         evaluate(storage, version, em)
     evaluate(storage, 5, 0.9, "sampled")
     assert retained(storage) == [2, 5, 6]
+
+
+def test_further_sets_do_not_say_which_is_the_best(storage: Storage) -> None:
+    evaluate(storage, 1, 0.2)
+    evaluate(storage, 3, 0.9, further=True)
+    assert retained(storage) == [1, 5, 6]
 
 
 def test_a_version_whose_evaluation_cannot_be_read_stays(storage: Storage) -> None:

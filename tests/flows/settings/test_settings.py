@@ -166,7 +166,7 @@ def test_an_unknown_key_gets_the_nearest_name_at_every_depth(overrides: list[str
         ("update.betas=[0.9, 1.0]", "update.betas: expected array of 2: number ≥ 0 and < 1, got 1.0"),
         ("update.betas=[0.9]", "update.betas: expected array of 2: number ≥ 0 and < 1, got [0.9]"),
         ("model.lora_targets=[1, 2]", "model.lora_targets: expected text or array of text, got [1, 2]"),
-        ("reward.metric=f2", "reward.metric: expected 'f1' or 'em', got 'f2'"),
+        ("reward.metric=f2", "reward.metric: expected 'f1', 'em' or 'cover_em', got 'f2'"),
         ("evaluation.modes=[]", "evaluation.modes: expected non-empty array of 'greedy' or 'sampled', got []"),
         ("storage.keep_checkpoints=1", "storage.keep_checkpoints: expected integer ≥ 2, got 1"),
         ("grpo.importance_cap=0.5", "grpo.importance_cap: expected number ≥ 1, got 0.5"),

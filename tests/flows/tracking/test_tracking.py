@@ -65,7 +65,7 @@ def test_names_and_values_are_the_columns_of_the_database(storage: Storage) -> N
         for row in rows(storage, "evaluations")
         for name, value in numbers(row, "iteration").items()
     }
-    assert len(expected) == 2 * 9  # The start and the end, each greedy.
+    assert len(expected) == 2 * 10  # The start and the end, each greedy.
     assert {(step, n): v for step, values in got.items() for n, v in values.items() if "/" in n} == expected
     names = {name.rpartition("/")[2] for values in got.values() for name in values}
     tables = {table.name: {column.name for column in table.columns} for table in describe_tables()}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.console.errors import UserError
 from flows.console.options import (
     HOME,
     SetOption,
@@ -38,9 +39,34 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with its own copy of the policy.")
     ] = 1,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Put two evaluations that were made before side by side: RUN, or RUN@UPDATES of a training.",
+        ),
+    ] = None,
+    despite: Annotated[
+        str | None,
+        typer.Option(
+            "--despite", help="Conditions that may differ between A and B and are marked, such as protocol,passages."
+        ),
+    ] = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
-    """Evaluate a policy greedily or by sampling and print the figures; continue where it stopped."""
+    """Evaluate a policy greedily or by sampling and print the figures; continue where it stopped.
+
+    With --compare nothing is evaluated.
+    """
+    if compare is not None:
+        from flows.evaluation.launch import start_comparison
+
+        others = {"--run": run, "--policy": policy, "--datasets": datasets, "--name": name, "--set": overrides}
+        start_comparison(compare, despite, [flag for flag, given in others.items() if given], workspace, make_console())
+        return
+    if despite is not None:
+        raise UserError(f"--despite {despite}: belongs to --compare A B; leave it out, or name two evaluations")
     from flows.evaluation.launch import start_evaluation
     from flows.evaluation.plan import Request
 

@@ -45,3 +45,14 @@ def continue_evaluation(plan: EvaluationPlan, workspace: Workspace, console: Con
         from flows.evaluation.work import evaluate_and_print
     with resumable(console, resume_command(plan.run, workspace.root)):
         evaluate_and_print(plan, Storage(workspace, plan.settings.storage.database_deadline_s), console, num_workers)
+
+
+def start_comparison(
+    names: tuple[str, str], despite: str | None, others: Sequence[str], folder: Path, console: Console
+) -> None:
+    """Print two evaluations side by side; `others` are options that were given beside, which is refused."""
+    if others:
+        raise UserError(f"--compare reads evaluations that were made before; leave {', '.join(others)} out")
+    with console.status("loading the libraries"):
+        from flows.evaluation.compare import compare_and_print
+    compare_and_print(*names, despite, Storage(open_existing(folder, needs_database=False)), console)

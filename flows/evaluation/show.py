@@ -11,9 +11,10 @@ from rich.console import Console
 
 from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import format_seconds, make_table, print_line
+from flows.evaluation.conditions import told_conditions
 from flows.evaluation.plan import EvaluationPlan
 from flows.run.progress import UNITS, SilentReporter
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 
 _SAY_EVERY_S = 30.0
@@ -23,10 +24,11 @@ _COLUMNS = ("data set", "split", "questions", "EM", "95 %", "F1", "cover EM", "s
 
 
 class SetResult(NamedTuple):
-    """One data set's figures, and its answers."""
+    """One data set's figures, its answers, and what they were given under."""
 
     report: EvaluationReport
     answers: list[EvaluationAnswer]
+    conditions: EvaluationConditions | None  # None where an earlier version evaluated.
 
 
 class EvaluationReporter(SilentReporter):
@@ -73,16 +75,19 @@ class EvaluationReporter(SilentReporter):
 def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: Console) -> None:
     """Print a row a data set, and their unweighted mean, as the paper has it."""
     (mode,) = plan.settings.evaluation.modes
-    num_questions = sum(report.num_questions for report, _ in results)
+    num_questions = sum(report.num_questions for report, _, _ in results)
     print_line(console, f"{plan.title}: {num_questions} questions, {mode} ({plan.run})")
     rows = [
         (report.dataset, report.split, report.num_questions, *_figures([report], _interval([answers], plan)))
-        for report, answers in results
+        for report, answers, _ in results
     ]
     if len(results) > 1:
-        interval = _interval([answers for _, answers in results], plan)
-        rows.append((f"mean of {len(results)}", "", num_questions, *_figures([r for r, _ in results], interval)))
+        interval = _interval([answers for _, answers, _ in results], plan)
+        rows.append((f"mean of {len(results)}", "", num_questions, *_figures([r for r, _, _ in results], interval)))
     console.print(make_table(_COLUMNS, rows))
+    known = [conditions for _, _, conditions in results if conditions is not None]
+    for line in dict.fromkeys(told_conditions(conditions) for conditions in known):
+        print_line(console, line)
 
 
 def _figures(reports: Sequence[EvaluationReport], interval: Interval) -> tuple[object, ...]:

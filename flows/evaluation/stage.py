@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from flows.evaluation.conditions import conditions_of
 from flows.run.live import LIVE_CODE, Runtime
 from flows.run.perform import Attempt, StageRunner
 from flows.run.progress import RolloutProgress
 from flows.run.stage_inputs import StageKind
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.ledger import StageRecord
 from schemas.records.question import Question
 from schemas.settings.evaluation import EvaluatedSet
 from sdsearch.evaluation.answering import Asking, answer_questions, batches, fixed_sample, summarise
 from sdsearch.sampling.rollouts import RolloutLoop
-from storage.database.stage_rows import answers_file
+from storage.database.stage_rows import CONDITIONS, answers_file
 
 EVALUATE: Final = StageKind(
     "evaluate",
@@ -128,5 +129,8 @@ def _answer_sets(
         for of, found in ((first[file], found) for file, found in answers.items())
     ]
     attempt.write("reports", EvaluationReport, reports)
+    asked = {file: [question for b in whole if b.file == file for question in b.questions] for file in answers}
+    conditions = [conditions_of(live, attempt.record, first[file].asking.mode, asked[file]) for file in answers]
+    attempt.write(CONDITIONS, EvaluationConditions, conditions)
     for name, found in answers.items():
         attempt.write(name, EvaluationAnswer, found)

@@ -21,10 +21,10 @@ from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
 from flows.tracking.tracking import open_tracking
 from schemas.commands import command
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.ledger import StageKey
 from sdsearch.training.nothing_learnt import describe_no_turn, writes_no_turn
-from storage.database.stage_rows import answers_file
+from storage.database.stage_rows import CONDITIONS, answers_file, has_file
 from storage.runs.lock import RunLock
 from storage.storage import Storage
 
@@ -37,7 +37,7 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console,
     finally:
         reporter.close()
     print_results(plan, results, console)
-    all_answers = [answer for _, answers in results for answer in answers]
+    all_answers = [answer for _, answers, _ in results for answer in answers]
     if writes_no_turn(all_answers):
         print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/how-to/nothing-learnt.md)")
     query = "SELECT * FROM evaluation_answers WHERE run = $run"
@@ -93,7 +93,9 @@ def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpe
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
     modes = plan.settings.evaluation.modes
-    return [
-        SetResult(report, runner.files.read(record, answers_file(report.mode, place // len(modes)), EvaluationAnswer))
-        for place, report in enumerate(runner.files.read(record, "reports", EvaluationReport))
-    ]
+    reports = runner.files.read(record, "reports", EvaluationReport)
+    known = has_file(record, CONDITIONS)
+    conditions = runner.files.read(record, CONDITIONS, EvaluationConditions) if known else [None] * len(reports)
+    files = [answers_file(report.mode, place // len(modes)) for place, report in enumerate(reports)]
+    answers = [runner.files.read(record, file, EvaluationAnswer) for file in files]
+    return [SetResult(*each) for each in zip(reports, answers, conditions, strict=True)]

@@ -49,8 +49,9 @@ _REWARD = """
 """
 _SETS = """
     SELECT dataset, split, mode, num_questions AS questions, em, f1, cover_em, search_quality,
-        searches_per_rollout AS searches, valid_share AS valid
-    FROM evaluations WHERE run = $run ORDER BY dataset, split
+        searches_per_rollout AS searches, valid_share AS valid, left(fingerprint, 12) AS conditions
+    FROM evaluations LEFT JOIN evaluation_conditions USING (run, iteration, mode, dataset, split)
+    WHERE run = $run ORDER BY dataset, split
 """
 
 

@@ -17,7 +17,7 @@ from schemas.base import Record
 from schemas.paths import local_path
 from schemas.plugins import PLUGIN
 from schemas.records.asking import BlockStep, EndStep, NoticeStep, PassagesStep, WrittenStep
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.records.passage import Passage
@@ -44,6 +44,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     DrawnF1,
     EndStep,
     EvaluationAnswer,
+    EvaluationConditions,
     EvaluationReport,
     Group,
     HeldOutReadings,

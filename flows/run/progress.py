@@ -238,10 +238,10 @@ def before_and_after(reports: Iterable[EvaluationReport]) -> Table:
     for report in sorted(reports, key=lambda report: report.further):
         series.setdefault((evaluated_set(report), report.mode), {})[report.iteration] = report
     rows = []
-    for (name, mode), of_series in series.items():
+    for (evaluated, mode), of_series in series.items():
         first, last = of_series[min(of_series)], of_series[max(of_series)]
         rows += [
-            (f"{name} {title}, {mode}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+            (f"{evaluated} {title}, {mode}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
             for name, title in _FIGURES.items()
             for before, after in [(_figure(first, name), _figure(last, name))]
         ]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.base import Record
+from schemas.base import Record, hash_json
 
 EvaluationMode = Literal["greedy", "sampled"]
 
@@ -58,3 +58,32 @@ class EvaluationReport(Record):
     further: bool = Field(
         default=False, description="True for a set of evaluation.sets, besides the one that the run is evaluated on."
     )
+
+
+class EvaluationConditions(Record):
+    """What an evaluation was made under; two with the same fingerprint differ in the policy alone."""
+
+    mode: EvaluationMode = Field(description="greedy or sampled.")
+    dataset: str = Field(description="Name of the data set.")
+    split: str = Field(description="Its split.")
+    questions_sha256: str = Field(description="Hash of the questions that were asked, with their golden answers.")
+    corpus: str = Field(description="What is searched: retrieval.corpus, the addresses of servers, or a plugin.")
+    retriever: str = Field(description="retrieval.kind, and the kind of its index.")
+    encoder: str = Field(description="What turns texts into vectors; empty where nothing in this process does.")
+    index_hash: str = Field(description="Fingerprint of all that decides what a search finds.")
+    num_passages: int = Field(description="Passages per query.")
+    protocol: str = Field(description="rollout.protocol, the wording of its prompt, and its options.")
+    limits: str = Field(description="Searches, tokens of a turn, of a reply and of a prompt.")
+    decoding: str = Field(description="greedy, or the temperature; the seed; the sampler; the type of the weights.")
+    code_version: str = Field(description="Version of the program, and the hash of the sources that evaluated.")
+
+    @property
+    def compared(self) -> dict[str, object]:
+        """What must be the same for two results to be compared, by name; corpus and encoder are in the index's hash."""
+        names = ("questions_sha256", "index_hash", "num_passages", "protocol", "limits", "decoding")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of what must be the same."""
+        return hash_json(self.compared)

@@ -15,7 +15,7 @@ from typing import Final
 import duckdb
 
 from schemas.base import Record
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.records.question import Question
@@ -41,6 +41,7 @@ RECORDS: Final[dict[str, tuple[type[Record], ...]]] = {
     "query_credit": (QueryCredit,),
     "update_metrics": (StepReport, UpdateReport),
     "evaluations": (EvaluationReport,),
+    "evaluation_conditions": (EvaluationConditions,),
     "evaluation_answers": (EvaluationAnswer, EvaluationReport),
     "question_sets": (QuestionSet, PreparedSet),
     "prepared_questions": (Question,),

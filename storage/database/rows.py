@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from schemas.base import Record
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageName
 from schemas.records.teacher import QueryCredit, TeacherTargets
@@ -23,7 +23,7 @@ STAGE_TABLES: dict[StageName, tuple[str, ...]] = {
     "hindsight": ("hindsight_blocks", "hindsight_attempts"),
     "teacher": ("teacher_targets", "query_credit"),
     "update": ("update_metrics",),
-    "evaluate": ("evaluations", "evaluation_answers"),
+    "evaluate": ("evaluations", "evaluation_conditions", "evaluation_answers"),
 }
 """The tables whose rows of an iteration belong to a stage and are replaced when it runs again."""
 
@@ -109,7 +109,10 @@ def update_rows(run: str, iteration: int, report: UpdateReport) -> StageRows:
 
 
 def evaluation_rows(
-    run: str, iteration: int, evaluations: Sequence[tuple[EvaluationReport, Sequence[EvaluationAnswer]]]
+    run: str,
+    iteration: int,
+    evaluations: Sequence[tuple[EvaluationReport, Sequence[EvaluationAnswer]]],
+    conditions: Sequence[EvaluationConditions],
 ) -> StageRows:
     """Return the rows of the evaluate stage; each report comes with its answers."""
     reports = [report for report, _ in evaluations]
@@ -118,6 +121,9 @@ def evaluation_rows(
     return {
         "evaluations": build_from_records(
             "evaluations", run, iteration, reports, {"updates_done": [report.iteration for report in reports]}
+        ),
+        "evaluation_conditions": build_from_records(
+            "evaluation_conditions", run, iteration, conditions, {"fingerprint": [c.fingerprint for c in conditions]}
         ),
         "evaluation_answers": build_from_records(
             "evaluation_answers", run, iteration, [answer for _, answer in pairs], columns

@@ -9,7 +9,7 @@ import json
 from typing import Protocol, TypeVar, assert_never
 
 from schemas.base import Record
-from schemas.records.evaluation import EvaluationAnswer, EvaluationMode, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationMode, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.retry import RetriedGroup
@@ -26,6 +26,8 @@ from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
 
 R = TypeVar("R", bound=Record)
+CONDITIONS = "conditions"
+"""The file of what an evaluation was made under; those of earlier versions have none."""
 
 
 class ReadRecords(Protocol):
@@ -68,7 +70,9 @@ def rows_of(
             indexes = {name: index for index, name in enumerate(dict.fromkeys((r.dataset, r.split) for r in reports))}
             files = [answers_file(report.mode, indexes[report.dataset, report.split]) for report in reports]
             answers = [read(record, name, EvaluationAnswer) for name in files]
-            return evaluation_rows(run, iteration, list(zip(reports, answers, strict=True)))
+            known = has_file(record, CONDITIONS)
+            conditions = read(record, CONDITIONS, EvaluationConditions) if known else []
+            return evaluation_rows(run, iteration, list(zip(reports, answers, strict=True)), conditions)
         case unknown:
             assert_never(unknown)
 

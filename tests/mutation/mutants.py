@@ -55,6 +55,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/study/answers.py": ("tests/flows/study/test_figures.py",),
     "flows/study/held_out.py": ("tests/flows/study/test_held_out.py",),
     "flows/evaluation/share.py": ("tests/flows/evaluation/test_evaluation_workers.py",),
+    "schemas/records/evaluation.py": ("tests/flows/evaluation/test_compare.py",),
+    "flows/evaluation/compare.py": ("tests/flows/evaluation/test_compare.py",),
     "schemas/settings/evaluation.py": ("tests/flows/evaluation/test_further_sets.py",),
     "flows/jobs/processes.py": ("tests/flows/jobs/test_places.py",),
     "flows/doctor/footprint.py": ("tests/flows/doctor/test_footprint.py",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from schemas.records.evaluation import EvaluationAnswer, EvaluationReport
+from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock
 from schemas.records.ledger import ArtifactRef, RunRecord
 from schemas.records.passage import Passage, SearchHit
@@ -245,6 +245,25 @@ def make_evaluation(iteration: int = 3) -> tuple[EvaluationReport, list[Evaluati
     return report, [answer]
 
 
+def make_conditions() -> EvaluationConditions:
+    """What that evaluation was made under."""
+    return EvaluationConditions(
+        mode="greedy",
+        dataset="toy",
+        split="dev",
+        questions_sha256="1" * 64,
+        corpus="world",
+        retriever="dense, flat",
+        encoder="lexical",
+        index_hash="2" * 64,
+        num_passages=3,
+        protocol="tags compact",
+        limits="3 searches",
+        decoding="greedy, transformers, float32",
+        code_version="0.1.0, 333333333333",
+    )
+
+
 def make_run(run: str = "first") -> RunRecord:
     """A run that has just begun."""
     moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -273,7 +292,7 @@ def all_rows(groups: list[Group], run: str = "first", iteration: int = 3) -> Sta
         **hindsight_rows(run, iteration, make_blocks(groups)),
         **teacher_rows(run, iteration, make_targets(groups), make_credit(groups), tensors),
         **update_rows(run, iteration, make_update(iteration)),
-        **evaluation_rows(run, iteration, [make_evaluation(iteration)]),
+        **evaluation_rows(run, iteration, [make_evaluation(iteration)], [make_conditions()]),
     }
 
 

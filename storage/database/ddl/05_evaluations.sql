@@ -21,6 +21,29 @@ COMMENT ON TABLE evaluations IS 'One row an evaluation of a policy on a fixed sa
 COMMENT ON COLUMN evaluations.iteration IS 'Iteration of the run that evaluated.';
 COMMENT ON COLUMN evaluations.updates_done IS 'Updates done before this evaluation.';
 
+CREATE TABLE evaluation_conditions (
+    run VARCHAR NOT NULL,
+    iteration INTEGER NOT NULL,
+    mode VARCHAR NOT NULL,
+    dataset VARCHAR NOT NULL,
+    split VARCHAR NOT NULL,
+    fingerprint VARCHAR NOT NULL,
+    questions_sha256 VARCHAR NOT NULL,
+    corpus VARCHAR NOT NULL,
+    retriever VARCHAR NOT NULL,
+    encoder VARCHAR NOT NULL,
+    index_hash VARCHAR NOT NULL,
+    num_passages INTEGER NOT NULL,
+    protocol VARCHAR NOT NULL,
+    limits VARCHAR NOT NULL,
+    decoding VARCHAR NOT NULL,
+    code_version VARCHAR NOT NULL,
+    PRIMARY KEY (run, iteration, mode, dataset, split)
+);
+COMMENT ON TABLE evaluation_conditions IS 'What each evaluation was made under, a row a row of evaluations; none for those of earlier versions.';
+COMMENT ON COLUMN evaluation_conditions.iteration IS 'Iteration of the run that evaluated.';
+COMMENT ON COLUMN evaluation_conditions.fingerprint IS 'Hash of questions, index, number of passages, protocol, limits and decoding: results with the same one can be compared.';
+
 CREATE TABLE evaluation_answers (
     run VARCHAR NOT NULL,
     iteration INTEGER NOT NULL,

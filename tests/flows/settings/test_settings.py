@@ -229,6 +229,8 @@ IMPOSSIBLE = {
     ("rollout.retries=2", "rollout.retries_use=distillation", "hindsight.homogeneous=skip"): "or retries_use ",
     ("grpo.filter=resample", "reward.turn=information_gain"): "set filter = 'zero_advantage', or reward.turn",
     ("grpo.filter=resample", "rollout.retries=2"): "replaces the groups that rollout.retries gives other rewards",
+    ("evaluation.sets={nq = {}, 'nq:test' = {}}",): "evaluation.sets names a data set's split twice; name each once",
+    ("evaluation.sets.world:dev.every=2",): "evaluation.sets names the set that the run itself is evaluated on",
     ("tracking.sinks=['wandb', 'wandb']",): "tracking.sinks names a tracker twice; name each once",
     ("tracking.options.wandb.project=mine",): "have tables of their own, such as [tracking.wandb]",
     ("data.train=['world', 'world:train']",): "data.train or data.test names a data set's split twice; name each once",

@@ -34,7 +34,7 @@ class Batch:
     file: str
     questions: Sequence[Question]
     asking: Asking
-    is_further: bool
+    is_further: bool = False
 
     def answer(self, loop: RolloutLoop) -> list[EvaluationAnswer]:
         """Answer each question once; the answers depend on nothing outside the batch."""

@@ -56,6 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/study/held_out.py": ("tests/flows/study/test_held_out.py",),
     "flows/evaluation/share.py": ("tests/flows/evaluation/test_evaluation_workers.py",),
     "schemas/records/evaluation.py": ("tests/flows/evaluation/test_compare.py",),
+    "flows/retrieval/compare.py": ("tests/flows/retrieval/test_index_commands.py",),
     "flows/evaluation/compare.py": ("tests/flows/evaluation/test_compare.py",),
     "schemas/settings/evaluation.py": ("tests/flows/evaluation/test_further_sets.py",),
     "flows/jobs/processes.py": ("tests/flows/jobs/test_places.py",),

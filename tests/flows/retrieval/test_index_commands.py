@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import numpy as np
 import pytest
 
 from flows.app import run_command
+from flows.data.questions import Questions
+from flows.retrieval.open import open_retriever
+from flows.settings.load import load_settings
 from schemas.settings.retrieval import FlatIndexSettings, HnswIndexSettings, IvfPqIndexSettings, IvfSqIndexSettings
+from sdsearch.credit.scoring import contains_answer
 from sdsearch.retrieval.costs import Speeds, bytes_a_vector, estimate_costs
 from sdsearch.retrieval.kinds import VectorSource, build_vector_index
 from sdsearch.retrieval.recall import evaluate_index, search_exactly
+from storage.workspace import Workspace
 
 
 class Vectors:
@@ -90,6 +96,19 @@ def test_a_plan_grows_with_the_corpus() -> None:
     assert next(cost for cost in large if cost.kind == "flat").memory_gb == pytest.approx(64.56, abs=0.01)
 
 
+def expected_hits(workspace: Path) -> dict[str, float]:
+    """Return hit@k of the drawn training questions, asked one by one of the retriever that a run would have."""
+    settings = load_settings("tiny", ["retrieval.encoder.kind=lexical", "retrieval.encoder.num_dimensions=65"])
+    retriever, _ = open_retriever(settings.retrieval, Workspace.open(workspace))
+    questions = random.Random(0).sample(Questions(settings.data).training, 50)
+    places = []
+    for question in questions:
+        (hits,) = retriever.search([question.question], 10)
+        holds = [contains_answer(hit.passage, question.golden_answers) for hit in hits]
+        places.append(holds.index(True) if True in holds else 99)
+    return {str(rank): sum(place < rank for place in places) / 50 for rank in (1, 3, 10)}
+
+
 def test_evaluate_prints_a_row_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["index", "evaluate", "tiny", "--workspace", str(tmp_path / "home"), "--queries", "50"]
     command += ["--set", "retrieval.encoder.kind=lexical", "--set", "retrieval.encoder.num_dimensions=65"]
@@ -101,6 +120,12 @@ def test_evaluate_prints_a_row_an_index(tmp_path: Path, capsys: pytest.CaptureFi
     assert flat["recall"] == {"1": 1.0, "3": 1.0, "10": 1.0}
     assert 0.8 < lists["recall"]["3"] <= 1.0
     assert lists["name"].startswith("ivf_sq num_lists=8")
+    assert "hit@3" in output
+    assert flat["hits"] == expected_hits(tmp_path / "home"), "of exact search, as the run's own retriever finds"
+    (tmp_path / "queries.txt").write_text("capital of Peru\n", encoding="utf-8")
+    of_file = [*command[:5], "--queries", str(tmp_path / "queries.txt"), *command[7:], "--kinds", "flat"]
+    assert run_command(of_file) == 0
+    assert "hit@" not in capsys.readouterr().out, "lines of a file have no golden answers"
     assert flat["memory_mb"] == pytest.approx(4879 * 65 * 4 / 1e6, rel=0.01)
     assert run_command([*command, "--kinds", "flat,round"]) == 2
     assert "--kinds names 'round'; expected some of flat, hnsw, ivf_sq, ivf_pq" in capsys.readouterr().err

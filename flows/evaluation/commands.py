@@ -14,6 +14,21 @@ from flows.console.options import (
     make_console,
 )
 
+CompareOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--compare",
+        metavar="A B",
+        help="Put two evaluations that were made before side by side: RUN, or RUN@UPDATES of a training.",
+    ),
+]
+DespiteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--despite", help="Conditions that may differ between A and B and are marked, such as protocol,passages."
+    ),
+]
+
 
 def evaluate(
     run: Annotated[str | None, typer.Option("--run", help="Evaluate a run's current policy.")] = None,
@@ -39,20 +54,8 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with its own copy of the policy.")
     ] = 1,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--compare",
-            metavar="A B",
-            help="Put two evaluations that were made before side by side: RUN, or RUN@UPDATES of a training.",
-        ),
-    ] = None,
-    despite: Annotated[
-        str | None,
-        typer.Option(
-            "--despite", help="Conditions that may differ between A and B and are marked, such as protocol,passages."
-        ),
-    ] = None,
+    compare: CompareOption = None,
+    despite: DespiteOption = None,
     workspace: WorkspaceOption = HOME,
 ) -> None:
     """Evaluate a policy greedily or by sampling and print the figures; continue where it stopped.

@@ -112,7 +112,7 @@ def evaluation_rows(
     run: str,
     iteration: int,
     evaluations: Sequence[tuple[EvaluationReport, Sequence[EvaluationAnswer]]],
-    conditions: Sequence[EvaluationConditions],
+    conditions: Sequence[EvaluationConditions] = (),
 ) -> StageRows:
     """Return the rows of the evaluate stage; each report comes with its answers."""
     reports = [report for report, _ in evaluations]

@@ -57,6 +57,7 @@ LEFT JOIN (
 ) AS updates USING (run, updates_done)
 GROUP BY run, updates_done, dataset, split;
 COMMENT ON VIEW v_learning_curve IS 'Evaluations side by side, one row a number of updates done and data set.';
+COMMENT ON COLUMN v_learning_curve.further IS 'True for a set of evaluation.sets, besides the one that the run is evaluated on.';
 COMMENT ON COLUMN v_learning_curve.num_questions IS 'Questions.';
 COMMENT ON COLUMN v_learning_curve.alpha IS 'Weight of the distillation term in the last update before; 0: plain GRPO.';
 COMMENT ON COLUMN v_learning_curve.greedy_em IS 'Mean exact match, greedy decoding.';

@@ -46,6 +46,10 @@ EXPLAINED: dict[str, dict[str, str]] = {
         ),
         "whether there is a teacher is an input of its own",
     ),
+    "evaluate": dict.fromkeys(
+        ("retrieval.kind", "retrieval.corpus", "retrieval.encoder.kind", "retrieval.index.kind"),
+        "they name what is searched, whose fingerprint is an input of its own",
+    ),
     "update": {"storage.optimiser_every": "which versions are stored with their optimiser moves no weights"},
 }
 """What a stage reads that it does not declare, and why its work does not depend on it otherwise."""

@@ -15,7 +15,13 @@ from storage.storage import Storage
 from storage.workspace import Workspace
 
 SETS = "evaluation.sets={ 'world:test' = { num_questions = 3, every = 2 }, 'world:train' = { num_questions = 2 } }"
-SMALL = ["iterations=3", "evaluation.every=1", "evaluation.num_questions=4", "storage.keep_checkpoints=2"]
+SMALL = [
+    "iterations=3",
+    "evaluation.modes=['greedy']",
+    "evaluation.every=1",
+    "evaluation.num_questions=4",
+    "storage.keep_checkpoints=2",
+]
 
 
 def names(settings_of: list[str], iteration: int) -> list[tuple[str, int, bool]]:

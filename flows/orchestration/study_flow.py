@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.orchestration.alarms import artifact_key
 from flows.orchestration.pool import OnPool
-from flows.orchestration.train_flow import PrefectRun, artifact_key, workspace_folder
+from flows.orchestration.train_flow import PrefectRun, workspace_folder
 from flows.run.progress import SilentReporter
 from flows.study.plan import PlannedRun, load_study
 from flows.study.show import table_markdown

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.console.errors import UserError
 from flows.console.interrupts import resume_command
+from flows.orchestration.alarms import artifact_key, publish_alarm
 from flows.orchestration.artifacts import summary_markdown
 from flows.orchestration.log_reporter import LogReporter
 from flows.orchestration.recovery import RUN_FLOW, WhileItAnswers, crash_former_runs, is_of_server
@@ -43,6 +43,7 @@ from flows.training.iteration import PLAIN, Stage, Stages, Training
 from flows.training.job import Job, open_job
 from flows.training.loop import Evaluate, Iterate, RunHooks, drive
 from flows.training.numbers import iteration_numbers
+from schemas.records.ledger import RunWarning
 
 _CONFIG = "quickstart"
 logger = logging.getLogger(__name__)
@@ -203,11 +204,6 @@ def _served(job: Job) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def artifact_key(name: str) -> str:
-    """Return a name as Prefect's artifact keys may be: small letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 class _Shown(RunHooks):
     """Iterations as sub-flows, the run's lines in the flow run's log, its figures and its progress as artifacts.
 
@@ -276,6 +272,15 @@ class _Shown(RunHooks):
             self._rows[iteration] = numbers
             # The artifacts belong to this flow run, which the thread learns from the context.
             self._published.append(self._publisher.submit(copy_context().run, self._publish, iteration, {**self._rows}))
+
+    def alarmed(self, alarm: RunWarning) -> None:
+        """Publish an alarm: an event `sdsearch.alarm`, which automations can react to, and an artifact."""
+        if self._prefect.answers:
+            self._published.append(self._publisher.submit(copy_context().run, publish_alarm, self._run, alarm))
+
+    def goes_on(self, job: Job) -> None:
+        """Show the fork that takes the run's place under this flow run."""
+        self._job, self._run, self._key, self._rows = job, job.run, artifact_key(job.run), {}
 
     def _publish(self, iteration: int, rows: dict[int, dict[str, float]]) -> None:
         table = [{"metric": name, "value": value} for name, value in sorted(rows[iteration].items())]

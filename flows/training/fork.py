@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 from flows.console.errors import UserError
@@ -10,7 +11,9 @@ from flows.run.records import check_settings, find_known, new_run
 from flows.settings.load import stored_settings
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from schemas.records.run_kind import ForkKind
+from schemas.records.update import UpdateReport
 from schemas.settings.root import Settings
+from storage.database.stage_rows import file_of
 from storage.runs.forks import share_stage
 from storage.runs.hashes import hash_of
 from storage.runs.lock import RunLock
@@ -21,10 +24,19 @@ from storage.storage import Storage
 _KEPT = ("path", "tuning", "lora_rank", "lora_alpha", "lora_targets", "dtype")
 
 
-def fork_run(storage: Storage, source: str, run: str, settings: Settings) -> None:
+def fork_run(
+    storage: Storage,
+    source: str,
+    run: str,
+    settings: Settings,
+    version: int | None = None,
+    *,
+    holds_source: bool = False,
+) -> None:
     """Make `run` a fork of `source`, ready to be trained; one that is there already with these settings stays.
 
-    It has the source's weights and optimiser after its last update, as links, and a ledger of its own from there.
+    It has the source's weights and optimiser after its last update, or after the update that made `version`, as links,
+    and a ledger of its own from there. holds_source: the caller has the source's lock.
     Raises UserError for settings that cannot go on from there and for a name that is taken, RunLockedError while
     another process works on either run.
     """
@@ -38,16 +50,17 @@ def fork_run(storage: Storage, source: str, run: str, settings: Settings) -> Non
         if known is not None:
             check_settings(known, settings, flag="--fork")
         else:
-            with RunLock(storage.workspace, source):
-                update = _starting_point(storage, record, settings)
+            done = record.policy_version if version is None else version
+            with nullcontext() if holds_source else RunLock(storage.workspace, source):
+                update = _starting_point(storage, record, settings, done)
                 share_stage(storage.ledger, storage.artifacts, update, run)
-            kind = ForkKind(source=source, first_iteration=record.policy_version + 1)
-            storage.create_run(new_run(run, settings, kind, record.policy_sha256))
+            (report,) = storage.artifacts.read_records(file_of(update, "update"), UpdateReport)
+            kind = ForkKind(source=source, first_iteration=done + 1)
+            storage.create_run(new_run(run, settings, kind, report.policy_sha256))
 
 
-def _starting_point(storage: Storage, record: RunRecord, settings: Settings) -> StageRecord:
-    """Return the source's last update; UserError when these settings cannot go on from it."""
-    done = record.policy_version
+def _starting_point(storage: Storage, record: RunRecord, settings: Settings, done: int) -> StageRecord:
+    """Return the source's update that made version `done`; UserError when these settings cannot go on from it."""
     key = StageKey(run=record.run, iteration=done, stage="update")
     update = storage.ledger.done(key) if done and record.trains else None
     if update is None:

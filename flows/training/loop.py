@@ -16,13 +16,16 @@ from flows.run.records import new_run
 from flows.run.status import tracked_status
 from flows.settings.load import describe_differences, setting_differences, stored_settings
 from flows.tracking.tracking import open_tracking
+from flows.training.alarms import Alarms, RollbackError
 from flows.training.checkpoints import first_iteration, retain_checkpoints
 from flows.training.iteration import Training
 from flows.training.job import Job, open_job
 from flows.training.numbers import iteration_numbers
+from flows.training.rollback import roll_back
 from flows.training.watch import Watch
-from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.records.ledger import RunRecord, RunWarning, StageKey, StageRecord
 from schemas.records.run_kind import TrainingKind
+from schemas.settings.added import FREE
 from schemas.settings.retrieval import REACH
 from schemas.settings.root import NothingLearntSettings, Settings
 from storage.disk.files import remove_leftovers
@@ -54,6 +57,12 @@ class RunHooks:
     def show(self, iteration: int, numbers: dict[str, float]) -> None:
         """Called with the figures of each iteration."""
 
+    def alarmed(self, alarm: RunWarning) -> None:
+        """Called when the run goes wrong."""
+
+    def goes_on(self, job: Job) -> None:
+        """Called when a fork takes the run's place."""
+
 
 def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: Reporter, resume: bool = False) -> str:
     """Train without Prefect and return the run's name; with `resume` the stored settings are used."""
@@ -64,39 +73,60 @@ def train_plain(settings: Settings | None, run: str, workspace: Path, reporter: 
 def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
     """Run all iterations that are not done; a run that exists continues where it stopped.
 
+    After an alarm under alarms.on_alarm 'rollback' a fork goes on in its place, while this process keeps both runs.
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
-    run, storage, hooks = job.run, job.storage, hooks or RunHooks()
-    lock = RunLock(storage.workspace, run)
+    hooks = hooks or RunHooks()
+    lock = RunLock(job.storage.workspace, job.run)
     with lock:
         hooks.held()
-        record = storage.find_run(run) if job.settings is None else _known_run(storage, run, job.settings)
-        if record is not None and not record.trains:
-            raise UserError(f"run '{run}' is {record.kind.title}, which trains nothing; choose another name")
-        settings = stored_settings(record) if record else job.settings
-        assert settings is not None, "a new run has settings"
-        with open_runtime(settings, run, storage, reporter) as live:
-            record = _checked(live, record)
-            training = Training.over(live, lock, record.iterations_done)
-            evaluate_start, iterate = hooks.parts(training)
-            # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
-            first = first_iteration(storage, settings, record)
-            start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
-            watch = Watch(live, training.runner.files, reporter.warned)
-            with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):
-                reporter.run_started(run, settings, first)
-                watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
-                tracking.show(first - 1)
-                for iteration in range(first, settings.iterations + 1):
-                    policy = iterate(iteration, policy, settings.evaluates_after(iteration))
-                    training.runner.files.forget()
-                    retain_checkpoints(storage, settings, run, iteration)
-                    numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
-                    hooks.show(iteration, numbers)
-                    reporter.iteration_done(iteration, numbers)
-                    tracking.show(iteration)
-                    watch.look_at(iteration)
-            reporter.run_done(run)
+        alarm = _drive(job, lock, reporter, hooks)
+        if alarm is not None:
+            successor = roll_back(job.storage, job.run, alarm, reporter)
+            hooks.goes_on(successor)
+            drive(successor, reporter, hooks)
+
+
+def _drive(job: Job, lock: RunLock, reporter: Reporter, hooks: RunHooks) -> RunWarning | None:
+    """Run the iterations of one run; the alarm where another run goes on in its place, else None."""
+    try:
+        _run_iterations(job, lock, reporter, hooks)
+    except RollbackError as wanted:
+        return wanted.alarm
+    return None
+
+
+def _run_iterations(job: Job, lock: RunLock, reporter: Reporter, hooks: RunHooks) -> None:
+    run, storage = job.run, job.storage
+    record = storage.find_run(run) if job.settings is None else _known_run(storage, run, job.settings)
+    if record is not None and not record.trains:
+        raise UserError(f"run '{run}' is {record.kind.title}, which trains nothing; choose another name")
+    settings = stored_settings(record) if record else job.settings
+    assert settings is not None, "a new run has settings"
+    with open_runtime(settings, run, storage, reporter) as live:
+        record = _checked(live, record)
+        training = Training.over(live, lock, record.iterations_done)
+        evaluate_start, iterate = hooks.parts(training)
+        # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
+        first = first_iteration(storage, settings, record)
+        start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
+        watch = Watch(live, training.runner.files, reporter.warned)
+        alarms = Alarms(live, training.runner.files, record, reporter.warned, hooks.alarmed)
+        with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):
+            reporter.run_started(run, settings, first)
+            watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
+            tracking.show(first - 1)
+            for iteration in range(first, settings.iterations + 1):
+                policy = iterate(iteration, policy, settings.evaluates_after(iteration))
+                training.runner.files.forget()
+                retain_checkpoints(storage, settings, run, iteration)
+                numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
+                hooks.show(iteration, numbers)
+                reporter.iteration_done(iteration, numbers)
+                tracking.show(iteration)
+                watch.look_at(iteration)
+                alarms.look_at(iteration)
+        reporter.run_done(run)
 
 
 def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:
@@ -133,7 +163,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
     """Return the record of a run with these settings, None when the name is free.
 
     How the retriever is reached may have changed, such as the address of a server, what is done where nothing is
-    learnt, the ranks, and the trackers: the record has the new settings.
+    learnt or a run goes wrong, the ranks, and the trackers: the record has the new settings.
     """
     try:
         record = storage.find_run(run)
@@ -141,7 +171,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
         return None
     is_same = record.settings_hash == settings.content_hash()
     former = stored_settings(record)
-    if is_same and (former.tracking, former.distributed) == (settings.tracking, settings.distributed):
+    if is_same and all(getattr(former, section) == getattr(settings, section) for section in FREE):
         return record
     if is_same or all(_may_change(name) for name, _, _ in setting_differences(record.settings_json, settings)):
         return record.model_copy(
@@ -156,7 +186,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
 
 
 def _may_change(name: str) -> bool:
-    return name in _MAY_CHANGE or name.partition(".")[0] in ("tracking", "distributed")
+    return name in _MAY_CHANGE or name.partition(".")[0] in FREE
 
 
 def _keep_settings(storage: Storage, record: RunRecord) -> None:

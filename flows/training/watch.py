@@ -7,8 +7,9 @@ from collections.abc import Callable
 from flows.console.errors import UserError
 from flows.run.live import Runtime
 from flows.run.stage_files import StageFiles
+from flows.training.said import Said
 from schemas.records.evaluation import EvaluationAnswer
-from schemas.records.ledger import RunWarning, StageRecord
+from schemas.records.ledger import RunWarning, StageRecord, WarningKind
 from sdsearch.evaluation.answering import Asking, fixed_sample, roll_out_once
 from sdsearch.training.nothing_learnt import (
     IterationFigures,
@@ -49,7 +50,7 @@ class Watch:
         self._runtime = runtime
         self._files = files
         self._settings = runtime.settings.nothing_learnt
-        self._tell = tell
+        self._said = Said(runtime.storage, runtime.run, *(_of_text(each) for each in tell))
 
     def look_at_start(self, evaluated: StageRecord, version: int) -> None:
         """Look at the first evaluation; an example is rolled out with the weights of `version`, which go on.
@@ -94,23 +95,21 @@ class Watch:
             return []
         return [IterationFigures(**row) for row in rows]
 
-    def _has_said(self, kind: str) -> bool:
+    def _has_said(self, kind: WarningKind) -> bool:
         """True for what the run's record holds; UserError where it is said again by ending the run again."""
-        said = [
-            known for known in self._runtime.storage.ledger.get_run(self._runtime.run).warnings if known.kind == kind
-        ]
-        if said and self._settings.action == "stop":
-            raise _stopped(self._runtime.run, said[0])
-        return bool(said)
+        said = self._said.find(kind)
+        if said is not None and self._settings.action == "stop":
+            raise _stopped(self._runtime.run, said)
+        return said is not None
 
     def _say(self, warning: RunWarning) -> None:
-        storage = self._runtime.storage
-        record = storage.ledger.get_run(self._runtime.run)
-        storage.update_run(record.model_copy(update={"warnings": (*record.warnings, warning)}))
-        for tell in self._tell:
-            tell(warning.text)
+        self._said.say(warning)
         if self._settings.action == "stop":
             raise _stopped(self._runtime.run, warning)
+
+
+def _of_text(tell: Callable[[str], None]) -> Callable[[RunWarning], None]:
+    return lambda warning: tell(warning.text)
 
 
 def _stopped(run: str, warning: RunWarning) -> UserError:

@@ -101,14 +101,30 @@ class StageHistory(Record):
         return tuple(attempt for attempt in self.attempts if attempt.status != "running")
 
 
-class RunWarning(Record):
-    """What was said of a run, once: a reason why nothing can be learnt from it."""
+WarningKind = Literal[
+    "no_protocol",
+    "no_mixed_group",
+    "no_query",
+    "no_gradient",
+    "nothing_found",
+    "em_fell",
+    "format_collapsed",
+    "length_collapsed",
+    "searches_collapsed",
+    "entropy_collapsed",
+    "sampler_gap_grew",
+    "rolled_back",
+]
 
-    kind: Literal["no_protocol", "no_mixed_group", "no_query", "no_gradient", "nothing_found"] = Field(
-        description="What was seen."
-    )
+
+class RunWarning(Record):
+    """What was said of a run, once: why nothing can be learnt from it, that it goes wrong, or where it went on."""
+
+    kind: WarningKind = Field(description="What was seen.")
     iteration: int = Field(description="Updates done when it was seen.")
     text: str = Field(description="One line: what was seen, and what to do.")
+    value: float | None = Field(default=None, description="The figure of an alarm, such as dev EM.")
+    compared_with: float | None = Field(default=None, description="What the figure was before: the best, or at first.")
 
 
 class RunRecord(Record):

@@ -30,6 +30,8 @@ ADDED: Final[dict[str, Any]] = {
     "evaluation.sets": {},
 }
 """The full name of each, and its default as JSON."""
+FREE: Final = ("tracking", "distributed", "alarms")
+"""The sections that change nothing of what a run computes, but for rounding: a run may go on with others."""
 
 
 def without_added(values: dict[str, Any]) -> dict[str, Any]:

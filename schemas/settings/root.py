@@ -13,7 +13,8 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from schemas.base import STORED, Positive, Section, hash_json
 from schemas.plugins import Names, Options
-from schemas.settings.added import without_added
+from schemas.settings.added import FREE, without_added
+from schemas.settings.alarms import AlarmSettings
 from schemas.settings.data import DataSettings
 from schemas.settings.distributed import DistributedSettings
 from schemas.settings.evaluation import EvaluatedSet, EvaluationSettings
@@ -170,15 +171,16 @@ class Settings(Section):
     distributed: DistributedSettings = DistributedSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     nothing_learnt: NothingLearntSettings = NothingLearntSettings()
+    alarms: AlarmSettings = AlarmSettings()
     storage: StorageSettings = StorageSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def content_hash(self) -> str:
-        """Return the hash of all settings but trackers and ranks, with which a run may go on as it likes.
+        """Return the hash of all settings but trackers, ranks and alarms, with which a run may go on as it likes.
 
         One that was added after runs were made changes it by its value alone.
         """
-        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking", "distributed"})))
+        return hash_json(without_added(self.model_dump(mode="json", exclude=set(FREE))))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from schemas.settings.added import FREE
 from schemas.settings.strength import RetireSchedule
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def effective(settings: Settings) -> Settings:
             if name != "distillation.enabled":
                 changes.setdefault(section, {})[field] = _default(settings, name)
     sections = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
-    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage", "distributed", "tracking")}
+    untrained = {name: type(getattr(settings, name))() for name in ("evaluation", "storage", *FREE)}
     return settings.model_copy(update={**sections, **untrained})
 
 

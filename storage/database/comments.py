@@ -17,7 +17,7 @@ import duckdb
 from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock
-from schemas.records.ledger import RunRecord, StageKey, StageRecord
+from schemas.records.ledger import RunRecord, RunWarning, StageKey, StageRecord
 from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
 from schemas.records.reports import RetrievalReport, SamplingReport
@@ -28,6 +28,7 @@ from schemas.records.update import StepReport, UpdateReport
 
 RECORDS: Final[dict[str, tuple[type[Record], ...]]] = {
     "runs": (RunRecord,),
+    "warnings": (RunWarning,),
     "stages": (StageRecord,),
     "questions": (Question,),
     "groups": (Group,),

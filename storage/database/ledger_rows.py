@@ -20,6 +20,12 @@ def run_rows(record: RunRecord) -> pa.Table:
     return pa.Table.from_pylist([{**_plain(record), **kind}], schema=table_schemas()["runs"])
 
 
+def warning_rows(record: RunRecord) -> pa.Table:
+    """Return a row for each warning that was said of a run."""
+    rows = [{"run": record.run, **warning.model_dump()} for warning in record.warnings]
+    return pa.Table.from_pylist(rows, schema=table_schemas()["warnings"])
+
+
 def run_of(row: Mapping[str, Any]) -> RunRecord:
     """Return the record that a row of `runs` was made from, but for its warnings."""
     columns = dict(row)

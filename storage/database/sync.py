@@ -20,7 +20,7 @@ import pyarrow as pa
 from schemas.commands import command
 from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from storage.database.connection import Database
-from storage.database.ledger_rows import run_of, run_rows, stage_of, stage_rows
+from storage.database.ledger_rows import run_of, run_rows, stage_of, stage_rows, warning_rows
 from storage.database.rows import SHARED_TABLES, STAGE_TABLES, StageRows
 from storage.database.tables import insert, insert_new
 from storage.errors import (
@@ -202,4 +202,6 @@ def _present(connection: duckdb.DuckDBPyConnection, keys: Sequence[StageKey]) ->
 def _put_runs(connection: duckdb.DuckDBPyConnection, records: Iterable[RunRecord]) -> None:
     for record in records:
         connection.execute("DELETE FROM runs WHERE run = ?", [record.run])
+        connection.execute("DELETE FROM warnings WHERE run = ?", [record.run])
         insert(connection, "runs", run_rows(record))
+        insert(connection, "warnings", warning_rows(record))

@@ -83,10 +83,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/sdsearch/training/test_missing_logprobs.py",
     ),
     "sdsearch/credit/retries.py": ("tests/golden/test_retries.py",),
+    "sdsearch/training/alarms.py": ("tests/sdsearch/training/test_alarms.py",),
     "sdsearch/credit/filtering.py": ("tests/golden/test_filter.py",),
     "sdsearch/data/curriculum.py": ("tests/sdsearch/data/test_curriculum.py",),
     "sdsearch/training/update.py": (
         "tests/golden/test_retries.py",
+        "tests/golden/test_filter.py",
         "tests/golden/test_steps_against_naive.py",
         "tests/sdsearch/training/test_update.py",
     ),

@@ -29,6 +29,17 @@ COMMENT ON TABLE runs IS 'One row a run: its settings and where it stands.';
 COMMENT ON COLUMN runs.source IS 'The run that a fork continues from, a replay takes its rollouts from, or an evaluation takes its policy from; empty for a run that trains from the start and for the evaluation of a model.';
 COMMENT ON COLUMN runs.first_iteration IS '1, or where a replay or a fork begins.';
 
+CREATE TABLE warnings (
+    run VARCHAR NOT NULL,
+    iteration INTEGER NOT NULL,
+    kind VARCHAR NOT NULL,
+    value DOUBLE,
+    compared_with DOUBLE,
+    text VARCHAR NOT NULL,
+    PRIMARY KEY (run, kind)
+);
+COMMENT ON TABLE warnings IS 'One row a kind of warning that was said of a run: nothing learnt, alarms, rollbacks.';
+
 CREATE TABLE stages (
     run VARCHAR NOT NULL,
     iteration INTEGER NOT NULL,

@@ -112,8 +112,14 @@ RUNS = {
         "hindsight.own_query=paraphrase",
         "distillation.teacher=ema",
         "distillation.clip=own",
+        "grpo.filter=zero_advantage",
     ],
-    "unlabelled": ["hindsight.contrast=unlabelled", "hindsight.own_query=drop", "distillation.form=advantage"],
+    "unlabelled": [
+        "hindsight.contrast=unlabelled",
+        "hindsight.own_query=drop",
+        "distillation.form=advantage",
+        "grpo.filter=resample",
+    ],
 }
 
 

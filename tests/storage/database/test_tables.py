@@ -73,7 +73,7 @@ def one_row(database: Database, sql: str) -> dict[str, object]:
 
 def test_every_table_belongs_to_one_stage_to_the_ledger_or_to_the_prepared_questions() -> None:
     owned = [name for tables in (*STAGE_TABLES.values(), *SHARED_TABLES.values()) for name in tables]
-    assert sorted([*owned, "runs", "stages", "workspace", "question_sets", "prepared_questions"]) == sorted(
+    assert sorted([*owned, "runs", "warnings", "stages", "workspace", "question_sets", "prepared_questions"]) == sorted(
         table_schemas()
     )
 

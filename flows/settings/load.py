@@ -16,6 +16,7 @@ from flows.console.errors import UserError
 from flows.plugins.check import complete_options
 from flows.settings.layers import Layer, file_layers, leaves, merge
 from flows.settings.model_folder import as_tree, model_settings
+from flows.settings.template_files import with_template_text
 from flows.settings.toml_files import SUFFIX
 from schemas.commands import parse_value
 from schemas.records.ledger import RunRecord
@@ -93,6 +94,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str], source: st
 
 def _validated(values: dict[str, Any], source: str) -> Settings:
     try:
+        values = with_template_text(values)
         # As JSON, since strict validation (no '5' for 5) takes arrays for tuples there alone.
         settings = Settings.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:

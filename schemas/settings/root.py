@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from schemas.base import STORED, Positive, Section, hash_json
 from schemas.plugins import Names, Options
@@ -29,6 +29,7 @@ from schemas.settings.retrieval import DenseRetrievalSettings, RetrievalSettings
 from schemas.settings.rules import broken_rules
 from schemas.settings.sampling import SamplingSettings, TransformersSamplerSettings
 from schemas.settings.strength import planned_weight
+from schemas.settings.templates import check_template, template_title
 from schemas.settings.tracking import TrackingSettings
 
 __all__ = [
@@ -83,7 +84,11 @@ class RolloutSettings(Section):
     """Caps and sampling of a rollout (paper, section 4)."""
 
     group_size: Annotated[int, Field(ge=2)] = Field(default=5, description="Rollouts per question, G (paper).")
-    template: Literal["compact", "instruct"] = Field(default="instruct", description="Prompt wording (ours).")
+    template: Annotated[str, AfterValidator(check_template)] = Field(
+        default="instruct",
+        description="Prompt wording: 'compact', 'instruct', 'few_shot' with two worked examples, or the path of a text "
+        "file with {question} in it, whose text is kept (ours).",
+    )
     protocol: Annotated[str, Names("protocol")] = Field(
         default="tags",
         description="How the policy searches and answers: 'tags' (relative), 'search_r1' and 'autorefine' as their "
@@ -115,9 +120,9 @@ class RolloutSettings(Section):
     def wording(self) -> str:
         """What identifies the words around a question: the template, the protocol and its options."""
         if self.protocol == "tags":
-            return self.template
+            return template_title(self.template)
         options = f" {json.dumps(self.protocol_options, sort_keys=True, default=str)}" if self.protocol_options else ""
-        return f"{self.protocol} {self.template}{options}"
+        return f"{self.protocol} {template_title(self.template)}{options}"
 
 
 class NothingLearntSettings(Section):

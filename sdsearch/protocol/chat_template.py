@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from schemas.errors import UserError, library_errors
 from sdsearch.protocol.tokens import encode
 
+PROBE: Final = "probe"
 WHERE: Final = "the chat template of model.path's tokenizer"
 REMEDY: Final = "correct chat_template in that folder, or choose another model.path"
 # Nothing that stands in a message may be changed, and neither its length nor its words may matter.
@@ -73,7 +74,8 @@ class ToolFrame:
     opening: str  # Between that token and the tool's reply.
     closing: str  # After the reply, to the start of the policy's next turn.
     escapes: bool  # True where the reply is written as a JSON string.
-    call: str  # The call of a search for 'probe', as the template writes it.
+    call: str  # The call of a search for PROBE, as the template writes it.
+    thinks: bool  # True where the policy's turns begin with a thought of their own.
 
     def reply(self, text: str) -> str:
         """Return a reply's text as the template writes it."""
@@ -110,7 +112,8 @@ def tool_frame(tokenizer: PreTrainedTokenizerBase, thinking: bool | None, strict
     ended = before.rpartition(call)[2]
     if not found or not ended.startswith(end):
         raise UserError(f"{WHERE}: a tool's reply is not in the prompt as it is, after the call; {REMEDY}")
-    frame = ToolFrame(head, tail, end, end_id, ended.removeprefix(end), closing, escapes, call)
+    thinks = "</think>" in tokenizer.get_chat_template() and "</think>" not in tail
+    frame = ToolFrame(head, tail, end, end_id, ended.removeprefix(end), closing, escapes, call, thinks)
     if strict:
         _compare(tokenizer, frame, arguments)
     return frame
@@ -128,7 +131,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any
 
 def _written_call(tokenizer: PreTrainedTokenizerBase, end: str, arguments: Mapping[str, Any]) -> str:
     """Return a call as the template writes it, without any thinking before it."""
-    function = {"name": "search", "arguments": {"query": "probe"}}
+    function = {"name": "search", "arguments": {"query": PROBE}}
     asked = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
     question = "\u241eQ\u241e"
     rendered = _render(tokenizer, [_user(question), asked], {**arguments, "add_generation_prompt": False})
@@ -142,8 +145,7 @@ def _written_call(tokenizer: PreTrainedTokenizerBase, end: str, arguments: Mappi
 
 def _compare(tokenizer: PreTrainedTokenizerBase, frame: ToolFrame, arguments: Mapping[str, Any]) -> None:
     """Raise UserError where the turns put together are not what the template renders of the conversation."""
-    thinks = "</think>" in tokenizer.get_chat_template() and "</think>" not in frame.tail
-    turns = [f"{_THOUGHT if thinks else ''}{frame.call}"] * 2
+    turns = [f"{_THOUGHT if frame.thinks else ''}{frame.call}"] * 2
     replies = ["First reply.", "Second reply."]
     messages, joined = [_user("Q")], f"{frame.head}Q{frame.tail}"
     for turn, reply in zip(turns, replies, strict=True):

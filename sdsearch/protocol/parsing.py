@@ -39,6 +39,12 @@ def parse_action(text: str) -> Action:
     return Search(query=content) if is_search else Answer(answer=content)
 
 
+def write_in_tags(action: Search | Answer, thought: str) -> str:
+    """Return `<think> thought </think>` and the action in its tags on the next line."""
+    name, content = ("search", action.query) if isinstance(action, Search) else ("answer", action.answer)
+    return f"<think> {thought} </think>\n<{name}> {content} </{name}>"
+
+
 class TagProtocol(ActionProtocol):
     """`<search> query </search>` and `<answer> answer </answer>` (Search-R1, AutoRefine)."""
 
@@ -56,6 +62,10 @@ class TagProtocol(ActionProtocol):
     def parse(self, text: str) -> Action:
         """As `parse_action`."""
         return parse_action(text)
+
+    def write(self, tokenizer: PreTrainedTokenizerBase, action: Search | Answer, thought: str) -> str:
+        """Return thought and action in their tags, a line each."""
+        return write_in_tags(action, thought)
 
     def query_span(self, text: str) -> tuple[int, int]:
         """Return what lies between `<search>` and `</search>` (paper, section 3)."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.base import Section
 from schemas.records.passage import SearchHit
-from schemas.records.rollout import Action, MalformedReason, StopReason
+from schemas.records.rollout import Action, Answer, MalformedReason, Search, StopReason
 from schemas.settings.root import RolloutSettings
 from sdsearch.plugins import PluginError, open_plugin
 
@@ -60,6 +60,20 @@ class ActionProtocol(Section):
     @abstractmethod
     def query_span(self, text: str) -> tuple[int, int]:
         """Return [start, end) of the query in the text of a turn that is a search: its tokens are what is distilled."""
+
+    def write(self, tokenizer: PreTrainedTokenizerBase, action: Search | Answer, thought: str) -> str:
+        """Return a turn that asks for this after a thought: what examples and demonstrations show.
+
+        `parse` reads the action from it again. PluginError where the protocol cannot say.
+        """
+        raise PluginError(
+            f"rollout.protocol: {type(self).__name__} cannot write a turn, which rollout.template 'few_shot' and "
+            "'sdsearch warmup' need; give it a method write(tokenizer, action, thought)"
+        )
+
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return what the policy writes after an action to end its turn; nothing where a stop ends it."""
+        return ""
 
     def wording(self, template: str) -> tuple[str, str]:
         """Return what stands before and after a question: with 'instruct' the instructions too."""

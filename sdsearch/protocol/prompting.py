@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import MalformedReason, Observation
 from schemas.records.run_inputs import PromptFrame
+from schemas.settings.templates import EXAMPLES, INSTRUCTIONS, QUESTION
 from sdsearch.protocol.chat_template import message_frame
+from sdsearch.protocol.examples import worked_examples
 from sdsearch.protocol.parsing import TAG_PROTOCOL
 from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.tokens import encode, encode_between, encode_foreign, foreign_lengths
-
-TemplateName = Literal["compact", "instruct"]
 
 
 class PromptTokens(NamedTuple):
@@ -31,7 +31,7 @@ class PromptTokens(NamedTuple):
 
 def render_frame(
     tokenizer: PreTrainedTokenizerBase,
-    template: TemplateName,
+    template: str,
     protocol: ActionProtocol = TAG_PROTOCOL,
     wording: str = "",
 ) -> PromptFrame:
@@ -41,7 +41,7 @@ def render_frame(
     role tokens, begin-of-text). Raises UserError for a template that fails, or does not put the message as it is in
     one place with the same text around it.
     """
-    before, after = protocol.wording(template)
+    before, after = _wording(tokenizer, template, protocol)
     head, tail = protocol.message_frame(tokenizer) or message_frame(tokenizer)
     return PromptFrame(
         template=wording or template,
@@ -52,6 +52,21 @@ def render_frame(
         before_token_ids=tuple(encode(tokenizer, before)),
         after_token_ids=tuple(encode(tokenizer, after + tail)),
     )
+
+
+def _wording(tokenizer: PreTrainedTokenizerBase, template: str, protocol: ActionProtocol) -> tuple[str, str]:
+    """Return what stands before and after a question by a template's name, or by its text with the question in it."""
+    if template in ("compact", "instruct"):
+        return protocol.wording(template)
+    if template == "few_shot":
+        before, after = protocol.wording("instruct")
+        asked = before.removeprefix(protocol.instructions)
+        return f"{protocol.instructions.rstrip()}\n{worked_examples(tokenizer, protocol)}{asked}", after
+    filled = template.replace(INSTRUCTIONS, protocol.instructions)
+    if EXAMPLES in filled:
+        filled = filled.replace(EXAMPLES, worked_examples(tokenizer, protocol))
+    before, _, after = filled.partition(QUESTION)
+    return before, after
 
 
 def render_prompt(

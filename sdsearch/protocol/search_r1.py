@@ -11,8 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
+from transformers import PreTrainedTokenizerBase
+
 from schemas.records.passage import SearchHit
 from schemas.records.rollout import Action, Answer, Malformed, MalformedReason, Search, StopReason
+from sdsearch.protocol.parsing import write_in_tags
 from sdsearch.protocol.ports import ActionProtocol
 
 _ACTION: Final = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
@@ -48,6 +51,10 @@ class SearchR1(ActionProtocol):
         if found[1] == "search":
             return Search(query=content) if content else Malformed(reason="empty_query")
         return Answer(answer=content) if content else Malformed(reason="empty_answer")
+
+    def write(self, tokenizer: PreTrainedTokenizerBase, action: Search | Answer, thought: str) -> str:
+        """Return thought and action in their tags, a line each."""
+        return write_in_tags(action, thought)
 
     def query_span(self, text: str) -> tuple[int, int]:
         """Return what lies between the tags of the action."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from schemas.records.rollout import Action, Answer, Malformed, Search, StopReason
-from sdsearch.protocol.chat_template import tool_frame
+from sdsearch.protocol.chat_template import PROBE, escape, tool_frame
 from sdsearch.protocol.ports import ActionProtocol, ReplyFrame
 
 _CALL, _CALL_END, _PYTHON = "<tool_call>", "</tool_call>", "<|python_tag|>"
@@ -36,6 +36,7 @@ class ToolCall(ActionProtocol):
 
     stops: ClassVar[Mapping[str, StopReason]] = {}
     tags: ClassVar[tuple[str, ...]] = ("think", "tool_call", "tool_response", "tools", "answer")
+    documents: ClassVar[tuple[str, str]] = ("\n<tool_response>\n", "\n</tool_response>\n")  # Of worked examples.
     instructions: ClassVar[str] = (
         "Answer the question below. If you lack knowledge, call the search tool, one call at a time; search as often "
         "as you need. When no more knowledge is needed, give only the answer inside <answer> and </answer>, without "
@@ -65,6 +66,20 @@ class ToolCall(ActionProtocol):
         call = _read_call(text, *_said(text))
         assert isinstance(call, _Call), "a search has a call"
         return call.span
+
+    def write(self, tokenizer: PreTrainedTokenizerBase, action: Search | Answer, thought: str) -> str:
+        """Return the call as the template writes it, or the answer; the thought stands before it where it thinks."""
+        frame = tool_frame(tokenizer, self.thinking, self.strict)
+        said = (
+            frame.call.replace(PROBE, escape(action.query))
+            if isinstance(action, Search)
+            else f"<answer> {action.answer} </answer>"
+        )
+        return f"<think>\n{thought}\n</think>\n\n{said}" if frame.thinks else said
+
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the token that ends a turn."""
+        return tool_frame(tokenizer, self.thinking, self.strict).end
 
     def wording(self, template: str) -> tuple[str, str]:
         """End with the question: some templates drop blanks at a message's end."""

@@ -114,8 +114,9 @@ def _why_no_turn(turn: Turn) -> str:
 
 def _remedy(generation: Generation, template: str) -> str:
     longer = "raise rollout.max_new_tokens, which cut this turn; or " if generation.stop_reason == "length" else ""
-    asked = "set rollout.template = 'instruct', which explains the protocol; or " if template != "instruct" else ""
-    return f"{longer}{asked}take a policy that knows the protocol (docs/how-to/nothing-learnt.md)"
+    asked = "set rollout.template = 'instruct', which explains the protocol; or " if template == "compact" else ""
+    shown = "" if template == "few_shot" else "set rollout.template = 'few_shot', which shows it at work; or "
+    return f"{longer}{asked}{shown}teach it by 'sdsearch warmup' (docs/how-to/warmup.md)"
 
 
 def _short(text: str) -> str:

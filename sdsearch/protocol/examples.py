@@ -1,4 +1,4 @@
-"""Two worked examples, written in any protocol's words: what `rollout.template = "few_shot"` shows before the question."""
+"""Two worked examples in any protocol's words: what `rollout.template = "few_shot"` shows before the question."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _CLOSING: Final = "Now answer this question in the same way.\n"
 
 
 def worked_examples(tokenizer: PreTrainedTokenizerBase, protocol: ActionProtocol) -> str:
-    """Return the examples as text, with a line that leads back to the task; PluginError as of `ActionProtocol.write`."""
+    """Return the examples as text and a line that leads back to the task; PluginError as of `ActionProtocol.write`."""
     return f"{_OPENING}{''.join(f'{_written(tokenizer, protocol, e)}{chr(10) * 2}' for e in EXAMPLES)}{_CLOSING}"
 
 

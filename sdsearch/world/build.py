@@ -19,6 +19,7 @@ from sdsearch.retrieval.ports import Retriever
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.transformers_sampler import TransformersSampler
 from sdsearch.seeds import derive_seed
+from sdsearch.training.supervised import Batch, bucket
 from sdsearch.world import load_passages, load_questions
 from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
@@ -28,10 +29,11 @@ from sdsearch.world.demonstrations import (
     Stage,
     answer_text,
     make_demonstration,
+    mini_layout,
     turn_text,
 )
 from sdsearch.world.markup import NameSource, QuestionPlan, load_marked_world, unmark
-from sdsearch.world.pretrain import Batch, bucket, pretrain
+from sdsearch.world.pretrain import pretrain
 from sdsearch.world.probe import (
     BlockFigures,
     PlainFigures,
@@ -92,7 +94,7 @@ def build_mini(
     book = QueryBook(world, plans, retriever, Random(derive_seed(seed, "queries")))
     progress(BuildProgress("tokenizer", 0, 1, None))
     tokenizer = train_tokenizer(_tokenizer_texts(passages, plans, book, Random(derive_seed(seed, "tokenizer"))))
-    stage = Stage(world, book, tokenizer, NameSource(tokenizer, world))
+    stage = Stage(world, book, mini_layout(tokenizer), NameSource(tokenizer, world))
     model = make_mini_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
     _train(model, stage, plans, seed, progress, num_steps)
     return model, tokenizer
@@ -116,7 +118,7 @@ def train_reader(
     for num_passages in (1, PASSAGES_PER_QUERY):
         progress(BuildProgress(f"queries, {num_passages} passages each", 0, 1, None))
         book = QueryBook(world, plans, retriever, Random(derive_seed(seed, "queries")), num_passages)
-        stages.append(Stage(world, book, tokenizer, names))
+        stages.append(Stage(world, book, mini_layout(tokenizer), names))
     torch.manual_seed(seed)
     batches = _reader_batches(stages, plans, Random(derive_seed(seed, "reader")))
     for report in pretrain(model, batches, num_steps, _READER_RATE):

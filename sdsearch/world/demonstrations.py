@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.records.hindsight import HindsightAttempt, Label
 from schemas.records.passage import Passage, SearchHit
-from sdsearch.credit.block_text import encode_block, neutralise
-from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
-from sdsearch.protocol.tokens import encode
+from schemas.records.rollout import Answer, Search
+from sdsearch.credit.block_text import neutralise
+from sdsearch.protocol.parsing import TAG_PROTOCOL, write_in_tags
+from sdsearch.protocol.prompting import render_frame
+from sdsearch.training.supervised import Demonstration, Layout, demonstrate
 from sdsearch.world.markup import MarkedWorld, NameSource, QuestionPlan, Renaming
 from sdsearch.world.scripts import (
     Candidate,
@@ -39,13 +41,6 @@ _KEEP_NAMES_SHARE = 0.2
 _THOUGHT_FIRST, _THOUGHT_NEXT, _THOUGHT_ANSWER = "I need facts.", "I search on.", "I can answer."
 
 
-class Demonstration(NamedTuple):
-    """Token ids and each one's weight in the loss, aligned."""
-
-    token_ids: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
 class Scene(NamedTuple):
     """What is told: a question, the attempts shown before it (None: no block), and the script to imitate."""
 
@@ -61,19 +56,30 @@ class Stage:
 
     world: MarkedWorld
     book: QueryBook
-    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
     names: NameSource
+    reply_share: float = _DOCUMENT_SHARE
+    """Share of a reply's tokens that are trained on too."""
+
+
+def mini_layout(tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Return the layout in which the mini policy is trained."""
+    frame = render_frame(tokenizer, "compact")
+    return Layout(tokenizer, TAG_PROTOCOL, frame, MAX_OBSERVATION_TOKENS, MAX_BLOCK_TOKENS)
 
 
 def turn_text(query: str, is_first: bool) -> str:
-    """Return a search turn as the policy writes it; its thought says nothing about the query's quality."""
-    thought = _THOUGHT_FIRST if is_first else _THOUGHT_NEXT
-    return f"<think> {thought} </think>\n<search> {query} </search>"
+    """Return a search turn as the mini policy writes it; its thought says nothing about the query's quality."""
+    return write_in_tags(Search(query=query), _thought(is_first))
 
 
 def answer_text(answer: str) -> str:
-    """Return an answer turn as the policy writes it."""
-    return f"<think> {_THOUGHT_ANSWER} </think>\n<answer> {answer} </answer>"
+    """Return an answer turn as the mini policy writes it."""
+    return write_in_tags(Answer(answer=answer), _THOUGHT_ANSWER)
+
+
+def _thought(is_first: bool) -> str:
+    return _THOUGHT_FIRST if is_first else _THOUGHT_NEXT
 
 
 def make_demonstration(stage: Stage, plan: QuestionPlan, kind: DemonstrationKind, random: Random) -> Demonstration:
@@ -90,20 +96,19 @@ def make_scene(stage: Stage, plan: QuestionPlan, kind: DemonstrationKind, random
 
 def encode_scene(stage: Stage, scene: Scene, renaming: Renaming, random: Random) -> Demonstration:
     """Return the scene as tokens: block, prompt, then turn by turn the policy's text and the documents."""
-    tokenizer = stage.tokenizer
-    prompt = render_prompt(tokenizer, renaming.apply(scene.plan.question), render_frame(tokenizer, "compact"))
-    token_ids = [*prompt.head, *_encode_attempts(tokenizer, scene, renaming), *prompt.body]
-    weights = [0.0] * len(token_ids)
-    for author, span_ids in _encode_turns(stage, scene, renaming):
-        token_ids.extend(span_ids)
-        weights.extend([1.0] * len(span_ids) if author == "policy" else _document_weights(len(span_ids), random))
-    return Demonstration(tuple(token_ids), tuple(weights))
+    return demonstrate(
+        stage.layout,
+        renaming.apply(scene.plan.question),
+        _attempts(scene, renaming),
+        _turns(stage, scene, renaming),
+        lambda num_tokens: _reply_weights(num_tokens, stage.reply_share, random),
+    )
 
 
-def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming: Renaming) -> list[int]:
+def _attempts(scene: Scene, renaming: Renaming) -> list[HindsightAttempt] | None:
     if scene.attempts is None:
-        return []
-    attempts = [
+        return None
+    return [
         HindsightAttempt(
             rollout_index=position,
             label=label,
@@ -111,33 +116,33 @@ def _encode_attempts(tokenizer: PreTrainedTokenizerBase, scene: Scene, renaming:
         )
         for position, (queries, label) in enumerate(scene.attempts)
     ]
-    return encode_block(tokenizer, attempts, MAX_BLOCK_TOKENS).token_ids
 
 
-def _document_weights(num_tokens: int, random: Random) -> list[float]:
+def _reply_weights(num_tokens: int, share: float, random: Random) -> list[float]:
     """Give a few document tokens a weight: enough to learn the texts' wording, cheap in logits."""
-    return [_DOCUMENT_WEIGHT * (random.random() < _DOCUMENT_SHARE) for _ in range(num_tokens)]
+    return [_DOCUMENT_WEIGHT * (random.random() < share) for _ in range(num_tokens)]
 
 
-def _encode_turns(
-    stage: Stage, scene: Scene, renaming: Renaming
-) -> Iterator[tuple[Literal["policy", "environment"], Sequence[int]]]:
+def _turns(stage: Stage, scene: Scene, renaming: Renaming) -> Iterator[tuple[str, Sequence[SearchHit] | None]]:
+    """Yield each turn's text with what its search found; one after another, since renaming draws as it goes."""
+    tokenizer, protocol = stage.layout.tokenizer, stage.layout.protocol
+    end = protocol.turn_end(tokenizer)
     for position, turn in enumerate(scene.script.turns):
-        yield "policy", encode(stage.tokenizer, turn_text(renaming.apply(turn.query), position == 0))
+        search = Search(query=renaming.apply(turn.query))
+        text = protocol.write(tokenizer, search, _thought(position == 0)) + end
         is_last = position == len(scene.script.turns) - 1
-        if scene.answers or not is_last:
-            yield "environment", _encode_hits(stage, turn.hits, renaming)
+        yield text, _hits(stage, turn.hits, renaming) if scene.answers or not is_last else None
     if scene.answers:
-        yield "policy", encode(stage.tokenizer, answer_text(renaming.apply(scene.script.answer)))
+        answer = Answer(answer=renaming.apply(scene.script.answer))
+        yield protocol.write(tokenizer, answer, _THOUGHT_ANSWER) + end, None
 
 
-def _encode_hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> tuple[int, ...]:
+def _hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> list[SearchHit]:
     marked = [(hit, stage.world.passages[hit]) for hit in hits]
-    found = [
+    return [
         SearchHit(passage=Passage(id=hit, title=renaming.apply(p.title), text=renaming.apply(p.text)), score=1.0)
         for hit, p in marked
     ]
-    return render_documents(stage.tokenizer, found, MAX_OBSERVATION_TOKENS).token_ids
 
 
 def _plain_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:

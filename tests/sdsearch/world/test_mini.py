@@ -22,18 +22,19 @@ from schemas.records.rollout import Answer, Search
 from sdsearch.protocol.parsing import parse_action
 from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
 from sdsearch.protocol.tokens import decode, encode_foreign
+from sdsearch.training.supervised import Demonstration, bucket, learning_rate_at, weighted_loss
 from sdsearch.world import build
 from sdsearch.world.architecture import make_mini_model
 from sdsearch.world.demonstrations import (
     MAX_OBSERVATION_TOKENS,
-    Demonstration,
     Scene,
     Stage,
     encode_scene,
     make_scene,
+    mini_layout,
 )
 from sdsearch.world.markup import Hop, MarkedPassage, MarkedWorld, NameSource, QuestionPlan, Renaming, slots, unmark
-from sdsearch.world.pretrain import bucket, learning_rate_at, pretrain, weighted_loss
+from sdsearch.world.pretrain import pretrain
 from sdsearch.world.probe import Estimate
 from sdsearch.world.scripts import QueryBook, Script, ScriptedTurn, label_script, write_script
 from sdsearch.world.tokenizer import PAD, TAG_TOKENS, train_tokenizer
@@ -100,7 +101,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _stage() -> Stage:
     world = MarkedWorld(_passages(), tuple(_plans()))
     book = QueryBook(world, world.plans, _WordRetriever(world), Random(0))
-    return Stage(world, book, _tokenizer(), NameSource(_tokenizer(), world))
+    return Stage(world, book, mini_layout(_tokenizer()), NameSource(_tokenizer(), world))
 
 
 def _scenes(kind: str, num: int = 60) -> list[Scene]:

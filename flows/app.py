@@ -30,6 +30,7 @@ from flows.screen.commands import screen
 from flows.settings.commands import config_app
 from flows.study.commands import study
 from flows.training.commands import join, resume, train
+from flows.warmup.commands import warmup
 from sdsearch.plugins import blaming_plugins
 
 # Bars and hints of libraries would break the program's own output; torch's threads, while they wait in a spin, starve
@@ -48,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SD-Search: on-policy hindsight self-distillation for search-augmented reasoning (arXiv 2605.18299).",
 )
-WORKING: tuple[Callable[..., None], ...] = (train, resume, join, replay, screen, study, evaluate)
+WORKING: tuple[Callable[..., None], ...] = (train, resume, join, warmup, replay, screen, study, evaluate)
 READING: tuple[Callable[..., None], ...] = (
     ask,
     doctor,

@@ -156,6 +156,10 @@ class Workspace:
         """The folder of a screening's files."""
         return self.root / "screens" / validate_run_name(name)
 
+    def warmup_folder(self, name: str) -> Path:
+        """The folder of a warm-up's record, checkpoints and policy."""
+        return self.root / "warmups" / validate_run_name(name)
+
     @property
     def studies(self) -> Path:
         """The folder of the studies."""

@@ -15,7 +15,9 @@ def with_template_text(values: dict[str, Any]) -> dict[str, Any]:
     A path is relative to the current folder. UserError for a file that cannot be read as text.
     """
     rollout = values.get("rollout")
-    name = rollout.get("template") if isinstance(rollout, dict) else None
+    if not isinstance(rollout, dict):
+        return values
+    name = rollout.get("template")
     if not isinstance(name, str) or not name.strip() or name in TEMPLATES or QUESTION in name:
         return values
     try:

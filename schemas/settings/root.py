@@ -31,6 +31,7 @@ from schemas.settings.sampling import SamplingSettings, TransformersSamplerSetti
 from schemas.settings.strength import planned_weight
 from schemas.settings.templates import check_template, template_title
 from schemas.settings.tracking import TrackingSettings
+from schemas.settings.warmup import WarmupSettings
 
 __all__ = [
     "STORED",
@@ -179,13 +180,22 @@ class Settings(Section):
     alarms: AlarmSettings = AlarmSettings()
     storage: StorageSettings = StorageSettings()
     tracking: TrackingSettings = TrackingSettings()
+    warmup: WarmupSettings = WarmupSettings()
 
     def content_hash(self) -> str:
+<<<<<<< HEAD
         """Return the hash of all settings but trackers, ranks and alarms, with which a run may go on as it likes.
 
         One that was added after runs were made changes it by its value alone.
         """
         return hash_json(without_added(self.model_dump(mode="json", exclude=set(FREE))))
+=======
+        """Return the hash of all settings but trackers, ranks and the warm-up, with which a run may go on as it likes.
+
+        One that was added after runs were made changes it by its value alone.
+        """
+        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking", "distributed", "warmup"})))
+>>>>>>> 026905f (sdsearch warmup: a model learns the protocol from demonstrations before RL)
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:

@@ -60,6 +60,7 @@ class Stage:
     names: NameSource
     reply_share: float = _DOCUMENT_SHARE
     """Share of a reply's tokens that are trained on too."""
+    max_searches: int = MAX_SEARCHES
 
 
 def mini_layout(tokenizer: PreTrainedTokenizerBase) -> Layout:
@@ -146,7 +147,7 @@ def _hits(stage: Stage, hits: Sequence[str], renaming: Renaming) -> list[SearchH
 
 
 def _plain_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
-    return Scene(plan, None, write_script(stage.book, plan, random, MAX_SEARCHES), True)
+    return Scene(plan, None, write_script(stage.book, plan, random, stage.max_searches), True)
 
 
 def _query_only_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
@@ -164,7 +165,7 @@ def _one_hop_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
 
 def _natural_scene(stage: Stage, plan: QuestionPlan, random: Random) -> Scene:
     book = stage.book
-    group = [write_script(book, plan, random, MAX_SEARCHES) for _ in range(random.choice(_GROUP_SIZES))]
+    group = [write_script(book, plan, random, stage.max_searches) for _ in range(random.choice(_GROUP_SIZES))]
     attempts = tuple((script.queries, label_script(script, plan)) for script in group)
     correct = [script for script, (_, label) in zip(group, attempts, strict=True) if label == "CORRECT"]
     if not correct:

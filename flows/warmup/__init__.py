@@ -1,0 +1,1 @@
+"""A model learns the protocol from demonstrations, before RL."""

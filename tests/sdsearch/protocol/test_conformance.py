@@ -14,6 +14,7 @@ from schemas.settings.root import DistillationSettings, GrpoSettings, HindsightS
 from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
+from sdsearch.protocol.examples import worked_examples
 from sdsearch.protocol.prompting import render_documents, render_frame
 from sdsearch.protocol.tokens import decode, encode, encode_foreign
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
@@ -181,3 +182,29 @@ def test_the_block_is_all_that_the_teacher_has_more_than_the_student(row: Protoc
             logits = model(input_ids=torch.tensor([[*head, *(), *body, *rollout.token_ids[: item.position]]])).logits
         own = torch.log_softmax(logits[0, -1], -1)[rollout.token_ids[item.position]]
         assert item.student_logprob == pytest.approx(float(own), rel=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("action", [Search(query='river of "Peru" \\ A'), Answer(answer="Lima")])
+def test_what_a_protocol_writes_it_reads(row: ProtocolRow, action: Search | Answer) -> None:
+    own, tokenizer = row.open(), row.make()
+    text = own.write(tokenizer, action, "I think.") + own.turn_end(tokenizer)
+    assert own.parse(text) == action
+    if isinstance(action, Search):
+        assert "river of" in text[slice(*own.query_span(text))]
+
+
+@EVERY
+def test_worked_examples_and_own_texts_stand_around_the_question(row: ProtocolRow) -> None:
+    own, tokenizer = row.open(), row.make()
+    before = render_frame(tokenizer, "few_shot", own).before
+    examples = worked_examples(tokenizer, own)
+    assert before.startswith(own.instructions.rstrip())
+    assert examples in before
+    assert before.endswith(own.wording("compact")[0])
+    assert examples.count("Question: ") == 2
+    assert own.write(tokenizer, Answer(answer="Bonn"), "Beethoven was born in Bonn.") in examples
+    text = "A {examples}B {instructions}C {question}D"
+    frame = render_frame(tokenizer, text, own)
+    assert frame.before == f"A {examples}B {own.instructions}C "
+    assert frame.after.startswith("D")

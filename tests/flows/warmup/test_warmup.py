@@ -1,0 +1,136 @@
+"""`sdsearch warmup`: it trains on demonstrations, goes on with the same bits, and its policy can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import flows.warmup.work
+from flows.app import run_command
+from flows.training.job import open_storage
+from schemas.records.warmup import WarmupRecord
+from schemas.settings.root import Settings
+from sdsearch.model.policy import load_model
+from sdsearch.training.supervised import take_step
+from storage.runs.warmups import WarmupStore
+from storage.workspace import Workspace
+
+QUICK = [
+    "evaluation.num_questions=4",
+    "warmup.steps=6",
+    "warmup.checkpoint_every=2",
+    "warmup.tokens_per_batch=1200",
+    "model.torch_threads=1",
+    "data.questions_per_iteration=2",
+    "iterations=1",
+]
+
+
+def warm(folder: Path, name: str, *more: str) -> int:
+    words = [word for setting in (*QUICK, *more) for word in ("--set", setting)]
+    return run_command(["warmup", "tiny", "--name", name, "--workspace", str(folder / "ws"), "--no-prefect", *words])
+
+
+def record_of(folder: Path, name: str) -> WarmupRecord:
+    found = WarmupStore(Workspace(folder / "ws"), name).find()
+    assert found is not None
+    return found
+
+
+def weights_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder / "ws" / "warmups" / name / "policy", "float32").state_dict())
+
+
+def test_a_stopped_warm_up_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert warm(tmp_path, "whole") == 0
+    taken: list[int] = []
+
+    def stops(*arguments: object) -> float:
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take_step(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.warmup.work, "take_step", stops)
+        assert warm(tmp_path, "stopped") == 130
+    assert "continue with: sdsearch warmup tiny --name stopped" in capsys.readouterr().out
+    half = record_of(tmp_path, "stopped")
+    assert (half.status, half.steps_done, len(half.losses), half.after) == ("training", 2, 2, None)
+    assert warm(tmp_path, "stopped") == 0
+    whole, stopped = record_of(tmp_path, "whole"), record_of(tmp_path, "stopped")
+    assert (whole.status, whole.steps_done, len(whole.losses)) == ("done", 6, 6)
+    assert stopped.losses == whole.losses
+    assert stopped.num_tokens == whole.num_tokens
+    first, second = weights_of(tmp_path, "whole"), weights_of(tmp_path, "stopped")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], start) for name, start in load_start().items())
+    assert not list((tmp_path / "ws" / "warmups" / "whole" / "checkpoints").rglob("version=*")), "the policy is written"
+    assert whole.before is not None
+    assert whole.after is not None
+    rows = open_storage(tmp_path / "ws").database.query("SELECT run, em FROM evaluations ORDER BY run").to_pylist()
+    assert {row["run"]: row["em"] for row in rows}["whole-after"] == whole.after.em
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flows.warmup.work, "take_step", _never)
+        assert warm(tmp_path, "whole") == 0, "nothing is left to do"
+
+
+def load_start() -> dict[str, torch.Tensor]:
+    from flows.settings.model_folder import local_folder
+
+    return dict(load_model(local_folder("mini"), "float32").state_dict())
+
+
+def _never(*arguments: object) -> float:
+    raise AssertionError("a step was taken")
+
+
+def test_a_runs_correct_rollouts_are_demonstrations_and_rl_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--workspace", str(tmp_path / "ws"), "--no-prefect"]
+    quick = [word for setting in QUICK for word in ("--set", setting)]
+    assert run_command(["train", "tiny", "--run", "source", *options, *quick, "--set", "rollout.temperature=0.5"]) == 0
+    correct = "SELECT count(*) AS n FROM rollouts WHERE run = 'source' AND outcome = 'CORRECT'"
+    assert open_storage(tmp_path / "ws").database.query(correct).to_pylist()[0]["n"]
+    more = ("warmup.demonstrations=source", "warmup.block_share=0.5", "model.tuning=lora", "warmup.learning_rate=0.001")
+    assert warm(tmp_path, "copied", *more) == 0
+    said = capsys.readouterr().out
+    policy = tmp_path / "ws" / "warmups" / "copied" / "policy"
+    assert f"--set model.path={policy}" in said
+    losses = record_of(tmp_path, "copied").losses
+    assert losses[-1] < losses[0], "adapters learn"
+    assert not (policy / "adapter_config.json").exists(), "they are merged"
+    begun = ["train", "tiny", "--run", "rl", *options, *quick, "--set", f"model.path={policy}"]
+    assert run_command([*begun, "--set", "distillation.warmup_iterations=0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (("warmup.demonstrations=nothing",), "run 'nothing'"),
+        (("rollout.max_observation_tokens=16", "warmup.learning_rate=1e30"), "the loss of step"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: tuple[str, ...], told: str
+) -> None:
+    assert warm(tmp_path, "bad", *changes) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told in line
+
+
+def test_other_settings_are_another_warm_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert warm(tmp_path, "first", "warmup.steps=1") == 0
+    assert warm(tmp_path, "first", "warmup.steps=2") == 2
+    assert "exists with other settings (warmup.steps: 1 -> 2)" in capsys.readouterr().err
+
+
+def test_a_training_does_not_read_it() -> None:
+    settings = Settings.model_validate({"model": {"path": "mini"}})
+    warmer = settings.model_copy(update={"warmup": settings.warmup.model_copy(update={"steps": 7})})
+    assert settings.content_hash() == warmer.content_hash()

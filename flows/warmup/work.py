@@ -10,7 +10,6 @@ from importlib.metadata import version
 from itertools import islice
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 
 from flows.console.errors import UserError
@@ -91,7 +90,6 @@ def _train(plan: WarmupPlan, policy: LivePolicy, record: WarmupRecord, console: 
     losses, num_tokens, started = list(record.losses), record.num_tokens, time.monotonic()
     policy.model.train()
     for step, batch in enumerate(islice(batches, record.steps_done, settings.steps), record.steps_done + 1):
-        torch.manual_seed(derive_seed(plan.settings.seed, "warmup step", step) % 2**63)  # Of a model's own dropout.
         losses.append(_step(plan, policy, batch, step))
         num_tokens += int((batch.weights_BT > 0).sum())
         if step % settings.checkpoint_every == 0 or step == settings.steps:
@@ -107,7 +105,8 @@ def _train(plan: WarmupPlan, policy: LivePolicy, record: WarmupRecord, console: 
 def _step(plan: WarmupPlan, policy: LivePolicy, batch: Batch, step: int) -> float:
     settings, device = plan.settings.warmup, plan.settings.model.device
     rate = learning_rate_at(step - 1, settings.steps, settings.learning_rate, max(1, settings.steps // 10))
-    loss = take_step(policy.model, policy.optimiser, Batch(*(part.to(device) for part in batch)), rate)
+    seed = derive_seed(plan.settings.seed, "warmup step", step)
+    loss = take_step(policy.model, policy.optimiser, Batch(*(part.to(device) for part in batch)), rate, seed)
     if not math.isfinite(loss):
         raise UserError(
             f"warm-up '{plan.name}': the loss of step {step} is {loss}; lower warmup.learning_rate "
@@ -159,13 +158,13 @@ def _figures(plan: WarmupPlan, when: str, console: Console) -> WarmupFigures:
     evaluation = plan.evaluation(when, plan.store.policy if when == "after" else None)
     reporter = EvaluationReporter(console)
     try:
-        ((report, _),) = evaluate(evaluation, plan.storage, reporter)
+        (result,) = evaluate(evaluation, plan.storage, reporter)
     finally:
         reporter.close()
     return WarmupFigures(
         run=evaluation.run,
-        valid_share=report.valid_share,
-        em=report.em,
-        f1=report.f1,
-        searches_per_rollout=report.searches_per_rollout,
+        valid_share=result.report.valid_share,
+        em=result.report.em,
+        f1=result.report.f1,
+        searches_per_rollout=result.report.searches_per_rollout,
     )

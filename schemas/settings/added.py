@@ -30,7 +30,7 @@ ADDED: Final[dict[str, Any]] = {
     "evaluation.sets": {},
 }
 """The full name of each, and its default as JSON."""
-FREE: Final = ("tracking", "distributed", "alarms")
+FREE: Final = ("tracking", "distributed", "alarms", "warmup")
 """The sections that change nothing of what a run computes, but for rounding: a run may go on with others."""
 
 

@@ -183,19 +183,11 @@ class Settings(Section):
     warmup: WarmupSettings = WarmupSettings()
 
     def content_hash(self) -> str:
-<<<<<<< HEAD
-        """Return the hash of all settings but trackers, ranks and alarms, with which a run may go on as it likes.
+        """Return the hash of all settings but those of FREE, with which a run may go on as it likes.
 
         One that was added after runs were made changes it by its value alone.
         """
         return hash_json(without_added(self.model_dump(mode="json", exclude=set(FREE))))
-=======
-        """Return the hash of all settings but trackers, ranks and the warm-up, with which a run may go on as it likes.
-
-        One that was added after runs were made changes it by its value alone.
-        """
-        return hash_json(without_added(self.model_dump(mode="json", exclude={"tracking", "distributed", "warmup"})))
->>>>>>> 026905f (sdsearch warmup: a model learns the protocol from demonstrations before RL)
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Settings:

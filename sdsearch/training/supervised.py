@@ -123,8 +123,15 @@ def learning_rate_at(step: int, num_steps: int, peak: float, num_warmup: int = 1
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def take_step(model: nn.Module, optimiser: Optimizer, batch: Batch, rate: float) -> float:
-    """Take one step on a batch with the gradient's norm clipped at 1; return the loss before it."""
+def take_step(
+    model: nn.Module, optimiser: Optimizer, batch: Batch, rate: float, dropout_seed: int | None = None
+) -> float:
+    """Take one step on a batch with the gradient's norm clipped at 1; return the loss before it.
+
+    dropout_seed: makes a model's own dropout depend on nothing else.
+    """
+    if dropout_seed is not None:
+        torch.manual_seed(dropout_seed % 2**63)
     for group in optimiser.param_groups:
         group["lr"] = rate
     loss = weighted_loss(model, batch)

@@ -149,6 +149,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "sdsearch/protocol/parsing.py": ("tests/sdsearch/protocol/test_parsing.py", "tests/property/test_query_tokens.py"),
     "sdsearch/credit/advantage.py": ("tests/property/test_advantages.py",),
+    "sdsearch/credit/rewards.py": ("tests/sdsearch/credit/test_scoring.py",),
     "sdsearch/credit/scoring.py": ("tests/sdsearch/credit/test_scoring.py", "tests/sdsearch/credit/test_hindsight.py"),
     "sdsearch/retrieval/vectors.py": ("tests/sdsearch/retrieval/test_vectors.py",),
     "sdsearch/retrieval/server.py": ("tests/sdsearch/retrieval/test_retriever_clients.py",),

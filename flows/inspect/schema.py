@@ -33,6 +33,7 @@ from schemas.records.study import HeldOutReadings, Study, StudyResults
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.tracking import RunTracking
 from schemas.records.update import RefusedStep, UpdateReport
+from schemas.records.warmup import WarmupRecord
 from schemas.settings.root import Settings
 from schemas.settings.rules import NOTED, REFUSED
 from schemas.settings.tree import allowed_values, kind_of, sections_of
@@ -65,6 +66,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     RunTracking,
     Score,
     ScreenResults,
+    WarmupRecord,
     ScreenedTurn,
     Settings,
     StageHistory,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 from schemas.errors import UserError
 from schemas.records.hindsight import HindsightAttempt, Label
@@ -133,6 +133,8 @@ def _turns(rollout: Rollout, layout: Layout) -> tuple[tuple[str, Sequence[Search
             case Search() | Answer() as action:
                 hits = turn.observation.hits if turn.observation is not None else None
                 told.append((_written(turn.generation.text, action, layout), hits))
+            case unknown:
+                assert_never(unknown)
     return tuple(told)
 
 

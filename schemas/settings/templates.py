@@ -26,8 +26,8 @@ def check_template(value: str) -> str:
         raise ValueError(f"{wrong}; expected it once, in at most {_LONGEST} characters")
     near = nearest_name(value, list(TEMPLATES)) if len(value) < 40 else None
     raise ValueError(
-        f"expected {', '.join(TEMPLATES)}, the path of a text file, or a text, with {QUESTION} once in it"
-        + (f"; did you mean '{near}'?" if near else "")
+        f"expected {', '.join(TEMPLATES)}, the path of a text file, or a text, with {QUESTION} once in it, got "
+        f"{value[:60]!r}" + (f"; did you mean '{near}'?" if near else "")
     )
 
 

@@ -117,7 +117,7 @@ def test_a_file_in_the_current_folder_is_no_models(model: Path, mine: Path, monk
         ('[retrieval]\nkind = "http"\nurls = ["http://x"]', "'retrieval.kind' is no setting"),
         ("[rollout]\ntemplat = 'compact'", "did you mean 'rollout.template'?"),
         ("rollout = 3", "'rollout' is no setting"),
-        ("[rollout]\ntemplate = 'chatml'", "rollout.template: expected 'compact' or 'instruct', got 'chatml'"),
+        ("[rollout]\ntemplate = 'chatml'", "with {question} once in it, got 'chatml'"),
         ("[update]\nlearning_rate = nan", "update.learning_rate: expected a finite number > 0, got nan"),
         ("[update]\nlearning_rate = '1'", "update.learning_rate: expected number > 0, got '1'"),
         ("[distillation]\nalpha = 0", "distillation.alpha 0 leaves nothing to distil"),

@@ -76,57 +76,53 @@ def drive(job: Job, reporter: Reporter, hooks: RunHooks | None = None) -> None:
     After an alarm under alarms.on_alarm 'rollback' a fork goes on in its place, while this process keeps both runs.
     Raises UserError when the name belongs to a run with other settings, RunLockedError when another process has it.
     """
-    hooks = hooks or RunHooks()
-    lock = RunLock(job.storage.workspace, job.run)
+    run, storage, hooks = job.run, job.storage, hooks or RunHooks()
+    lock = RunLock(storage.workspace, run)
     with lock:
         hooks.held()
-        alarm = _drive(job, lock, reporter, hooks)
-        if alarm is not None:
-            successor = roll_back(job.storage, job.run, alarm, reporter)
-            hooks.goes_on(successor)
-            drive(successor, reporter, hooks)
+        record, settings = _as_it_stands(job)
+        try:
+            with open_runtime(settings, run, storage, reporter) as live:
+                record = _checked(live, record)
+                training = Training.over(live, lock, record.iterations_done)
+                evaluate_start, iterate = hooks.parts(training)
+                # The last iteration is visited again: finished stages are skipped, missing ones are run.
+                first = first_iteration(storage, settings, record)
+                start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
+                watch = Watch(live, training.runner.files, reporter.warned)
+                alarms = Alarms(live, training.runner.files, record, reporter.warned, hooks.alarmed)
+                with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):
+                    reporter.run_started(run, settings, first)
+                    watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
+                    tracking.show(first - 1)
+                    for iteration in range(first, settings.iterations + 1):
+                        policy = iterate(iteration, policy, settings.evaluates_after(iteration))
+                        training.runner.files.forget()
+                        retain_checkpoints(storage, settings, run, iteration)
+                        numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
+                        hooks.show(iteration, numbers)
+                        reporter.iteration_done(iteration, numbers)
+                        tracking.show(iteration)
+                        watch.look_at(iteration)
+                        alarms.look_at(iteration)
+                reporter.run_done(run)
+        except RollbackError as wanted:
+            successor = roll_back(storage, run, wanted.alarm, reporter)
+        else:
+            return
+        hooks.goes_on(successor)
+        drive(successor, reporter, hooks)
 
 
-def _drive(job: Job, lock: RunLock, reporter: Reporter, hooks: RunHooks) -> RunWarning | None:
-    """Run the iterations of one run; the alarm where another run goes on in its place, else None."""
-    try:
-        _run_iterations(job, lock, reporter, hooks)
-    except RollbackError as wanted:
-        return wanted.alarm
-    return None
-
-
-def _run_iterations(job: Job, lock: RunLock, reporter: Reporter, hooks: RunHooks) -> None:
+def _as_it_stands(job: Job) -> tuple[RunRecord | None, Settings]:
+    """Return a job's record, None for a new run, and the settings that it works with; UserError as of `drive`."""
     run, storage = job.run, job.storage
     record = storage.find_run(run) if job.settings is None else _known_run(storage, run, job.settings)
     if record is not None and not record.trains:
         raise UserError(f"run '{run}' is {record.kind.title}, which trains nothing; choose another name")
     settings = stored_settings(record) if record else job.settings
     assert settings is not None, "a new run has settings"
-    with open_runtime(settings, run, storage, reporter) as live:
-        record = _checked(live, record)
-        training = Training.over(live, lock, record.iterations_done)
-        evaluate_start, iterate = hooks.parts(training)
-        # The last iteration is visited again: finished stages are skipped in milliseconds, missing ones are run.
-        first = first_iteration(storage, settings, record)
-        start, policy = record.first_iteration - 1, _update_of(storage, run, first - 1)
-        watch = Watch(live, training.runner.files, reporter.warned)
-        alarms = Alarms(live, training.runner.files, record, reporter.warned, hooks.alarmed)
-        with open_tracking(settings, record, storage, reporter) as tracking, tracked_status(storage, run):
-            reporter.run_started(run, settings, first)
-            watch.look_at_start(evaluate_start(start, _update_of(storage, run, start)), first - 1)
-            tracking.show(first - 1)
-            for iteration in range(first, settings.iterations + 1):
-                policy = iterate(iteration, policy, settings.evaluates_after(iteration))
-                training.runner.files.forget()
-                retain_checkpoints(storage, settings, run, iteration)
-                numbers = iteration_numbers(storage, run, iteration, iteration).get(iteration, {})
-                hooks.show(iteration, numbers)
-                reporter.iteration_done(iteration, numbers)
-                tracking.show(iteration)
-                watch.look_at(iteration)
-                alarms.look_at(iteration)
-        reporter.run_done(run)
+    return record, settings
 
 
 def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:

@@ -39,13 +39,12 @@ def sample_groups(live: Runtime, runner: StageRunner, iteration: int, last_updat
     upstream += _replacing_reads(settings, candidates)
     with runner.attempt(_kind(settings), iteration, upstream) as attempt:
         if attempt.needed:
-            sampling = GroupSampling(live, attempt, iteration, len(questions))
-            groups = sampling.sample(questions)
-            if candidates:
-                groups += sampling.replace(groups, candidates)
-            attempt.write("groups", Group, groups)
+            sampling = GroupSampling(live, attempt, iteration, questions)
+            for batch in sampling.batches(candidates):
+                sampling.keep(batch, sampling.roll_out(batch.questions))
+            attempt.write("groups", Group, sampling.groups)
             if settings.rollout.retries:
-                attempt.write("retries", RetriedGroup, sample_retries(live, attempt, groups, iteration))
+                attempt.write("retries", RetriedGroup, sample_retries(live, attempt, sampling.groups, iteration))
     return attempt.record
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import flows.training.sampled_groups
 import flows.training.stages.score
 import sdsearch
 from flows.console.errors import UserError
@@ -16,9 +17,8 @@ from flows.replay.work import replay
 from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings
 from flows.training.job import open_storage
-from flows.training.sampled_groups import GroupSampling
 from flows.training.trainer import InProcessTrainer
-from sdsearch.credit.filtering import mark_filtered
+from sdsearch.credit.filtering import mark_filtered, num_teaching
 from sdsearch.data.curriculum import Curriculum
 from sdsearch.sampling.rollouts import RolloutLoop
 from tests.flows.training.test_ranks import distance, policy
@@ -132,7 +132,7 @@ def _once(real: Callable[..., Any], at: int = 1) -> Callable[..., Any]:
 
 
 def stop_before_replacements(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(GroupSampling, "replace", _once(GroupSampling.replace))
+    patch.setattr(flows.training.sampled_groups, "num_teaching", _once(num_teaching))
 
 
 def stop_in_replacements(patch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def searched(settings: RetrievalSettings) -> tuple[str, str, str]:
         case BM25RetrievalSettings():
             return settings.corpus, settings.kind, ""
         case HttpRetrievalSettings():
-            return ", ".join(settings.urls), settings.kind, ""
+            return "a server", settings.kind, ""  # Not its address: results do not depend on it.
         case PluginRetrievalSettings():
             return settings.kind, "plugin", ""
         case unknown:

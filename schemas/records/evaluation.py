@@ -67,7 +67,7 @@ class EvaluationConditions(Record):
     dataset: str = Field(description="Name of the data set.")
     split: str = Field(description="Its split.")
     questions_sha256: str = Field(description="Hash of the questions that were asked, with their golden answers.")
-    corpus: str = Field(description="What is searched: retrieval.corpus, the addresses of servers, or a plugin.")
+    corpus: str = Field(description="What is searched: retrieval.corpus, 'a server', or a plugin.")
     retriever: str = Field(description="retrieval.kind, and the kind of its index.")
     encoder: str = Field(description="What turns texts into vectors; empty where nothing in this process does.")
     index_hash: str = Field(description="Fingerprint of all that decides what a search finds.")

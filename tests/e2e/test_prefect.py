@@ -119,7 +119,9 @@ def run(command: list[str], home: Path, **extra: str) -> subprocess.CompletedPro
 
 def empty_tables(workspace: Path) -> list[str]:
     database = Database(Workspace(workspace))
-    tables = [name for name in table_schemas() if name not in ("question_sets", "prepared_questions", "retries")]
+    tables = [
+        name for name in table_schemas() if name not in ("question_sets", "prepared_questions", "retries", "warnings")
+    ]
     return [name for name in tables if not database.query(f'SELECT 1 FROM "{name}" LIMIT 1').num_rows]
 
 

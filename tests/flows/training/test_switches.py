@@ -115,6 +115,7 @@ RUNS = {
         "grpo.filter=zero_advantage",
     ],
     "unlabelled": [
+        "reward.metric=cover_em",
         "hindsight.contrast=unlabelled",
         "hindsight.own_query=drop",
         "distillation.form=advantage",

@@ -74,7 +74,12 @@ def test_the_sentence_holds_counts_example_reason_and_remedy() -> None:
     assert "it wrote '(blanks alone)', which" in describe_example("Who?", blank, "compact")
     ended = describe_example("Who?", make_turn(Malformed(reason="not_opened")), "instruct")
     assert "its closing tag has no opening tag; " in ended
-    assert not {"max_new_tokens", "template"} & set(ended.replace(".", " ").split())
+    assert "max_new_tokens" not in ended
+    assert "rollout.template = 'instruct'" not in ended, "it is"
+    assert "rollout.template = 'few_shot'" in ended
+    shown = describe_example("Who?", make_turn(Malformed(reason="not_opened")), "few_shot")
+    assert "rollout.template" not in shown
+    assert "sdsearch warmup" in shown
 
 
 def test_each_kind_of_turn_has_a_reason_of_its_own() -> None:

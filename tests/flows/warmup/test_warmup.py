@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -134,3 +139,29 @@ def test_a_training_does_not_read_it() -> None:
     settings = Settings.model_validate({"model": {"path": "mini"}})
     warmer = settings.model_copy(update={"warmup": settings.warmup.model_copy(update={"steps": 7})})
     assert settings.content_hash() == warmer.content_hash()
+
+
+@pytest.mark.long
+def test_under_prefect_each_step_is_a_task(tmp_path: Path) -> None:
+    quick = [word for setting in (*QUICK, "warmup.steps=2") for word in ("--set", setting)]
+    words = ["warmup", "tiny", "--name", "first", "--workspace", str(tmp_path / "ws"), *quick]
+    home = tmp_path / "prefect"
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.app", *words],
+        env={**outside, "PREFECT_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert record_of(tmp_path, "first").status == "done"
+    with closing(sqlite3.connect(f"file:{home / 'prefect.db'}?mode=ro", uri=True)) as database:
+        flows_run = database.execute("SELECT name, state_type FROM flow_run").fetchall()
+        tasks = [name for (name,) in database.execute("SELECT name FROM task_run ORDER BY start_time")]
+    assert flows_run == [("first", "COMPLETED")]
+    assert [name.rpartition("-")[0] for name in tasks] == [
+        "evaluate before",
+        "train on demonstrations",
+        "evaluate after",
+    ]

@@ -48,6 +48,7 @@ def weights_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return dict(load_model(folder / "ws" / "warmups" / name / "policy", "float32").state_dict())
 
 
+@pytest.mark.long
 def test_a_stopped_warm_up_goes_on_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def _never(*arguments: object) -> float:
     raise AssertionError("a step was taken")
 
 
+@pytest.mark.long
 def test_a_runs_correct_rollouts_are_demonstrations_and_rl_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

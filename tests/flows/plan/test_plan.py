@@ -88,6 +88,7 @@ def test_figures_have_three_digits_and_a_unit() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_within_its_plan_and_measures_the_next_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bounds: the peak of memory is 0.4 to 1 of its figure, the disk 0.7 to 1.05 of its own."""
     before = plan(tmp_path, "tiny", *ONE_THREAD)

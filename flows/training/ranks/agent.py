@@ -141,13 +141,16 @@ class Agent:
 def first_failure(ended: ChildFailedError) -> tuple[int, ProcessFailure]:
     """Return the rank, and how it ended, whose end made others end: one that was killed before those that lost it.
 
-    Their times are whole seconds, and several may have ended when the agent looks.
+    Their times are whole seconds, and several may have ended when the agent looks. Those that ended with SIGTERM come
+    last: the agent stops the others so.
     """
     failures: dict[int, ProcessFailure] = ended.failures
-    return min(
-        failures.items(),
-        key=lambda item: (item[1].exitcode != -signal.SIGKILL, item[1].exitcode >= 0, item[1].timestamp),
-    )
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, bool, int]:
+        code = item[1].exitcode
+        return code == -signal.SIGTERM, code != -signal.SIGKILL, code >= 0, item[1].timestamp
+
+    return min(failures.items(), key=order)
 
 
 def connect(endpoint: str, timeout: timedelta) -> TCPStore:

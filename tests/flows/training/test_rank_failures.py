@@ -76,6 +76,8 @@ def test_a_rank_that_was_killed_is_named_before_those_that_lost_it(tmp_path: Pat
     assert first_failure(ChildFailedError("ranks", dict(reversed(ends.items()))))[0] == 1
     del ends[1]
     assert first_failure(ChildFailedError("ranks", ends))[0] == 2
+    stopped = {number: ProcessFailure(number, 100 + number, code, str(tmp_path)) for number, code in ((0, -15), (1, 3))}
+    assert first_failure(ChildFailedError("ranks", stopped))[0] == 1, "the agent stops the others with SIGTERM"
 
 
 def test_a_stopped_rank_is_noticed_and_one_that_goes_on_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from sdsearch.data.curriculum import Curriculum
 from sdsearch.sampling.rollouts import RolloutLoop
 from tests.flows.training.test_ranks import distance, policy
 from tests.flows.training.test_training import TABLES, rows, train
+from tests.support.stopping import fails_once
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -119,37 +120,25 @@ def test_steps_are_as_many_and_their_loss_is_what_the_records_say(workspace: Pat
         assert sdsearch.score_groups(records.groups, sdsearch.open_run(workspace, run).settings) == records.scores
 
 
-def _once(real: Callable[..., Any], at: int = 1) -> Callable[..., Any]:
-    calls: list[int] = []
-
-    def fails(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == at:
-            raise UserError("drawn for the test")
-        return real(*arguments, **options)
-
-    return fails
-
-
 def stop_before_replacements(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(flows.training.sampled_groups, "num_teaching", _once(num_teaching))
+    patch.setattr(flows.training.sampled_groups, "num_teaching", fails_once(num_teaching))
 
 
 def stop_in_replacements(patch: pytest.MonkeyPatch) -> None:
     """The start's evaluation is a batch, the own groups are two; the one after next is in the second round."""
-    patch.setattr(RolloutLoop, "roll_out", _once(RolloutLoop.roll_out, at=5))
+    patch.setattr(RolloutLoop, "roll_out", fails_once(RolloutLoop.roll_out, at=5))
 
 
 def stop_before_score(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(flows.training.stages.score, "mark_filtered", _once(mark_filtered))
+    patch.setattr(flows.training.stages.score, "mark_filtered", fails_once(mark_filtered))
 
 
 def stop_before_teacher(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(InProcessTrainer, "compute_teacher", _once(InProcessTrainer.compute_teacher, at=2))
+    patch.setattr(InProcessTrainer, "compute_teacher", fails_once(InProcessTrainer.compute_teacher, at=2))
 
 
 def stop_before_update(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(InProcessTrainer, "update_weights", _once(InProcessTrainer.update_weights, at=2))
+    patch.setattr(InProcessTrainer, "update_weights", fails_once(InProcessTrainer.update_weights, at=2))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from schemas.settings.root import Settings
 from sdsearch.sampling.rollouts import RolloutLoop
 from tests.flows.training.test_training import TABLES, quick, rows, train
 from tests.golden.naive import at_sampled, logprobs_of
+from tests.support.stopping import fails_once
 
 pytestmark = pytest.mark.long
 
@@ -143,19 +144,9 @@ def test_steps_are_as_many_and_their_loss_is_what_the_records_say(workspace: Pat
     assert (again.loss(group=min(failed_groups(workspace, run))).num_rollouts) > 3
 
 
-def _once(real: Callable[..., Any], calls: list[int], at: int) -> Callable[..., Any]:
-    def fails(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == at:
-            raise UserError("drawn for the test")
-        return real(*arguments, **options)
-
-    return fails
-
-
 def stop_before_retries(patch: pytest.MonkeyPatch) -> None:
     real = flows.training.stages.sample.sample_retries
-    patch.setattr(flows.training.stages.sample, "sample_retries", _once(real, [], 1))
+    patch.setattr(flows.training.stages.sample, "sample_retries", fails_once(real))
 
 
 def stop_in_retries(patch: pytest.MonkeyPatch) -> None:
@@ -172,11 +163,11 @@ def stop_in_retries(patch: pytest.MonkeyPatch) -> None:
 
 
 def stop_before_update(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(InProcessTrainer, "update_weights", _once(InProcessTrainer.update_weights, [], 1))
+    patch.setattr(InProcessTrainer, "update_weights", fails_once(InProcessTrainer.update_weights))
 
 
 def stop_before_teacher(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(InProcessTrainer, "compute_teacher", _once(InProcessTrainer.compute_teacher, [], 1))
+    patch.setattr(InProcessTrainer, "compute_teacher", fails_once(InProcessTrainer.compute_teacher))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,18 @@ class Interrupted:
         return answer_questions(loop, questions, asking)
 
 
+def refuses_the_name_of_another(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation 'cut' is there: no training, no policy, and no evaluation with other settings."""
+    capsys.readouterr()
+    for command in (["train", str(config), "--run", "cut", "--no-prefect"], ["evaluate", "--run", "cut"]):
+        assert run_command([*command, "--workspace", str(tmp_path)]) == 2
+    assert evaluate(config, tmp_path, "--datasets", "nq", "--name", "cut") == 2
+    refusals = capsys.readouterr().err.splitlines()
+    assert "run 'cut' exists with other settings" in refusals[0]
+    assert "run 'cut' is an evaluation itself" in refusals[1]
+    assert "exists with other settings (data.test" in refusals[2]
+
+
 def test_seven_sets_are_answered_kept_and_gone_on_with(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,11 +119,4 @@ def test_seven_sets_are_answered_kept_and_gone_on_with(
     assert "the questions of bamboogle:test in " in refusal
     assert "evaluate under another --name" in refusal
     assert evaluate(config, tmp_path, "--datasets", "all", "--name", "again") == 130, "and are answered there"
-    capsys.readouterr()
-    for command in (["train", str(config), "--run", "cut", "--no-prefect"], ["evaluate", "--run", "cut"]):
-        assert run_command([*command, "--workspace", str(tmp_path)]) == 2
-    assert evaluate(config, tmp_path, "--datasets", "nq", "--name", "cut") == 2
-    refusals = capsys.readouterr().err.splitlines()
-    assert "run 'cut' exists with other settings" in refusals[0]
-    assert "run 'cut' is an evaluation itself" in refusals[1]
-    assert "exists with other settings (data.test" in refusals[2]
+    refuses_the_name_of_another(config, tmp_path, capsys)

@@ -71,13 +71,19 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(
     assert {row["status"] for row in attempts.to_pylist()} == {"interrupted"}
 
 
-RANK_KILLS = (
-    kill("teacher@1 works", delay_s=1.0),
-    kill("update@1 works", signal.SIGTERM, delay_s=1.0),
-    kill("update@1 renamed artifacts/run=killed/iteration=00001/stage=update/stage.json"),
-    kill("teacher@2 works", signal.SIGINT, delay_s=2.0),
-    kill("update@2 works", delay_s=6.0),
+RANK_STAGES = (
+    ("teacher@1", signal.SIGKILL),
+    ("update@1", signal.SIGTERM),
+    ("teacher@2", signal.SIGINT),
+    ("update@2", signal.SIGKILL),
 )
+"""The stages that ranks work for, and what stops the run in the middle of each; a resumed run starts its ranks anew."""
+
+
+def halfway(reference: Reference, stage: str, number: signal.Signals) -> Kill:
+    """Return a kill after half of the seconds that a stage took in the uninterrupted run."""
+    at_s = {event.name: event.at_s for event in reference.trace}
+    return kill(f"{stage} works", number, delay_s=(at_s[f"{stage} worked"] - at_s[f"{stage} works"]) / 2)
 
 
 @pytest.mark.long
@@ -85,10 +91,13 @@ def test_a_run_of_two_ranks_that_is_killed_again_and_again_ends_as_if_it_had_not
     server: ForkServer, tmp_path: Path
 ) -> None:
     reference = play_reference(server, tmp_path / "reference", ITERATIONS, ranks=2)
-    outcome = play(Case("ranks", RANK_KILLS), server, tmp_path / "case", reference, ITERATIONS)
+    kills = tuple(halfway(reference, stage, number) for stage, number in RANK_STAGES)
+    renamed = kill("update@1 renamed artifacts/run=killed/iteration=00001/stage=update/stage.json")
+    case = Case("ranks", (*kills[:2], renamed, *kills[2:]))
+    outcome = play(case, server, tmp_path / "case", reference, ITERATIONS)
     assert not outcome.lost
     assert not outcome.differing
-    assert outcome.struck[:4] == [kill.label for kill in RANK_KILLS[:4]]
+    assert outcome.struck == [kill.label for kill in case.kills]
 
 
 def test_the_comparison_sees_a_changed_byte_a_changed_row_and_a_file_too_many(

@@ -102,8 +102,10 @@ class HindsightSettings(Section):
         "siblings at all but the documents of the focal turn (paper's ablations); or a plugin.",
     )
     masking_options: Options = Field(default={}, description="The settings of a plugin's block.")
-    labels: Literal["outcome", "none", "shuffled"] = Field(
-        default="outcome", description="Labels of the attempts (paper); none, or the group's shuffled (its ablations)."
+    labels: Literal["outcome", "none", "shuffled", "random"] = Field(
+        default="outcome",
+        description="Labels of the attempts (paper); none, or the group's shuffled (its ablations); or each drawn by a "
+        "coin, so that they say nothing of the question either (ours).",
     )
     members: Literal["group", "leave_one_out", "focal_only", "correct_only"] = Field(
         default="group",

@@ -99,9 +99,9 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "'keep'",
     ),
     Rule(
-        lambda s: s.hindsight.members == "correct_only" and s.hindsight.labels == "shuffled",
-        "hindsight.members 'correct_only' chooses attempts by their outcome, which hindsight.labels 'shuffled' would "
-        "contradict; set labels = 'outcome' or 'none'",
+        lambda s: s.hindsight.members == "correct_only" and s.hindsight.labels in ("shuffled", "random"),
+        "hindsight.members 'correct_only' chooses attempts by their outcome, which hindsight.labels 'shuffled' or "
+        "'random' would contradict; set labels = 'outcome' or 'none'",
     ),
     Rule(
         lambda s: bool(s.rollout.retries) and s.rollout.retries_use == "off_policy" and s.reward.turn != "none",

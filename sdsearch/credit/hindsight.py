@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, assert_never
+from typing import NamedTuple, assert_never, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -185,6 +185,8 @@ def _labels(group: Group, scores: Sequence[Score], settings: HindsightSettings, 
             return [None] * len(outcomes)
         case "shuffled":
             return random.Random(derive_seed(seed, "labels", group.id)).sample(outcomes, len(outcomes))
+        case "random":
+            return random.Random(derive_seed(seed, "labels", group.id)).choices(get_args(Label), k=len(outcomes))
         case unknown:
             assert_never(unknown)
 

@@ -85,6 +85,7 @@ def test_divergences(divergence: str, support: str, tail: str) -> None:
         {"hindsight": {"members": "correct_only"}},
         {"hindsight": {"labels": "none"}},
         {"hindsight": {"labels": "shuffled"}},
+        {"hindsight": {"labels": "random"}},
         {"hindsight": {"rho": 0.9, "label_metric": "em", "max_block_tokens": 60}},
     ],
     ids=str,

@@ -67,7 +67,7 @@ SECTIONS = {
     ),
     "hindsight": switches(
         masking=["queries", "queries", "none", "current_documents"],
-        labels=["outcome", "none", "shuffled"],
+        labels=["outcome", "none", "shuffled", "random"],
         members=["group", "leave_one_out", "focal_only", "correct_only"],
         homogeneous=["keep", "skip"],
         unsent_queries=["drop", "keep"],

@@ -246,6 +246,12 @@ def test_an_impossible_combination_says_what_to_do(overrides: tuple[str, ...]) -
             load_settings("tiny", rest)
 
 
+def test_members_chosen_by_outcome_take_no_labels_that_deny_it() -> None:
+    assert "set labels = 'outcome' or 'none'" in problem(
+        "tiny", "hindsight.members=correct_only", "hindsight.labels=random"
+    )
+
+
 def test_every_rule_has_its_case() -> None:
     assert len(IMPOSSIBLE) == len(REFUSED)
     several = problem("tiny", *(override for overrides in IMPOSSIBLE for override in overrides))

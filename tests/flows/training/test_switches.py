@@ -109,6 +109,7 @@ RUNS = {
     "grpo": ["distillation.enabled=false"],
     "contrasted": [
         "hindsight.contrast=flipped",
+        "hindsight.labels=random",
         "hindsight.own_query=paraphrase",
         "distillation.teacher=ema",
         "distillation.clip=own",
@@ -345,6 +346,19 @@ def test_labels_follow_metric_threshold_and_seed(trained: Trained) -> None:
     for row in trained.rows("shuffled", "hindsight_blocks"):
         (attempt,) = trained.rows("shuffled", "hindsight_attempts", f"block_index = {row['block_index']}")
         assert attempt["rollout_index"] == row["focal_rollout"]
+
+
+def test_random_labels_do_not_follow_the_number_of_correct_rollouts(trained: Trained) -> None:
+    labels: dict[str, dict[tuple[str, int], str]] = {}
+    for table in ("hindsight_attempts", "rollouts"):
+        column = "outcome" if table == "rollouts" else "label"
+        labels[table] = {
+            (r["group_id"], r["rollout_index"]): r[column] for r in trained.rows("contrasted", table, "iteration = 1")
+        }
+    shown, outcomes = labels["hindsight_attempts"], labels["rollouts"]
+    assert set(shown.values()) == {"CORRECT", "INCORRECT"}
+    counts = [Counter((group, label) for (group, _), label in found.items()) for found in (shown, outcomes)]
+    assert counts[0] != counts[1]
 
 
 def test_groups_with_one_outcome_are_skipped_where_the_settings_say_so(trained: Trained) -> None:

@@ -15,14 +15,14 @@ from tests.support.builders import make_groups, make_tokenizer
 TOKENIZER = make_tokenizer()
 
 
-def blocks_of(reward: RewardSettings | None = None, room: int = 4096, **settings: object) -> list:
+def blocks_of(reward: RewardSettings | None = None, room: int = 4096, seed: int = 3, **settings: object) -> list:
     (group,) = make_groups(TOKENIZER, num_groups=1)
     scores = score_groups([group], reward or RewardSettings(), GrpoSettings())
     return build_blocks(
         group,
         scores,
         settings=HindsightSettings(**settings),
-        seed=3,
+        seed=seed,
         tokenizer=TOKENIZER,
         max_context_tokens=room,
     )
@@ -103,6 +103,16 @@ def test_shuffled_labels_say_nothing_of_who_was_right() -> None:
     right = sum(label == outcome for order in orders for label, outcome in zip(order, outcomes, strict=True))
     # Three of five are CORRECT: a label agrees with the outcome with probability .6² + .4² = .52, .035 the deviation.
     assert 0.4 < right / (5 * len(orders)) < 0.64
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+def test_random_labels_say_nothing_of_the_group_either(rho: float) -> None:
+    """With rho 0 three of five are CORRECT, with rho .9 two; half of the labels are CORRECT all the same."""
+    blocks = [blocks_of(seed=seed, labels="random", rho=rho)[0] for seed in range(80)]
+    assert blocks_of(seed=3, labels="random", rho=rho)[0] == blocks[3], "the same each time"
+    labels = [attempt.label for block in blocks for attempt in block.attempts]
+    correct = sum(label == "CORRECT" for label in labels) / len(labels)
+    assert 0.4 < correct < 0.6, "400 draws: .025 the deviation"
 
 
 def test_masking_drops_everything_but_queries() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final, get_args
 
 import numpy as np
@@ -27,23 +28,25 @@ def compare(
     rows: list[ScreenRow] = []
     for truth in get_args(Truth):
         known = [number for number, turn in enumerate(turns) if _value(turn, truth) is not None]
-        values = np.array([_value(turns[number], truth) for number in known], dtype=np.float64)
-        questions = [turns[number].question_key for number in known]
-        of_variant = {name: np.array([of[n].credit for n in known], dtype=np.float64) for name, of in credit.items()}
-        for statistic in ("auc",) if truth == "hit" else get_args(Statistic):
-            for variant, own in of_variant.items():
-                found = (
-                    agreement(_STATISTICS[statistic], values, own, of_variant[baseline], questions, seed=seed)
-                    if known
-                    else None
-                )
-                if found is not None:
-                    rows.append(
-                        ScreenRow.model_validate(
-                            {"variant": variant, "truth": truth, "statistic": statistic, **found._asdict()}
-                        )
-                    )
+        if known:
+            own = {name: np.array([of[n].credit for n in known], dtype=np.float64) for name, of in credit.items()}
+            rows += _rows_of_truth(truth, [turns[number] for number in known], own, baseline, seed)
     return rows
+
+
+def _rows_of_truth(
+    truth: Truth, turns: Sequence[ScreenedTurn], credit: Mapping[str, Floats], baseline: str, seed: int
+) -> Iterator[ScreenRow]:
+    """Yield the rows of a truth that every one of these turns has; `credit` is a number a turn, by variant."""
+    values = np.array([_value(turn, truth) for turn in turns], dtype=np.float64)
+    questions = [turn.question_key for turn in turns]
+    statistics: tuple[Statistic, ...] = ("auc",) if truth == "hit" else get_args(Statistic)
+    for statistic, (variant, own) in product(statistics, credit.items()):
+        found = agreement(_STATISTICS[statistic], values, own, credit[baseline], questions, seed=seed)
+        if found is not None:
+            yield ScreenRow.model_validate(
+                {"variant": variant, "truth": truth, "statistic": statistic, **found._asdict()}
+            )
 
 
 def predictions(rows: Sequence[ScreenRow], study: Study, figures: StudyFigures) -> list[Prediction]:
@@ -57,21 +60,18 @@ def predictions(rows: Sequence[ScreenRow], study: Study, figures: StudyFigures) 
         if row.is_primary and row.variant in study.variants
     }
     found = []
-    for truth, statistic in dict.fromkeys((row.truth, row.statistic) for row in rows):
+    ranked = dict.fromkeys((row.truth, row.statistic) for row in rows)
+    for (truth, statistic), figure in product(ranked, dict.fromkeys(name for name, _ in trained)):
         screened = {row.variant: row.value for row in rows if (row.truth, row.statistic) == (truth, statistic)}
-        for figure in dict.fromkeys(name for name, _ in trained):
-            both = [variant for variant in screened if (figure, variant) in trained]
-            if both:
-                sides = ([screened[v] for v in both], [trained[figure, v] for v in both])
-                found.append(
-                    Prediction(
-                        truth=truth,
-                        statistic=statistic,
-                        figure=figure,
-                        correlation=spearman(*(np.array(side, dtype=np.float64) for side in sides)),
-                        num_variants=len(both),
-                    )
+        both = [variant for variant in screened if (figure, variant) in trained]
+        if both:
+            sides = ([screened[v] for v in both], [trained[figure, v] for v in both])
+            correlation = spearman(*(np.array(side, dtype=np.float64) for side in sides))
+            found.append(
+                Prediction(
+                    truth=truth, statistic=statistic, figure=figure, correlation=correlation, num_variants=len(both)
                 )
+            )
     return found
 
 

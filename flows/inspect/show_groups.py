@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from flows.console.terminal import make_table, plain, print_line, printable
@@ -58,9 +59,27 @@ def print_group(workspace: Workspace, run: str, iteration: int, group_id: str, c
         console.print(_legend())
     for sibling in page["siblings"]:
         _print_sibling(sibling, console)
+    if page["retries"]:
+        console.print(_retries(page["retries"]))
     for block in page["blocks"]:
         console.print(plain("\nwhat the teacher read"))
         console.print(plain(block["text"].rstrip()))
+
+
+def _retries(retries: Sequence[Row]) -> Table:
+    columns = ("retry", "outcome", "reward", "advantage", "queries", "answer")
+    rows = [
+        (
+            retry["rollout_index"],
+            retry["outcome"],
+            number(retry["reward"]),
+            signed(retry["advantage"]),
+            " / ".join(retry["queries"]),
+            "none" if retry["answer"] is None else retry["answer"],
+        )
+        for retry in retries
+    ]
+    return make_table(columns, rows, "retries, sampled with the block; no figure of the group counts them")
 
 
 def _legend() -> Text:

@@ -61,6 +61,7 @@ def _read(rows: Rows, run: str, iteration: int, group_id: str) -> dict[str, Any]
         "credit": rows.all(_CREDIT, **by),
         "searches": rows.all(f"SELECT * FROM searches {_WHERE} ORDER BY turn", **by),
         "blocks": rows.all(f"SELECT * FROM hindsight_blocks {_WHERE} ORDER BY block_index", **by),
+        "retries": rows.all(f"SELECT * FROM retries {_WHERE} ORDER BY rollout_index", **by),
         "around": rows.one(missing, _AROUND, **by),
     }
 

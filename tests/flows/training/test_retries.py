@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from markupsafe import escape
+from starlette.testclient import TestClient
 
 import flows.training.stages.sample
 import sdsearch
+from flows.app import run_command
 from flows.console.errors import UserError
+from flows.inspect.web.server import build_app
 from flows.replay.plan import plan_replay
 from flows.replay.work import replay
 from flows.run.progress import SilentReporter
@@ -20,6 +24,7 @@ from flows.training.job import open_storage
 from flows.training.trainer import InProcessTrainer
 from schemas.settings.root import Settings
 from sdsearch.sampling.rollouts import RolloutLoop
+from storage.workspace import Workspace
 from tests.flows.training.test_training import TABLES, quick, rows, train
 from tests.golden.naive import at_sampled, logprobs_of
 from tests.support.stopping import fails_once
@@ -85,6 +90,28 @@ def test_groups_without_a_correct_rollout_are_retried_and_counted_apart(workspac
             assert rows(workspace, table, run) == rows(workspace, table, "plain"), table
     assert rows(workspace, "retries", "plain") == []
     assert len({sha256(workspace, run) for run in RUNS}) == len(RUNS)
+
+
+def test_pages_and_show_list_the_retries_of_a_group_and_of_no_other(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retries = [row for row in rows(workspace, "retries", "off_policy") if row["queries"]]
+    failed = retries[0]["group_id"]
+    other = next(row["group_id"] for row in rows(workspace, "rollouts", "off_policy") if row["outcome"] == "CORRECT")
+    with TestClient(build_app(Workspace(workspace)), base_url="http://127.0.0.1") as client:
+        shown, without = (client.get(f"/runs/off_policy/iterations/1/groups/{group}").text for group in (failed, other))
+    section = shown[shown.index("<h2>Retries</h2>") :]
+    for row in retries:
+        if row["group_id"] == failed:
+            assert f"<td>{escape(' / '.join(row['queries']))}</td>" in section
+    assert "<h2>Retries</h2>" not in without
+    said = {}
+    for group in (failed, other):
+        assert run_command(["show", "off_policy", "1", group, "--workspace", str(workspace)]) == 0
+        said[group] = " ".join(capsys.readouterr().out.split())
+    assert "retries, sampled with the block" in said[failed]
+    assert retries[0]["queries"][0].split()[0] in said[failed].partition("retries, sampled")[2]
+    assert "retries, sampled" not in said[other]
 
 
 def test_a_retry_is_the_policy_with_the_block(workspace: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from schemas.records.ledger import RunRecord
+from storage.data.answerability import AnswerabilityStore
 from storage.data.question_sets import QuestionSets
 from storage.database.connection import Database
 from storage.database.stage_rows import StageRowsReader
@@ -30,6 +31,7 @@ class Storage:
         self.checkpoints = CheckpointStore(workspace)
         self.ledger = Ledger(self.artifacts)
         self.question_sets = QuestionSets(self.artifacts)
+        self.answerability = AnswerabilityStore(self.artifacts)
         self.database = Database(workspace, database_deadline_s, read_only=read_only)
         self.rows_of = StageRowsReader(self.ledger, self.artifacts)
         self.sync = DatabaseSync(self.database, self.ledger, self.rows_of)

@@ -175,6 +175,11 @@ class Workspace:
         return self.root / "questions"
 
     @property
+    def answerability(self) -> Path:
+        """The folder of what can be answered from what is searched."""
+        return self.root / "answerability"
+
+    @property
     def questions_lock(self) -> Path:
         """The file whose lock says that a process writes a prepared data set."""
         return self.locks / "questions.lock"

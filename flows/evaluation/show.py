@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -29,6 +29,24 @@ class SetResult(NamedTuple):
     report: EvaluationReport
     answers: list[EvaluationAnswer]
     conditions: EvaluationConditions | None  # None where an earlier version evaluated.
+    answerable: list[bool] | None = None  # Of each answer's question; None where nobody has counted that.
+
+    @property
+    def em_answerable(self) -> float | None:
+        """Mean exact match of the questions that the corpus can answer; None where that is not known, or of none."""
+        flags = self.answerable or []
+        ems = [answer.em for answer, can_be in zip(self.answers, flags, strict=bool(flags)) if can_be]
+        return sum(ems) / len(ems) if ems else None
+
+
+class _Further(NamedTuple):
+    """A column that is shown where it is known."""
+
+    name: str
+    of: Callable[[SetResult], float | None]
+
+
+_FURTHER: Final = (_Further("EM answerable", lambda result: result.em_answerable),)
 
 
 class EvaluationReporter(SilentReporter):
@@ -75,17 +93,24 @@ class EvaluationReporter(SilentReporter):
 def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: Console) -> None:
     """Print a row a data set, and their unweighted mean, as the paper has it."""
     (mode,) = plan.settings.evaluation.modes
-    num_questions = sum(report.num_questions for report, _, _ in results)
+    num_questions = sum(result.report.num_questions for result in results)
     print_line(console, f"{plan.title}: {num_questions} questions, {mode} ({plan.run})")
-    rows = [
-        (report.dataset, report.split, report.num_questions, *_figures([report], _interval([answers], plan)))
-        for report, answers, _ in results
-    ]
+    shown = [(r.report.dataset, r.report.split, [r]) for r in results]
     if len(results) > 1:
-        interval = _interval([answers for _, answers, _ in results], plan)
-        rows.append((f"mean of {len(results)}", "", num_questions, *_figures([r for r, _, _ in results], interval)))
-    console.print(make_table(_COLUMNS, rows))
-    known = [conditions for _, _, conditions in results if conditions is not None]
+        shown.append((f"mean of {len(results)}", "", list(results)))
+    further = [column for column in _FURTHER if any(column.of(result) is not None for result in results)]
+    rows = [
+        (
+            dataset,
+            split,
+            sum(result.report.num_questions for result in of_row),
+            *_figures([result.report for result in of_row], _interval([result.answers for result in of_row], plan)),
+            *(_mean_text([column.of(result) for result in of_row]) for column in further),
+        )
+        for dataset, split, of_row in shown
+    ]
+    console.print(make_table((*_COLUMNS, *(column.name for column in further)), rows))
+    known = [result.conditions for result in results if result.conditions is not None]
     for line in dict.fromkeys(told_conditions(conditions) for conditions in known):
         print_line(console, line)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from flows.console.terminal import print_line
+from flows.evaluation.answerability import answerable_answers
 from flows.evaluation.plan import EvaluationPlan
 from flows.evaluation.share import check_workers, helpers_of
 from flows.evaluation.show import EvaluationReporter, SetResult, print_results
@@ -37,7 +38,7 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console,
     finally:
         reporter.close()
     print_results(plan, results, console)
-    all_answers = [answer for _, answers, _ in results for answer in answers]
+    all_answers = [answer for result in results for answer in result.answers]
     if writes_no_turn(all_answers):
         print_line(console, f"warning: {describe_no_turn(all_answers)} (docs/how-to/nothing-learnt.md)")
     query = "SELECT * FROM evaluation_answers WHERE run = $run"
@@ -98,4 +99,7 @@ def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpe
     conditions = runner.files.read(record, CONDITIONS, EvaluationConditions) if known else [None] * len(reports)
     files = [answers_file(report.mode, place // len(modes)) for place, report in enumerate(reports)]
     answers = [runner.files.read(record, file, EvaluationAnswer) for file in files]
-    return [SetResult(*each) for each in zip(reports, answers, conditions, strict=True)]
+    return [
+        SetResult(report, of_set, made_under, answerable_answers(storage, made_under, of_set))
+        for report, of_set, made_under in zip(reports, answers, conditions, strict=True)
+    ]

@@ -16,6 +16,7 @@ from flows.console.terminal import print_line
 from schemas.base import Record
 from schemas.paths import local_path
 from schemas.plugins import PLUGIN
+from schemas.records.answerability import Answerability, QuestionAnswerability
 from schemas.records.asking import BlockStep, EndStep, NoticeStep, PassagesStep, WrittenStep
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
@@ -40,6 +41,7 @@ from schemas.settings.tree import allowed_values, kind_of, sections_of
 from storage.disk.files import write_json_atomic
 
 RECORDS: Final[tuple[type[Record], ...]] = (
+    Answerability,
     ArtifactRef,
     BlockStep,
     DrawnF1,
@@ -58,6 +60,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     PreparedSet,
     QueryCredit,
     Question,
+    QuestionAnswerability,
     QuestionSet,
     RefusedStep,
     Rollout,

@@ -96,7 +96,12 @@ def contains_answer(passage: Passage, golden_answers: Sequence[str]) -> bool:
     """
     words = f" {normalise_answer(passage.contents)} "
     golden = [normalise_answer(answer) for answer in golden_answers]
-    return any(answer and f"{_edge(answer[0])}{answer}{_edge(answer[-1])}" in words for answer in golden)
+    return any(answer and whole_words(answer) in words for answer in golden)
+
+
+def whole_words(answer: str) -> str:
+    """Return what of a normalised answer must stand in normalised words that begin and end with a blank."""
+    return f"{_edge(answer[0])}{answer}{_edge(answer[-1])}"
 
 
 def _edge(character: str) -> str:

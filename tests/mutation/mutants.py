@@ -46,6 +46,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/tracking/tracking.py": _TRACKING_TESTS,
     "schemas/settings/root.py": _TRACKING_TESTS,
     "sdsearch/plugins/blame.py": ("tests/flows/plugins/test_blame.py",),
+    "sdsearch/evaluation/answerability.py": ("tests/sdsearch/evaluation/test_answerability.py",),
+    "flows/evaluation/answerability.py": ("tests/flows/evaluation/test_answerability.py",),
     "sdsearch/evaluation/agreement.py": ("tests/sdsearch/evaluation/test_agreement.py",),
     "flows/screen/truth.py": ("tests/flows/screen/test_screen.py",),
     "sdsearch/training/information_gain.py": ("tests/golden/test_information_gain.py",),

@@ -15,10 +15,10 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 
 from flows.run.policy import check_device, check_ranks
 from flows.training.ranks.agent import Agent, AgentPlan, connect
+from flows.training.ranks.attendance import failures_of
 from flows.training.ranks.machines import BEAT_S
 from flows.training.ranks.messages import (
     BEAT,
-    ERROR,
     LEFT,
     MACHINES,
     PLACE,
@@ -26,7 +26,6 @@ from flows.training.ranks.messages import (
     SETTINGS,
     START,
     STOP,
-    Failure,
     Machine,
     Place,
     Program,
@@ -172,13 +171,11 @@ def _own_end(store: TCPStore, pulse: _Pulse, agent: Agent, joined: Joined, endpo
     """Return what is told where this machine's ranks ended with an error, which may be the end of others."""
     if pulse.is_lost or pulse.stopped is not None:
         return _run_ended(pulse, endpoint)
-    said = {}
-    for number in range(joined.settings.distributed.ranks):
-        if store.check([f"{ERROR}/{number}"]):
-            said[number] = Failure.model_validate_json(store.get(f"{ERROR}/{number}")).text
-    end = agent.first_end(said)
+    failures = failures_of(store, joined.settings.distributed.ranks)
+    end = agent.first_end({number: failure.text for number, failure in failures.items()})
     words = end.words if end else f"its ranks could not be started or ended early: {agent.ended}"
-    if end is None or end.is_killed:
+    waited = any(failure.waited for failure in failures.values())  # Then the agent killed who was waited for.
+    if end is None or (end.is_killed and not waited):
         return f"{words}, on {joined.machine.host}"
     # Another machine's end may have been the first: the run's process knows.
     until = time.monotonic() + _GRACE_S

@@ -21,12 +21,12 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 
 from flows.console.errors import UserError
 from flows.training.ranks.agent import Agent, AgentPlan
+from flows.training.ranks.attendance import Attendance, failures_of
 from flows.training.ranks.machines import Machines
 from flows.training.ranks.messages import (
     ANSWER,
     COMMAND,
     END,
-    ERROR,
     HOST,
     PLACE,
     PROGRAM,
@@ -34,7 +34,6 @@ from flows.training.ranks.messages import (
     READ,
     SETTINGS,
     Command,
-    Failure,
     Place,
 )
 from flows.training.ranks.program import this_program
@@ -70,6 +69,7 @@ class Ranks:
         self._store: TCPStore | None = None
         self._machines: Machines | None = None
         self._agent: Agent | None = None
+        self._attendance: Attendance | None = None
         self._number = 0
 
     def listen(self) -> None:
@@ -132,17 +132,18 @@ class Ranks:
             self._agent.kill()
         if self._machines is not None:
             self._machines.dismiss(why)
-        self._agent = self._store = self._machines = None
+        self._agent = self._store = self._machines = self._attendance = None
 
     def _answer(self, store: TCPStore, number: int) -> Any:
-        agent, machines = self._agent, self._machines
+        agent, machines, attendance = self._agent, self._machines, self._attendance
         assert agent is not None
         assert machines is not None
+        assert attendance is not None
         shown = ""
         while not store.check([f"{ANSWER}/{number}"]):
             if not agent.is_alive():
-                raise self._told(store, agent, machines)
-            if why := agent.stopped() or machines.gone():
+                raise self._told(store, agent, machines, attendance)
+            if why := agent.stopped() or machines.gone() or attendance.late(number, agent.endpoint):
                 raise RanksFailedError(f"{why}; all ranks were ended, and nothing of the stage was kept; {self._again}")
             if (text := store.get(PROGRESS).decode()) not in ("", shown):
                 shown = text
@@ -171,23 +172,22 @@ class Ranks:
             )
         address = distributed.endpoint.rpartition(":")[0] if distributed.nodes > 1 else HOST
         endpoint = f"{HOST}:{self._store.port}"
+        self._attendance = Attendance(self._store, distributed)
         self._agent = Agent(AgentPlan(distributed, endpoint, address, place.workspace, place.run, place.source or ""))
         return self._store
 
-    def _told(self, store: TCPStore, agent: Agent, machines: Machines) -> UserError:
-        """Return what is told of the ranks' end: what a rank refused, or what the first one that failed said."""
+    def _told(self, store: TCPStore, agent: Agent, machines: Machines, attendance: Attendance) -> UserError:
+        """Return what is told of the ranks' end: what a rank refused, or which was waited for or failed first."""
         ranks = self._settings.distributed.ranks
-        failures = {
-            number: Failure.model_validate_json(store.get(f"{ERROR}/{number}"))
-            for number in range(ranks)
-            if store.check([f"{ERROR}/{number}"])
-        }
+        failures = failures_of(store, ranks)
         for failure in failures.values():
             if failure.is_for_people:
                 return UserError(failure.text)
+        silent = attendance.silent(failures)
         end = agent.first_end({number: failure.text for number, failure in failures.items()})
-        elsewhere = None if end is not None and end.is_killed else machines.cause()
-        words = elsewhere or (end and end.words)
+        is_killed = silent is None and end is not None and end.is_killed
+        elsewhere = None if is_killed else machines.cause()
+        words = elsewhere or silent or (end and end.words)
         if words is None:
             return RanksFailedError(
                 f"the {ranks} ranks could not be started or ended early: {agent.ended}; {self._again}"

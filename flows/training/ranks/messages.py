@@ -17,6 +17,10 @@ PLACE: Final = "place"
 COMMAND: Final = "command"
 """COMMAND/n is the n-th command; ANSWER/n what the first rank wrote for it."""
 ANSWER: Final = "answer"
+DONE: Final = "done"
+"""DONE/n/r is set when rank r has done its part of the n-th command."""
+HERE: Final = "here"
+"""HERE/r is the process of rank r, as soon as it waits for the other ranks to start."""
 ERROR: Final = "error"
 """ERROR/r is why rank r ended."""
 PROGRESS: Final = "progress"
@@ -56,6 +60,13 @@ class Machine(Record):
     pid: int = Field(description="The process that starts its ranks.")
 
 
+class RankProcess(Record):
+    """A rank that has started."""
+
+    host: str = Field(description="The machine that it runs on.")
+    pid: int = Field(description="Its process.")
+
+
 class Command(Record):
     """What all ranks do next."""
 
@@ -70,3 +81,4 @@ class Failure(Record):
 
     text: str = Field(description="One line.")
     is_for_people: bool = Field(description="Whether a single process would have refused it too, in these words.")
+    waited: bool = Field(default=False, description="Whether it waited for another rank until distributed.timeout_s.")

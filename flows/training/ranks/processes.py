@@ -52,6 +52,11 @@ def rank_processes(endpoint: str) -> Iterator[psutil.Process]:
             continue
 
 
+def numbered_processes(endpoint: str) -> dict[int, int]:
+    """Return the processes of this machine's ranks by their numbers."""
+    return {_number(child.pid): child.pid for child in rank_processes(endpoint)}
+
+
 def kill_ranks(endpoint: str) -> int:
     """Kill the ranks at once; return how many there were."""
     ranks = list(rank_processes(endpoint))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -23,9 +24,11 @@ from flows.run.policy import set_threads
 from flows.run.progress import SilentReporter
 from flows.run.stage_files import StageFiles
 from flows.training.ranks.agent import connect
+from flows.training.ranks.attendance import let_others_speak, sign_in
 from flows.training.ranks.messages import (
     ANSWER,
     COMMAND,
+    DONE,
     END,
     ERROR,
     PROGRAM,
@@ -47,6 +50,9 @@ from storage.storage import Storage
 from storage.workspace import Workspace
 
 _NO_MEMORY: Final = "can't allocate memory"  # torch's words for the CPU's.
+# torch's words where a rank waits for another one to join, and gloo's where it waits for what another one sends.
+_WAITED: Final = re.compile("wait timeout|timed out waiting", re.IGNORECASE)
+_GLOO: Final = "gloo/transport"
 _FOREVER: Final = timedelta(days=30)
 WORK: Final[dict[str, Callable[..., list[ArtifactRef]]]] = {work.__name__: work for work in (teach, train)}
 """What a command may name."""
@@ -64,12 +70,13 @@ class _Progress(SilentReporter):
             self._store.set(PROGRESS, json.dumps([done, total]))
 
 
-def _open_group(settings: Settings) -> None:
+def _open_group(settings: Settings, store: TCPStore) -> None:
     device = torch.device(settings.model.device).type
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Objects travel by gloo: they need no device.
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+    sign_in(store, int(os.environ["RANK"]))
     dist.init_process_group(backend, timeout=timedelta(seconds=settings.distributed.timeout_s))
 
 
@@ -86,7 +93,13 @@ def _failure(error: Exception) -> Failure:
     text = str(error) if is_for_people else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in str(error)
     advice = "; out of memory: lower update.max_tokens_per_microbatch, or use more ranks" if is_memory else ""
-    return Failure(text=" ".join(text.split()) + advice, is_for_people=is_for_people)
+    waited = not is_for_people and _WAITED.search(str(error)) is not None
+    return Failure(text=" ".join(text.split()) + advice, is_for_people=is_for_people, waited=waited)
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Tell whether this rank ends for another one, which it waited for or which closed its connections."""
+    return isinstance(error, RuntimeError) and (_GLOO in str(error) or _WAITED.search(str(error)) is not None)
 
 
 def _answer(live: Runtime, files: StageFiles, command: Command) -> list[Any]:
@@ -107,7 +120,7 @@ def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
         expected = Program.model_validate_json(store.get(PROGRAM))
         check_program(f"rank {os.environ['RANK']}", this_program(settings), expected)
         set_threads(settings)
-        _open_group(settings)
+        _open_group(settings, store)
         storage = Storage(Workspace.open(workspace))
         live = Runtime(settings, run, storage, _Progress(store), source)
         policy_of = source or run
@@ -123,7 +136,10 @@ def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
                 answer = _answer(live, files, command)
             if dist.get_rank() == 0:
                 store.set(f"{ANSWER}/{number}", json.dumps(answer))
+            store.set(f"{DONE}/{number}/{dist.get_rank()}", "")
     except Exception as error:
         store.set(f"{ERROR}/{os.environ['RANK']}", _failure(error).model_dump_json())
+        if _is_of_others(error):
+            let_others_speak(store, int(os.environ["WORLD_SIZE"]))
         raise
     dist.destroy_process_group()

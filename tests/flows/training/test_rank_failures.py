@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,14 +18,16 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flows.settings.load import load_settings
-from flows.training.ranks import launch
+from flows.training.ranks import launch, serve
 from flows.training.ranks.agent import first_failure
+from flows.training.ranks.attendance import Attendance, failures_of, let_others_speak, sign_in
 from flows.training.ranks.launch import RankPlace, Ranks, RanksFailedError
-from flows.training.ranks.messages import HOST, Program
+from flows.training.ranks.messages import DONE, ERROR, HOST, Failure, Program
 from flows.training.ranks.processes import StopWatch, rank_processes
 from flows.training.ranks.program import check_program, this_program
 from schemas.errors import UserError
 from schemas.records.ledger import StageKey
+from schemas.settings.distributed import DistributedSettings
 from tests.flows.training.test_ranks import (
     DEADLINE_S,
     assert_gone,
@@ -99,13 +103,18 @@ def test_a_stopped_rank_is_noticed_and_one_that_goes_on_forgotten(monkeypatch: p
         process.kill()
 
 
-def run_with(workspace: Path, run: str, folder: Path, site: str) -> subprocess.CompletedProcess[str]:
+def run_with(workspace: Path, run: str, folder: Path, site: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Train on two ranks, of which the second one runs `site` as it starts."""
     (folder / "sitecustomize.py").write_text(f"import os\nif os.environ.get('RANK') == '1':\n    {site}\n")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
-        command(workspace, run, 2), capture_output=True, text=True, check=False, env=environment, timeout=300
+        command(workspace, run, 2, *overrides),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
     )
 
 
@@ -139,6 +148,132 @@ def test_a_rank_that_cannot_work_is_one_line_and_resume_gives_the_same_bits(
     assert sha256(workspace, run) == sha256(workspace, "two")
 
 
+SILENT = "import signal, time, torch; torch.optim.AdamW.step = lambda *_, **__: {}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        (
+            SILENT.format("time.sleep(86400)"),
+            r"^error: rank 0 waited for rank 1 \(process \d+\) of 2 in vain, for 60 s",
+        ),
+        (
+            SILENT.format("os.kill(os.getpid(), signal.SIGSTOP)"),
+            r"^error: rank 1 of 2 \(process \d+\) has been stopped \(SIGSTOP\) for \d+ s",
+        ),
+        (
+            "import time; time.sleep(86400)",
+            r"^error: rank 1 \(process \d+\) of 2 has not started after 60 s \(distributed\.timeout_s\)",
+        ),
+    ],
+    ids=["hangs", "stopped", "hangs-as-it-starts"],
+)
+def test_a_rank_that_is_silent_is_named_and_resume_gives_the_same_bits(
+    workspace: Path, tmp_path: Path, site: str, words: str, request: pytest.FixtureRequest
+) -> None:
+    """In its update, as it takes the first step, or before it has joined the other one."""
+    run = f"silent-{request.node.callspec.id}"
+    ended = run_with(workspace, run, tmp_path, site, "distributed.timeout_s=60")
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert re.search(words, error := the_error(ended.stdout + ended.stderr)), error
+    assert "continue with: sdsearch resume" in error
+    left = [process.pid for process in psutil.process_iter(["cmdline"]) if run in (process.info["cmdline"] or [])]
+    assert not left, "no rank outlives the run"
+    resumed = [sys.executable, "-m", "flows.app", "resume", run, "--workspace", str(workspace), "--no-prefect"]
+    done = subprocess.run(resumed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sha256(workspace, run) == sha256(workspace, "two")
+
+
+Attended = tuple[TCPStore, Callable[[float], Attendance]]
+
+
+@pytest.fixture
+def attended(monkeypatch: pytest.MonkeyPatch) -> Attended:
+    """A store, and what notices silent ranks of four after a time-out."""
+    monkeypatch.setattr("flows.training.ranks.attendance._LOOK_S", 0.0)
+    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    return store, lambda timeout_s: Attendance(store, DistributedSettings(ranks=4, timeout_s=timeout_s))
+
+
+def until_told(attendance: Attendance, number: int) -> str:
+    while (told := attendance.late(number, "here:4711")) is None:
+        time.sleep(0.001)
+    return told
+
+
+def test_ranks_that_do_not_start_are_named_after_the_time_out(attended: Attended) -> None:
+    store, attendance_of = attended
+    for number in (0, 2):
+        sign_in(store, number)
+    assert attendance_of(3600).late(0, "here:4711") is None
+    assert until_told(attendance_of(0.01), 0) == "ranks 1, 3 of 4 have not started after 0.01 s (distributed.timeout_s)"
+    for number in (1, 3):
+        sign_in(store, number)
+    assert attendance_of(0.01).late(0, "here:4711") is None
+    assert attendance_of(0.01).late(0, "here:4711") is None
+
+
+def test_a_rank_that_does_not_finish_is_named_once_another_has(attended: Attended) -> None:
+    """A first rank that hangs after the last step: no other rank waits for it."""
+    store, attendance_of = attended
+    attendance = attendance_of(0.01)
+    for number in range(4):
+        sign_in(store, number)
+    assert attendance.late(0, "here:4711") is None
+    time.sleep(0.02)
+    assert attendance.late(0, "here:4711") is None, "all are at work"
+    for number in (1, 2, 3):
+        store.set(f"{DONE}/0/{number}", "")
+    own = f"rank 0 (process {os.getpid()}) of 4 has not done what the other ranks have done, after 0.01 s"
+    assert until_told(attendance, 0).startswith(own)
+    assert attendance.late(1, "here:4711") is None, "nobody has done the next command"
+    store.set(f"{DONE}/0/0", "")
+    assert attendance.late(0, "here:4711") is None
+
+
+def test_the_ranks_that_said_nothing_are_those_that_were_waited_for(attended: Attended) -> None:
+    store, attendance_of = attended
+    sign_in(store, 1)
+    waited = Failure(text="Timed out waiting", is_for_people=False, waited=True)
+    lost = waited.model_copy(update={"waited": False})
+    told = attendance_of(20).silent({0: waited, 2: lost, 3: waited})
+    assert told == f"2 ranks waited for rank 1 (process {os.getpid()}) of 4 in vain, for 20 s (distributed.timeout_s)"
+    assert attendance_of(20).silent({0: lost, 2: lost}) is None, "their connections were closed: one has ended"
+    assert attendance_of(20).silent(dict.fromkeys(range(4), waited)) is None
+
+
+def test_a_rank_that_waited_lets_the_others_say_so_first(attended: Attended, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = attended
+    failure = Failure(text="Timed out waiting", is_for_people=False, waited=True).model_dump_json()
+    monkeypatch.setattr("flows.training.ranks.attendance._GRACE_S", 0.01)
+    store.set(f"{ERROR}/0", failure)
+    let_others_speak(store, 4)
+    assert set(failures_of(store, 4)) == {0}, "they have seconds for it"
+    monkeypatch.setattr("flows.training.ranks.attendance._GRACE_S", 250.0)
+    store.set(f"{ERROR}/2", failure)
+    threading.Timer(0.2, lambda: store.set(f"{ERROR}/3", failure)).start()
+    let_others_speak(store, 4)
+    assert set(failures_of(store, 4)) == {0, 2, 3}, "the fourth one is who was waited for"
+
+
+@pytest.mark.parametrize(
+    ("error", "waited", "of_others"),
+    [
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv"), True, True),
+        (RuntimeError("Wait timeout"), True, True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), False, True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+        (UserError("step 3 timed out waiting"), False, False),
+    ],
+)
+def test_what_a_rank_says_of_others(error: Exception, waited: bool, of_others: bool) -> None:
+    assert serve._failure(error).waited is waited
+    assert serve._is_of_others(error) is of_others
+
+
 def in_teacher(process: subprocess.Popen[str], workspace: Path, run: str) -> None:
     """Wait until the run's second iteration is about to hand its teacher stage to the ranks."""
     ledger = open_storage(workspace).ledger
@@ -152,7 +287,7 @@ def in_teacher(process: subprocess.Popen[str], workspace: Path, run: str) -> Non
 def test_stopped_ranks_are_one_line_in_bounded_time(workspace: Path, numbers: tuple[int, ...]) -> None:
     """Also where all are stopped, so that none of them can give up the others."""
     run = f"stopped-{len(numbers)}"
-    with started(command(workspace, run, 2)) as (process, ranks):
+    with started(command(workspace, run, 2, "distributed.timeout_s=60")) as (process, ranks):
         by_number = {int(rank.environ()["RANK"]): rank for rank in ranks}
         in_teacher(process, workspace, run)
         for number in numbers:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def command(workspace: Path, run: str, ranks: int, *overrides: str) -> list[str]:
-    settings = [*QUICK, "distributed.timeout_s=20", f"distributed.ranks={ranks}", *overrides]
+    settings = [*QUICK, "distributed.timeout_s=120", f"distributed.ranks={ranks}", *overrides]
     given = [word for override in settings for word in ("--set", override)]
     train = [sys.executable, "-m", "flows.app", "train", "tiny", "--no-prefect"]
     return [*train, "--run", run, "--workspace", str(workspace), *given]

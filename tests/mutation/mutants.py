@@ -68,6 +68,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/training/checkpoints.py": ("tests/flows/training/test_checkpoint_retention.py",),
     "flows/training/ranks/machines.py": ("tests/flows/training/test_machines.py",),
     "flows/training/ranks/join.py": ("tests/flows/training/test_machines.py",),
+    "flows/training/ranks/attendance.py": ("tests/flows/training/test_rank_failures.py",),
     "flows/training/ranks/program.py": ("tests/flows/training/test_rank_failures.py",),
     "storage/disk/spread.py": ("tests/storage/disk/test_spread.py",),
     "flows/run/reference.py": ("tests/flows/run/test_reference.py",),

@@ -63,7 +63,8 @@ def demonstrate(
     """
     tokenizer = layout.tokenizer
     prompt = render_prompt(tokenizer, question, layout.frame, layout.protocol)
-    block = [] if attempts is None else encode_block(tokenizer, attempts, layout.max_block_tokens).token_ids
+    room, tags = layout.max_block_tokens, layout.protocol.tags
+    block = [] if attempts is None else encode_block(tokenizer, attempts, room, tags=tags).token_ids
     token_ids = [*prompt.head, *block, *prompt.body]
     weights = [0.0] * len(token_ids)
     for text, hits in turns:

@@ -32,6 +32,11 @@ _TURN_TESTS = (
     "tests/sdsearch/sampling/test_rollouts.py",
 )
 _TEXT_TESTS = ("tests/sdsearch/credit/test_hindsight.py", "tests/property/test_foreign_text.py")
+_PROTOCOL_TESTS = (
+    "tests/sdsearch/protocol/test_tool_call.py",
+    "tests/sdsearch/protocol/test_public_protocols.py",
+    "tests/sdsearch/protocol/test_conformance.py",
+)
 _GATES = ("sigmoid", "influence", "attenuation", "outcome")
 _STRENGTH_TEST = "tests/sdsearch/training/test_strength.py"
 _TRACKING_TESTS = ("tests/flows/tracking/test_tracking.py",)
@@ -145,6 +150,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/credit/own_query.py": ("tests/sdsearch/credit/test_block_members.py",),
     "sdsearch/credit/contrast.py": ("tests/sdsearch/credit/test_contrast.py",),
     "sdsearch/protocol/fitting.py": ("tests/property/test_block_room.py", "tests/sdsearch/credit/test_hindsight.py"),
+    "sdsearch/protocol/search_r1.py": _PROTOCOL_TESTS,
+    "sdsearch/protocol/autorefine.py": _PROTOCOL_TESTS,
+    "sdsearch/protocol/tool_call.py": _PROTOCOL_TESTS,
+    "sdsearch/protocol/chat_template.py": _PROTOCOL_TESTS,
+    "sdsearch/protocol/prompting.py": (*_PROTOCOL_TESTS, "tests/sdsearch/protocol/test_prompting.py"),
+    "sdsearch/training/supervised.py": ("tests/sdsearch/training/test_supervised.py",),
     "sdsearch/protocol/tokens.py": (
         "tests/sdsearch/protocol/test_parsing.py",
         "tests/property/test_query_tokens.py",

@@ -15,8 +15,8 @@ from sdsearch.credit.hindsight import build_blocks
 from sdsearch.credit.scoring import score_groups
 from sdsearch.credit.teacher import TeacherSettings, compute_targets
 from sdsearch.protocol.examples import worked_examples
-from sdsearch.protocol.prompting import render_documents, render_frame
-from sdsearch.protocol.tokens import decode, encode, encode_foreign
+from sdsearch.protocol.prompting import render_documents, render_frame, render_prompt
+from sdsearch.protocol.tokens import decode, encode
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.stopping import TurnEnds
 from tests.support.builders import make_model, make_question
@@ -103,7 +103,10 @@ def test_hostile_documents_and_questions_write_nothing(row: ProtocolRow) -> None
         assert f"</{tag}>" not in content
     inner = observation.token_ids[len(encode(tokenizer, opening)) : -len(encode(tokenizer, closing))]
     assert not set(inner) & set(tokenizer.all_special_ids)
-    asked = encode_foreign(tokenizer, own.ask(hostile(row)), own.tags)
+    frame = render_frame(tokenizer, "compact", own)
+    body = render_prompt(tokenizer, hostile(row), frame, own).body
+    asked = body[len(frame.before_token_ids) : len(body) - len(frame.after_token_ids)]
+    assert "Lima" in decode(tokenizer, asked)
     assert not set(asked) & set(tokenizer.all_special_ids)
     assert not any(f"<{tag}>" in decode(tokenizer, asked) for tag in own.tags)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import UserError
+from schemas.records.rollout import Answer, Malformed, Search
 from sdsearch.protocol.chat_template import SEARCH_TOOL
 from sdsearch.protocol.prompting import render_frame, render_notice
 from sdsearch.protocol.tokens import decode
@@ -76,3 +77,54 @@ def test_a_turn_that_was_cut_off_is_ended_by_the_environment() -> None:
         text = render_notice(tokenizer, "two_calls", ToolCall(), last).text
         assert text.startswith(f"{ended}\n<|im_start|>user\n<tool_response>\nMore than one call")
         assert text.endswith("</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def call(arguments: str, rest: str = "") -> str:
+    return f'<tool_call>\n{{"name": "search", "arguments": {arguments}{rest}}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call('{"query": "a", "limit": 3}'),
+        call('{"query": "a"}', ', "id": 1'),
+        call(r'{"query": "a", "qu\u0065ry": "b"}'),
+        call('{"query": ["a"]}'),
+        call('["query"]'),
+        call('{"query": "a"}', "} and more"),
+    ],
+)
+def test_a_call_with_anything_but_a_query_is_unreadable(text: str) -> None:
+    assert ToolCall().parse(text) == Malformed(reason="unreadable")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "query", "written"),
+    [
+        (r'{"query": "two\nlines \u00e9 \\"}', "two\nlines é \\", r"two\nlines \u00e9 \\"),
+        ('{"query": "a", "query": "b"}', "b", "b"),
+        ('{"query":  "after </think>"}', "after </think>", "after </think>"),
+    ],
+    ids=["escapes", "the last of two", "a mark of thinking"],
+)
+def test_the_query_is_what_the_json_says_and_its_place_what_was_written(
+    arguments: str, query: str, written: str
+) -> None:
+    text = f"<think>\nhm\n</think>\n\n{call(arguments)}"
+    assert ToolCall().parse(text) == Search(query=query)
+    assert text[slice(*ToolCall().query_span(text))] == written
+
+
+def test_what_it_writes_ends_the_turn_and_thinks_where_the_template_does() -> None:
+    for family, thinks in (("qwen25", False), ("qwen3", True)):
+        tokenizer, own = make_chat_tokenizer(family), ToolCall()
+        assert own.turn_end(tokenizer) == "<|im_end|>"
+        for action in (Search(query="a"), Answer(answer="b")):
+            assert own.write(tokenizer, action, "hm").startswith("<think>\nhm\n</think>\n\n") == thinks
+
+
+def test_each_malformed_call_has_the_notice_of_what_was_wrong() -> None:
+    own, tokenizer = ToolCall(), make_chat_tokenizer("qwen25")
+    texts = {reason: render_notice(tokenizer, reason, own, tokenizer.eos_token_id).text for reason in own.notices}
+    assert len(set(texts.values())) == len(texts)
+    assert all(own.notices[reason] in text for reason, text in texts.items())

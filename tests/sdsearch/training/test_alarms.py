@@ -54,6 +54,13 @@ def test_the_best_is_the_best_before_and_a_rise_is_no_fall() -> None:
     assert find_fall([*rising, evaluated(2, 40, 60)], replace_plan(em_fall=0)) is None
 
 
+def test_questions_that_only_one_of_them_asked_do_not_count() -> None:
+    """Of the best's 60 right answers 12 were asked again and 8 of these are wrong now: 2.8 standard errors."""
+    best, last = evaluated(1, 60), evaluated(2, 4, 96, start=48)
+    assert find_fall([best, last], PLAN) is None
+    assert find_fall([best, last], replace_plan(em_fall=2.8)) is not None
+
+
 def replace_plan(**changes: float) -> AlarmSettings:
     return PLAN.model_copy(update=changes)
 

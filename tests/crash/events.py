@@ -67,6 +67,7 @@ class Probe:
         self._executioner = executioner
         self._seen: Counter[str] = Counter()
         self._stage = _STARTUP
+        self._run = ""
         self._started = time.monotonic()
 
     def install(self, eager: bool) -> None:
@@ -111,7 +112,7 @@ class Probe:
 
         @contextmanager
         def attempted(runner: Any, stage: Any, iteration: int, upstream: Any) -> Iterator[Attempt]:
-            self._stage = f"{stage.name}@{iteration}"
+            self._stage = self._name_of(stage.name, iteration, runner.run)
             self.tell(f"{self._stage} begins")
             with attempt(runner, stage, iteration, upstream) as opened:
                 if opened.needed:
@@ -136,6 +137,11 @@ class Probe:
         StageRunner.attempt = attempted
         RolloutLoop.roll_out = rolled_out
         flows.training.stages.update.update_policy = updated
+
+    def _name_of(self, stage: str, iteration: int, run: str) -> str:
+        """Return a stage's name; that of a run which goes on in the first one's place has the run too."""
+        self._run = self._run or run
+        return f"{stage}@{iteration}" + (f" of {run}" if run != self._run else "")
 
     def _wrap_files(self) -> None:
         fsync, unlink = os.fsync, os.unlink

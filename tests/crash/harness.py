@@ -32,8 +32,10 @@ _SETTINGS = (
     'evaluation.modes=["greedy"]',
     "storage.keep_checkpoints=2",
 )
-_ROLLS_OUT = re.compile(r"sample@(\d+) rolls out (.*)")
-_TRAINS = re.compile(r"update@(\d+) trains")
+_ROLLS_OUT = re.compile(r"sample@(\d+)(?: of (\S+))? rolls out (.*)")
+_TRAINS = re.compile(r"update@(\d+)(?: of (\S+))? trains")
+Work = tuple[str, str, int, str]
+"""What was done: 'sample' or 'update', the run, the iteration, and the question that was sampled."""
 
 
 @dataclass(frozen=True)
@@ -73,31 +75,35 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reference:
-    """The uninterrupted run."""
+    """The uninterrupted run; `more` are the settings that it has beside those of the matrix."""
 
     workspace: Path
     trace: list[Event]
     snapshot: Snapshot
     rebuild_trace: list[Event] = field(default_factory=list)
     ranks: int = 1
+    more: tuple[str, ...] = ()
 
 
-def train_command(iterations: int, run: str = RUN, ranks: int = 1) -> list[str]:
+def train_command(iterations: int, run: str = RUN, ranks: int = 1, more: Sequence[str] = ()) -> list[str]:
     """Return the command of a run of seconds with the mini policy that still passes through every stage."""
-    values = (*_SETTINGS, f"iterations={iterations}", f"distributed.ranks={ranks}")
+    values = (*_SETTINGS, f"iterations={iterations}", f"distributed.ranks={ranks}", *more)
     settings = [text for value in values for text in ("--set", value)]
     return ["train", "tiny", "--no-prefect", "--run", run, *settings]
 
 
-def play_reference(server: ForkServer, folder: Path, iterations: int, ranks: int = 1) -> Reference:
+def play_reference(
+    server: ForkServer, folder: Path, iterations: int, ranks: int = 1, more: tuple[str, ...] = ()
+) -> Reference:
     """Run without a kill; AssertionError when it does not end well or teaches nothing."""
     folder.mkdir(parents=True)
-    ended = server.run(train_command(iterations, ranks=ranks), folder, eager=True)
+    ended = server.run(train_command(iterations, ranks=ranks, more=more), folder, eager=True)
     assert ended.code == 0, ended.output
     held = snapshot(folder / "workspace")
     weights = {value for name, value in held.items() if name.startswith("model") and ".safetensors: " in name}
-    assert len(weights) == ranks * min(iterations, 2), f"the updates change nothing: {weights}"
-    return Reference(folder / "workspace", ended.trace, held, ranks=ranks)
+    expected = ranks * min(iterations, 2)
+    assert len(weights) >= expected if more else len(weights) == expected, f"the updates change nothing: {weights}"
+    return Reference(folder / "workspace", ended.trace, held, ranks=ranks, more=more)
 
 
 def trace_rebuild(server: ForkServer, reference: Reference) -> Reference:
@@ -147,7 +153,8 @@ def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference
         outcome.num_resumes += number > 0
         before = finished_work(workspace)
         strike = kill.strike if kill else None
-        ended = server.run(next_command(workspace, iterations, reference.ranks), folder, strike, eager=case.eager)
+        command = next_command(workspace, iterations, reference)
+        ended = server.run(command, folder, strike, eager=case.eager)
         outcome.lost += done_again(before, ended.trace)
         if kill is None or not _has_struck(kill.strike, ended):
             outcome.lost += _ignored(kill.strike, ended) if kill else []
@@ -160,10 +167,10 @@ def _play_training(outcome: Outcome, server: ForkServer, folder: Path, reference
         outcome.lost.append(str(error))
 
 
-def next_command(workspace: Path, iterations: int, ranks: int = 1) -> list[str]:
+def next_command(workspace: Path, iterations: int, reference: Reference) -> list[str]:
     """Return what a person would type: resume, or train again when the run was not made yet."""
     exists = (workspace / "artifacts" / f"run={RUN}" / "run.json").exists()
-    return RESUME if exists else train_command(iterations, ranks=ranks)
+    return RESUME if exists else train_command(iterations, ranks=reference.ranks, more=reference.more)
 
 
 def _has_struck(strike: Strike, ended: Ended) -> bool:
@@ -182,17 +189,17 @@ def _ignored(strike: Strike, ended: Ended) -> list[str]:
     return [f"{strike} did not end the process"] if happened and not strike.delay_s and ended.code == 0 else []
 
 
-def finished_work(workspace: Path) -> set[tuple[str, int, str]]:
-    """Return what the files say is finished: ('sample', iteration, question) and ('update', iteration, '')."""
-    done: set[tuple[str, int, str]] = set()
-    for folder in workspace.glob(f"artifacts/run={RUN}/iteration=*/stage=*"):
-        iteration, stage = int(folder.parent.name.partition("=")[2]), folder.name.partition("=")[2]
+def finished_work(workspace: Path) -> set[Work]:
+    """Return what the files say is finished, of the run and of what goes on in its place."""
+    done: set[Work] = set()
+    for folder in workspace.glob(f"artifacts/run={RUN}*/iteration=*/stage=*"):
+        run, iteration, stage = (part.partition("=")[2] for part in folder.parts[-3:])
         if stage == "sample":
             for path in folder.glob("[!.]*.parquet"):
                 questions = pq.ParquetFile(path).read(["question"]).column("question").to_pylist()
-                done |= {("sample", iteration, question["id"]) for question in questions}
+                done |= {("sample", run, int(iteration), question["id"]) for question in questions}
         elif stage == "update" and _is_done(folder / "stage.json"):
-            done.add(("update", iteration, ""))
+            done.add(("update", run, int(iteration), ""))
     return done
 
 
@@ -200,13 +207,16 @@ def _is_done(path: Path) -> bool:
     return path.exists() and StageHistory.model_validate_json(path.read_bytes()).done is not None
 
 
-def done_again(before: set[tuple[str, int, str]], trace: Sequence[Event]) -> list[str]:
+def done_again(before: set[Work], trace: Sequence[Event]) -> list[str]:
     """Return a line for each piece of finished work that a process did once more."""
     again: list[str] = []
     for event in trace:
         if rolled := _ROLLS_OUT.fullmatch(event.name):
-            questions = [name for name in rolled[2].split() if ("sample", int(rolled[1]), name) in before]
-            again += [f"iteration {rolled[1]}: the finished group of {name} was sampled again" for name in questions]
-        elif (trained := _TRAINS.fullmatch(event.name)) and ("update", int(trained[1]), "") in before:
-            again.append(f"iteration {trained[1]}: the finished update was trained again")
+            run, iteration = rolled[2] or RUN, int(rolled[1])
+            questions = [name for name in rolled[3].split() if ("sample", run, iteration, name) in before]
+            again += [f"iteration {iteration}: the finished group of {name} was sampled again" for name in questions]
+        elif trained := _TRAINS.fullmatch(event.name):
+            run, iteration = trained[2] or RUN, int(trained[1])
+            if ("update", run, iteration, "") in before:
+                again.append(f"iteration {iteration}: the finished update was trained again")
     return again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from storage.database.connection import Database
 from storage.runs.lock import RunLock
 from storage.workspace import Workspace
 from tests.crash.compare import differences, snapshot
-from tests.crash.events import Strike
+from tests.crash.events import Event, Strike
 from tests.crash.forkserver import ForkServer
 from tests.crash.harness import (
     RESUME,
@@ -100,6 +101,75 @@ def test_a_run_of_two_ranks_that_is_killed_again_and_again_ends_as_if_it_had_not
     assert outcome.struck == [kill.label for kill in case.kills]
 
 
+def at(reference: Reference, pattern: str, number: signal.Signals = signal.SIGKILL, halve: bool = False) -> Kill:
+    """Return a kill at the first event of the uninterrupted run that matches; names of files have hashes."""
+    return kill(next(each.name for each in reference.trace if re.fullmatch(pattern, each.name)), number, halve=halve)
+
+
+RESAMPLE = ("grpo.filter=resample", "grpo.resample_rounds=2")
+
+
+@pytest.mark.long
+def test_a_run_that_draws_further_questions_ends_as_if_it_had_not_been_killed(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    reference = play_reference(server, tmp_path / "reference", ITERATIONS, more=RESAMPLE)
+    replacements = r"artifacts/run=killed/iteration=\d+/stage=sample/partial-replacements"
+    kills = (
+        at(reference, rf"sample@1 sync {replacements}-1-00000.*", halve=True),
+        halfway(reference, "update@1", signal.SIGTERM),
+        at(reference, rf"sample@2 renamed {replacements}-1-00000.*"),
+        at(reference, rf"sample@2 rename {replacements}-2-00000.*", signal.SIGINT),
+        at(reference, r"score@2 renamed .*/stage\.json"),
+        at(reference, r"update@2 trains"),
+    )
+    outcome = play(Case("resample", kills), server, tmp_path / "case", reference, ITERATIONS)
+    assert not outcome.lost
+    assert not outcome.differing
+    assert outcome.struck == [kill.label for kill in kills]
+
+
+# The first update raises dev EM, the second lowers it; what goes on from version 1 hardly moves (test_alarms.py).
+ROLLBACK = (
+    "data.questions_per_iteration=4",
+    "rollout.group_size=4",
+    "rollout.questions_per_batch=4",
+    "rollout.max_searches=3",
+    "rollout.max_new_tokens=40",
+    "update.learning_rate=3e-3",
+    "distillation.enabled=false",
+    "evaluation.every=1",
+    "evaluation.num_questions=12",
+    "storage.keep_checkpoints=10",
+    "alarms.em_fall=1.2",
+    "alarms.on_alarm=rollback",
+    "alarms.rollback_learning_rate=0.001",
+)
+FORK = f"{RUN}-rollback-1"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_rolled_back_ends_as_if_it_had_not_been_killed(server: ForkServer, tmp_path: Path) -> None:
+    """Killed before its alarm, between the alarm and the fork, while the fork is made, and in the fork."""
+    reference = play_reference(server, tmp_path / "reference", ITERATIONS, more=ROLLBACK)
+    kills = (
+        halfway(reference, "update@2", signal.SIGKILL),
+        at(reference, r"evaluate@2 renamed .*/stage\.json"),
+        at(reference, r"after evaluate@2 renamed artifacts/run=killed/run\.json"),
+        at(reference, rf"after evaluate@2 rename checkpoints/run={FORK}/version=00001"),
+        at(reference, rf"after evaluate@2 renamed artifacts/run={FORK}/run\.json"),
+        halfway(reference, f"sample@2 of {FORK}", signal.SIGTERM),
+        at(reference, rf"update@2 of {FORK} sync checkpoints/run={FORK}/.*/model\.safetensors", halve=True),
+    )
+    outcome = play(Case("rollback", kills), server, tmp_path / "case", reference, ITERATIONS)
+    assert not outcome.lost
+    assert not outcome.differing
+    assert outcome.struck == [kill.label for kill in kills]
+    runs = Database(Workspace(tmp_path / "case" / "workspace")).query("SELECT run, status FROM runs ORDER BY run")
+    assert runs.to_pylist() == [{"run": RUN, "status": "failed"}, {"run": FORK, "status": "done"}]
+
+
 def test_the_comparison_sees_a_changed_byte_a_changed_row_and_a_file_too_many(
     reference: Reference, tmp_path: Path
 ) -> None:
@@ -127,6 +197,9 @@ def test_work_that_is_done_again_is_seen(reference: Reference) -> None:
     done = finished_work(reference.workspace)
     assert {name: sum(kind == name for kind, *_ in done) for name in ("sample", "update")} == {"sample": 4, "update": 2}
     assert len(done_again(done, reference.trace)) == 6
+    forks = [Event(event.at_s, event.name.replace("@2", "@2 of killed-rollback-1")) for event in reference.trace]
+    assert len(done_again(done, forks)) == 3, "what another run did is no work of this one"
+    assert len(done_again({(kind, "killed-rollback-1", *rest) for kind, _, *rest in done}, forks)) == 3
     assert done_again(set(), reference.trace) == []
 
 

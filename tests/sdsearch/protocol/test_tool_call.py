@@ -90,6 +90,7 @@ def call(arguments: str, rest: str = "") -> str:
         call('{"query": "a"}', ', "id": 1'),
         call(r'{"query": "a", "qu\u0065ry": "b"}'),
         call('{"query": ["a"]}'),
+        call('{"query": "a"}').replace("\n</tool_call>", ""),
         call('["query"]'),
         call('{"query": "a"}', "} and more"),
     ],

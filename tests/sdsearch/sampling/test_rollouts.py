@@ -71,6 +71,7 @@ def test_after_the_last_search_one_turn_may_answer() -> None:
     assert len(rollout.turns) == 3
     assert rollout.turns[-1].observation is None
     assert rollout.answer is None
+    assert not rollout.valid_format, "each turn is well-formed, and none answers"
     assert retriever.batches == [("river", "river")] * 2, "the queries of a step are searched as one batch"
     assert rollout.queries == ("river", "river"), "what was never sent is no search"
     assert rollout.written_queries == ("river",) * 3

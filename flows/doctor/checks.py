@@ -111,6 +111,7 @@ def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: 
     what = (
         f"{_gb(wanted)}: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, optimiser "
         f"{_gb(needs.optimiser)}, reference {_gb(needs.reference)}, activations {_gb(needs.activations)}"
+        f"{f', or a sampled batch {_gb(needs.sampling)}' if needs.sampling else ''}"
         f"{f', gathered {_gb(needs.gathered)}, to sample {_gb(sampler_bytes(settings, shape))}' if in_ranks else ''}"
         f"{f', vLLM {share:.0%} of the GPU' if share else ''}{guess}"
     )

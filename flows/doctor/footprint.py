@@ -8,7 +8,10 @@ from typing import Any, Final, NamedTuple
 
 _SIZE_IN_NAME: Final = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*b(?![a-z])", re.IGNORECASE)
 CUDA_CONTEXT: Final = 1.5e9
+SLOT_STEP: Final = 256
+"""Tokens by which the sampler's keys and values grow (sdsearch.sampling.slots)."""
 _FP32: Final = 4
+_FP64: Final = 8
 
 
 class ModelShape(NamedTuple):
@@ -90,6 +93,7 @@ class TrainingNeeds(NamedTuple):
     reference: float
     activations: float
     gathered: float = 0.0
+    sampling: float = 0.0  # A batch that is generated with the same weights, between updates.
 
     @property
     def resident(self) -> float:
@@ -98,8 +102,8 @@ class TrainingNeeds(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """The most that an update takes."""
-        return self.resident + self.gradients + self.activations + self.gathered
+        """The most that an update takes, or a batch that is sampled: they take turns."""
+        return self.resident + max(self.gradients + self.activations + self.gathered, self.sampling)
 
 
 def training_needs(
@@ -149,6 +153,21 @@ def training_needs(
         activations=float(tokens * per_token + logits),
         gathered=float(bytes_each * passing + _FP32 * returned),
     )
+
+
+def sampling_bytes(shape: ModelShape, *, bytes_each: int, conversations: int, longest: int, reply: int) -> float:
+    """Estimate what transformers takes while it generates `conversations` at one time, at most `longest` tokens each.
+
+    Keys and values of all of them as long as the longest, in steps of SLOT_STEP tokens; one of a layer's twice while it
+    grows; the logits of each one's next token, three times in fp32 and twice in fp64; and for a quarter of them, which
+    are handed a reply of `reply` tokens together, one layer's activations and who sees whom.
+    """
+    width = -(-longest // SLOT_STEP) * SLOT_STEP
+    one = float(conversations * width * shape.kv_width * bytes_each)
+    logits = (3 * _FP32 + 2 * _FP64) * conversations * shape.vocabulary
+    replied = -(-conversations // 4) * reply
+    passing = bytes_each * (4 * shape.hidden + 3 * shape.intermediate) + (bytes_each + 1) * longest
+    return 2 * shape.layers * one + one + logits + replied * passing
 
 
 def device_needs(needs: TrainingNeeds, engine_share: float, engine_sleeps: bool) -> float:

@@ -10,12 +10,13 @@ from flows.doctor.footprint import (
     TrainingNeeds,
     checkpoint_bytes,
     device_needs,
+    sampling_bytes,
     training_needs,
     versions_held,
 )
 from schemas.settings.distributed import DistributedSettings
 from schemas.settings.root import Settings
-from schemas.settings.sampling import VllmSamplerSettings
+from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings
 
 PROGRAM: Final = 1.2e9
 """Bytes of Python with torch, transformers and Prefect's client."""
@@ -78,9 +79,35 @@ def bytes_of_weight(settings: Settings) -> int:
     return 2 if settings.model.dtype == "bfloat16" else 4
 
 
+def conversations_at_once(settings: Settings) -> int:
+    """Return the most that are generated in one batch with transformers, in training or in an evaluation."""
+    rollout, evaluation = settings.rollout, settings.evaluation
+    sampled = min(settings.data.questions_per_iteration, rollout.questions_per_batch) * rollout.group_size
+    # Zero questions are all of a set.
+    asked = [evaluation.num_questions, *(each.num_questions for each in evaluation.sets.values())]
+    batch = rollout.questions_per_evaluation_batch
+    return max(sampled, *(min(number or batch, batch) for number in asked))
+
+
+def batch_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what a batch takes of the run's own process while it samples with transformers; 0 for engines."""
+    if not isinstance(settings.sampling, TransformersSamplerSettings):
+        return 0.0
+    return sampling_bytes(
+        shape,
+        bytes_each=bytes_of_weight(settings),
+        conversations=conversations_at_once(settings),
+        longest=settings.longest_conversation,
+        reply=settings.rollout.max_observation_tokens,
+    )
+
+
 def memory_needs(settings: Settings, shape: ModelShape, *, in_ranks: bool = True) -> TrainingNeeds:
-    """Return what an update takes of a device: of each rank's, where there are ranks and they are not left out."""
-    return training_needs(
+    """Return what an update, or what is sampled, takes of a device.
+
+    Of each rank's, where there are ranks and they are not left out: these do not sample.
+    """
+    needs = training_needs(
         shape,
         bytes_each=bytes_of_weight(settings),
         lora_rank=lora_rank(settings),
@@ -93,6 +120,7 @@ def memory_needs(settings: Settings, shape: ModelShape, *, in_ranks: bool = True
         recomputes=settings.update.gradient_checkpointing,
         shards=shards_of(settings.distributed) if in_ranks else None,
     )
+    return needs._replace(sampling=batch_bytes(settings, shape)) if settings.distributed.ranks == 1 else needs
 
 
 def disk_needs(settings: Settings, shape: ModelShape) -> DiskNeeds:
@@ -112,10 +140,15 @@ def disk_needs(settings: Settings, shape: ModelShape) -> DiskNeeds:
     )
 
 
+def sampler_policy_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what the policy takes that, with ranks, the run's own process samples with; 0 without ranks."""
+    return float(bytes_of_weight(settings) * shape.num_parameters) if settings.distributed.ranks > 1 else 0.0
+
+
 def sampler_bytes(settings: Settings, shape: ModelShape) -> float:
-    """Return what the run's own process holds of the first rank's device: with ranks, a policy to sample with."""
-    on_card = settings.distributed.ranks > 1 and settings.model.device != "cpu"
-    return float(bytes_of_weight(settings) * shape.num_parameters) if on_card else 0.0
+    """Return what, with ranks, the run's own process takes beside them: a policy, and a batch that it samples."""
+    own = sampler_policy_bytes(settings, shape)
+    return own + batch_bytes(settings, shape) if own else 0.0
 
 
 def first_card_bytes(settings: Settings, shape: ModelShape) -> float:
@@ -131,4 +164,4 @@ def cpu_bytes(settings: Settings, shape: ModelShape) -> float:
     each = memory_needs(settings, shape).peak - CUDA_CONTEXT + PROGRAM
     if settings.distributed.ranks == 1:
         return each
-    return settings.distributed.ranks_per_node * each + bytes_of_weight(settings) * shape.num_parameters + PROGRAM
+    return settings.distributed.ranks_per_node * each + sampler_bytes(settings, shape) + PROGRAM

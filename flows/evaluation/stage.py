@@ -90,8 +90,7 @@ def evaluation_inputs(
 def evaluation_batches(live: Runtime, version: int, sets: Sequence[EvaluatedSet]) -> list[Batch]:
     """Return all batches of an evaluation, in the order of its files; a batch is never cut anew."""
     settings, plan = live.settings, live.settings.evaluation
-    # It holds one sibling a question where a training batch holds a group's.
-    size = settings.rollout.questions_per_batch * 4
+    size = settings.rollout.questions_per_evaluation_batch
     samples = [fixed_sample(live.questions.of(each.name), each.num_questions, plan.seed) for each in sets]
     return [
         Batch(

@@ -14,12 +14,13 @@ from flows.doctor.footprint import CUDA_CONTEXT, ModelShape
 from flows.doctor.needs import (
     DATABASE,
     PROGRAM,
+    batch_bytes,
     bytes_of_weight,
     cpu_bytes,
     disk_needs,
     first_card_bytes,
     memory_needs,
-    sampler_bytes,
+    sampler_policy_bytes,
 )
 from flows.plan.cards import Card
 from flows.plan.measured import Measured
@@ -92,14 +93,15 @@ def memory(planned: Planned) -> dict[str, Figure]:
         "reference": planned.computed(needs.reference),
         "gathered": planned.computed(needs.gathered),
         "activations": Figure(value=needs.activations, unit="bytes", source="guessed"),
-        "to sample": planned.computed(sampler_bytes(settings, shape)),
+        "a sampled batch": Figure(value=batch_bytes(settings, shape), unit="bytes", source="guessed"),
+        "policy to sample": planned.computed(sampler_policy_bytes(settings, shape)),
         "program" if on_cpu else "context": Figure(
             value=PROGRAM if on_cpu else CUDA_CONTEXT, unit="bytes", source="guessed"
         ),
     }
     whole = cpu_bytes(settings, shape) if on_cpu else first_card_bytes(settings, shape)
     engine = whole - sum(part.value for part in parts.values()) if not on_cpu else 0.0
-    if engine > 0:
+    if engine > 0 and isinstance(settings.sampling, VllmSamplerSettings):
         parts["engine"] = Figure(value=engine, unit="bytes", source="guessed")
     kept = {name: part for name, part in parts.items() if part.value}
     if not on_cpu:

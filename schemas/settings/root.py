@@ -118,6 +118,11 @@ class RolloutSettings(Section):
     )
 
     @property
+    def questions_per_evaluation_batch(self) -> int:
+        """Questions that an evaluation answers in one batch: one sibling each, where training has a group's."""
+        return 4 * self.questions_per_batch
+
+    @property
     def wording(self) -> str:
         """What identifies the words around a question: the template, the protocol and its options."""
         if self.protocol == "tags":

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from flows.doctor.footprint import (
+    SLOT_STEP,
     checkpoint_bytes,
     device_needs,
     guessed_shape,
+    sampling_bytes,
     shape_of,
     training_needs,
     versions_held,
 )
 from flows.doctor.hub import model_files
+from sdsearch.sampling import slots
 from tests.support.builders import make_model
 
 
@@ -140,3 +144,21 @@ def test_ranks_hold_a_part_of_a_copy_and_gather_layers_for_a_while() -> None:
     assert whole.weights + whole.optimiser == alone.weights + alone.optimiser - 2 * parameters
     assert eight.peak < alone.peak / 2 < whole.peak
     assert needs(8, lora_rank=16).gathered < eight.gathered, "frozen weights have no gradients to sum"
+
+
+def test_the_cache_of_a_batch_is_that_of_the_sampler() -> None:
+    """Its slots, filled as a batch does, against the estimate without logits and replies."""
+    assert SLOT_STEP == slots._GROWTH
+    model = make_model("llama")
+    shape = shape_of(model.config.to_dict())
+    assert shape is not None
+    cache = slots.SlotCache(12, torch.device("cpu"))
+    heads = model.config.num_key_value_heads
+    states = torch.zeros(12, heads, 300, shape.kv_width // heads)
+    cache.address(12, 300)
+    for layer in range(shape.layers):
+        cache.update(states, states, layer)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*cache._keys, *cache._values))
+    bare = shape._replace(vocabulary=0)
+    estimated = sampling_bytes(bare, bytes_each=4, conversations=12, longest=300, reply=0)
+    assert estimated == held * (1 + 1 / (2 * shape.layers)), "and one of a layer's while it grows"

@@ -59,6 +59,25 @@ def test_a_copy_that_is_spread_over_more_ranks_takes_less_of_each(tmp_path: Path
     assert alone.disk["checkpoint"] == plan(tmp_path, "paper_7b", gpu="h100", gpus=8).disk["checkpoint"]
 
 
+def test_what_is_sampled_in_this_process_counts_and_takes_turns_with_the_update(tmp_path: Path) -> None:
+    """By hand: 200 conversations of 1,280 slots, keys and values of 4 layers, 128 wide, in 4 bytes."""
+    planned = plan(tmp_path, "quickstart").memory
+    cache = 200 * 1280 * 2 * 4 * 128 * 4
+    assert cache < planned["a sampled batch"].value < 1.3 * cache
+    resident = sum(planned[name].value for name in ("weights", "optimiser", "reference", "program"))
+    assert planned["machine"].value == pytest.approx(resident + planned["a sampled batch"].value)
+    few = plan(tmp_path, "quickstart", "evaluation.num_questions=8", "rollout.questions_per_batch=2").memory
+    assert few["machine"].value == pytest.approx(resident + few["gradients"].value + few["activations"].value)
+    every = plan(tmp_path, "quickstart", "evaluation.num_questions=0").memory
+    assert every["a sampled batch"].value == pytest.approx(256 / 200 * planned["a sampled batch"].value, rel=1e-3)
+    ranks = ("distributed.ranks=2",)
+    more = plan(tmp_path, "quickstart", *ranks).memory["machine"].value
+    assert more - plan(tmp_path, "quickstart", *ranks, "sampling.kind=vllm").memory["machine"].value == pytest.approx(
+        planned["a sampled batch"].value
+    )
+    assert "a sampled batch" not in plan(tmp_path, "quickstart", "sampling.kind=vllm").memory
+
+
 def test_more_cards_learn_faster_and_sample_as_fast(tmp_path: Path) -> None:
     one, eight = (plan(tmp_path, "paper_3b", gpu="h100", gpus=gpus).seconds for gpus in (1, 8))
     assert one["update"].value == pytest.approx(8 * eight["update"].value)
@@ -87,6 +106,33 @@ def test_figures_have_three_digits_and_a_unit() -> None:
     assert shown == ["12.3 GB", "0.999 kB", "12.3 s", "1 h 2 min", "12,346"]
 
 
+# Not ru_maxrss: it begins with the size of the process that starts this one.
+PEAK = (
+    "import re, sys; from flows.app import run_command; code = run_command(sys.argv[1:]); "
+    "said = open('/proc/self/status').read(); print('peak', int(re.search(r'VmHWM:\\s+(\\d+)', said)[1]) * 1024); "
+    "sys.exit(code)"
+)
+
+
+def peak_of(*words: str) -> float:
+    """Return the largest memory of a process that carries out a command, bytes."""
+    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.rsplit("peak ", 1)[1])
+
+
+@pytest.mark.long
+def test_a_batch_that_is_sampled_is_within_the_plan(tmp_path: Path) -> None:
+    """An evaluation of 200 questions at one time takes more than an update; bounds: 0.5 to 1 of the figure."""
+    lines = [*ONE_THREAD, "iterations=1", "evaluation.modes=['greedy']"]
+    planned = plan(tmp_path, "quickstart", *lines).memory
+    assert planned["a sampled batch"].value > 2 * planned["activations"].value
+    sets = [word for line in lines for word in ("--set", line)]
+    peak = peak_of("train", "quickstart", "--run", "q", "--no-prefect", "--workspace", str(tmp_path), *sets)
+    assert 0.5 < peak / planned["machine"].value < 1.0
+    assert peak > planned["machine"].value - planned["a sampled batch"].value, "without the batch it were too small"
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_run_is_within_its_plan_and_measures_the_next_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,16 +141,8 @@ def test_a_run_is_within_its_plan_and_measures_the_next_one(tmp_path: Path, caps
     assert not before.measured_on
     assert {figure.source for figure in before.seconds.values()} == {"guessed"}
     assert before.disk["checkpoint"].source == before.memory["weights"].source == "computed"
-    # Not ru_maxrss: it begins with the size of the process that starts this one.
-    code = (
-        "import re, sys; from flows.app import run_command; code = run_command(sys.argv[1:]); "
-        "said = open('/proc/self/status').read(); print('peak', int(re.search(r'VmHWM:\\s+(\\d+)', said)[1]) * 1024); "
-        "sys.exit(code)"
-    )
     train = ["train", "tiny", "--run", "r", "--no-prefect", "--workspace", str(tmp_path), "--set", *ONE_THREAD]
-    done = subprocess.run([sys.executable, "-c", code, *train], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    peak = float(done.stdout.rsplit("peak ", 1)[1])
+    peak = peak_of(*train)
     assert 0.4 < peak / before.memory["machine"].value < 1.0
     taken = sum(folder_bytes(tmp_path / name) for name in ("artifacts", "checkpoints"))
     taken += (tmp_path / "sdsearch.duckdb").stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import time
 import urllib.request
 from collections.abc import Sequence
 from typing import Any, Final
@@ -40,6 +41,32 @@ def client_options(urls: Sequence[str], setting: str) -> dict[str, Any]:
         return {"trust_env": False}
     check_proxies()
     return {"mounts": {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in near}}
+
+
+def bounded_answer(
+    client: httpx.Client, method: str, url: str, timeout_s: float, max_bytes: int, **options: Any
+) -> tuple[int, httpx.Headers, bytes]:
+    """Return status, headers and body; httpx's own limits are of each read, these are of the whole answer.
+
+    Raises httpx.HTTPError for a request that failed, ValueError for an answer that is too long or too slow.
+    """
+    deadline = time.monotonic() + timeout_s
+    content = bytearray()
+    with client.stream(method, url, **options) as answer:
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > max_bytes:
+                raise ValueError(f"its answer is larger than {max_bytes} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"its answer did not end within {timeout_s:g} s")
+    return answer.status_code, answer.headers, bytes(content)
+
+
+def describe_failure(error: Exception) -> str:
+    """Return why a request failed, in words."""
+    if isinstance(error, httpx.TimeoutException):
+        return f"no answer in time ({type(error).__name__})"
+    return str(error) or type(error).__name__
 
 
 def check_proxies() -> None:

@@ -13,7 +13,7 @@ from schemas.commands import command
 from schemas.errors import UserError
 from schemas.names import NAME_RULE, is_name
 from schemas.paths import local_path
-from schemas.records.ledger import STAGES, StageKey
+from schemas.records.ledger import KNOWN_STAGES, StageKey
 from storage.disk.files import describe_failure, make_folder, write_json_atomic
 from storage.errors import WorkspaceError
 
@@ -112,6 +112,11 @@ class Workspace:
         return self.root / "cache" / "hits.sqlite"
 
     @property
+    def verdict_cache(self) -> Path:
+        """The file of what judges said of answers."""
+        return self.root / "cache" / "verdicts.sqlite"
+
+    @property
     def hashes(self) -> Path:
         """The file of what large files of others were when they were last read."""
         return self.root / "cache" / "hashes.json"
@@ -140,7 +145,7 @@ class Workspace:
         """Yield the stages of a run that were ever begun: by iteration, then in the order of the stages."""
         for folder in sorted(self.run_folder(run).glob("iteration=*")):
             number = folder.name.removeprefix("iteration=")
-            for stage in STAGES if number.isdecimal() else ():
+            for stage in KNOWN_STAGES if number.isdecimal() else ():
                 if (folder / f"stage={stage}" / STAGE_FILE).exists():
                     yield StageKey(run=run, iteration=int(number), stage=stage)
 

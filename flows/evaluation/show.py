@@ -11,10 +11,12 @@ from rich.console import Console
 
 from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import format_seconds, make_table, print_line
-from flows.evaluation.conditions import told_conditions
+from flows.evaluation.conditions import HASH_CHARS, told_conditions
 from flows.evaluation.plan import EvaluationPlan
 from flows.run.progress import UNITS, SilentReporter
+from schemas.base import hash_json
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
+from schemas.records.ledger import StageKey, StageName
 from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 
 _SAY_EVERY_S = 30.0
@@ -30,6 +32,7 @@ class SetResult(NamedTuple):
     answers: list[EvaluationAnswer]
     conditions: EvaluationConditions | None  # None where an earlier version evaluated.
     answerable: list[bool] | None = None  # Of each answer's question; None where nobody has counted that.
+    judged_right: float | None = None  # None where there is no judge.
 
     @property
     def em_answerable(self) -> float | None:
@@ -46,7 +49,10 @@ class _Further(NamedTuple):
     of: Callable[[SetResult], float | None]
 
 
-_FURTHER: Final = (_Further("EM answerable", lambda result: result.em_answerable),)
+_FURTHER: Final = (
+    _Further("EM answerable", lambda result: result.em_answerable),
+    _Further("judge", lambda result: result.judged_right),
+)
 
 
 class EvaluationReporter(SilentReporter):
@@ -57,6 +63,14 @@ class EvaluationReporter(SilentReporter):
         self._bars: Bars | None = None
         self._started = self._said = time.monotonic()
         self._first: int | None = None
+        self._judges = False
+
+    def stage_started(self, key: StageKey) -> None:
+        """Begin the bar of what is counted next: answers, or verdicts on them."""
+        self._judges = key.stage == "judge"
+        self._started, self._first = time.monotonic(), None
+        if self._bars is not None:
+            self._bars.begin_part(key.stage, UNITS[key.stage])
 
     def stage_progress(self, done: int, total: int) -> None:
         """Show how many questions are answered; batches that an earlier attempt finished count at once."""
@@ -66,7 +80,8 @@ class EvaluationReporter(SilentReporter):
             self._said = time.monotonic()
             pace = (done - (self._first or 0)) / (self._said - self._started)
             left = format_seconds((total - done) / pace) if pace > 0 else "?"
-            print_line(self._console, f"{done} of {total} questions answered, about {left} left")
+            what = "answers judged" if self._judges else "questions answered"
+            print_line(self._console, f"{done} of {total} {what}, about {left} left")
         self._first = done if self._first is None else self._first
 
     def warned(self, text: str) -> None:
@@ -86,7 +101,8 @@ class EvaluationReporter(SilentReporter):
     def _move_bar(self, done: int, total: int, num_tokens: int) -> None:
         if self._bars is None:
             self._bars = Bars(self._console)
-            self._bars.begin_part("evaluate", UNITS["evaluate"])
+            stage: StageName = "judge" if self._judges else "evaluate"
+            self._bars.begin_part(stage, UNITS[stage])
         self._bars.move_part(done, total, num_tokens)
 
 
@@ -113,6 +129,10 @@ def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: C
     known = [result.conditions for result in results if result.conditions is not None]
     for line in dict.fromkeys(told_conditions(conditions) for conditions in known):
         print_line(console, line)
+    judge = plan.settings.evaluation.judge
+    if any(result.judged_right is not None for result in results):
+        asked = hash_json(judge.prompt)[:HASH_CHARS]
+        print_line(console, f"judge: the share of answers that {judge.model} calls right, prompt {asked}")
 
 
 def _figures(reports: Sequence[EvaluationReport], interval: Interval) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flows.evaluation.conditions import conditions_of
+from flows.evaluation.judging import judge_while_training
 from flows.run.live import LIVE_CODE, Runtime
 from flows.run.perform import Attempt, StageRunner
 from flows.run.progress import RolloutProgress
@@ -51,7 +52,9 @@ def no_helpers(live: Runtime, attempt: StageRecord, missing: Sequence[Batch], pr
 
 def evaluate_policy(live: Runtime, runner: StageRunner, iteration: int, last_update: StageRecord | None) -> StageRecord:
     """Evaluate the plain policy after `iteration` updates on the fixed samples of the sets whose turn it is."""
-    return evaluate_sets(live, runner, iteration, last_update, _due(live, iteration))
+    evaluated = evaluate_sets(live, runner, iteration, last_update, _due(live, iteration))
+    judge_while_training(live, runner, evaluated)
+    return evaluated
 
 
 def _due(live: Runtime, iteration: int) -> tuple[EvaluatedSet, ...]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from flows.console.terminal import print_line
 from flows.evaluation.answerability import answerable_answers
+from flows.evaluation.judging import answers_of, api_key, judge_evaluation
 from flows.evaluation.plan import EvaluationPlan
 from flows.evaluation.share import check_workers, helpers_of
 from flows.evaluation.show import EvaluationReporter, SetResult, print_results
@@ -20,12 +21,14 @@ from flows.run.policy import check_device
 from flows.run.progress import Reporter
 from flows.run.records import check_settings, find_known, new_run
 from flows.run.status import tracked_status
+from flows.settings.load import stored_settings
 from flows.tracking.tracking import open_tracking
 from schemas.commands import command
-from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
-from schemas.records.ledger import StageKey
+from schemas.records.evaluation import EvaluationConditions
+from schemas.records.judging import JudgedEvaluation
+from schemas.records.ledger import RunRecord, StageKey, StageRecord
 from sdsearch.training.nothing_learnt import describe_no_turn, writes_no_turn
-from storage.database.stage_rows import CONDITIONS, answers_file, has_file
+from storage.database.stage_rows import CONDITIONS, JUDGED, has_file
 from storage.runs.lock import RunLock
 from storage.storage import Storage
 
@@ -63,6 +66,7 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_wor
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             else:
                 check_inputs(runtime, known, plan.sets)
+                _keep_judge(storage, known, plan)
             keep_inputs(runtime, plan.sets)
             record = storage.ledger.get_run(plan.run)
             with open_tracking(plan.settings, record, storage, reporter) as tracking, tracked_status(storage, plan.run):
@@ -76,6 +80,7 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
     """Load what the settings name, so that what cannot be used leaves no run behind."""
     check_sinks(plan.settings)
     check_device(plan.settings.model.device)
+    _ = api_key(plan.settings.evaluation.judge)
     for name in plan.sets:
         runtime.questions.read(name)
     _ = runtime.sampler, runtime.policy, runtime.index_fingerprint, runtime.prompts.frame
@@ -87,19 +92,38 @@ def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
         runtime.questions.load(name)
 
 
+def _keep_judge(storage: Storage, known: RunRecord, plan: EvaluationPlan) -> None:
+    """Make the judge that an evaluation goes on with its stored one, so that it is resumed with it."""
+    if stored_settings(known).evaluation.judge != plan.settings.evaluation.judge:
+        record = storage.ledger.get_run(known.run)
+        storage.update_run(record.model_copy(update={"settings_json": plan.settings.model_dump_json()}))
+
+
 def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpers: Helpers) -> list[SetResult]:
     storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
     record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.evaluated, helpers)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
-    modes = plan.settings.evaluation.modes
-    reports = runner.files.read(record, "reports", EvaluationReport)
+    sets = answers_of(runner.files, record)
     known = has_file(record, CONDITIONS)
-    conditions = runner.files.read(record, CONDITIONS, EvaluationConditions) if known else [None] * len(reports)
-    files = [answers_file(report.mode, place // len(modes)) for place, report in enumerate(reports)]
-    answers = [runner.files.read(record, file, EvaluationAnswer) for file in files]
+    conditions = runner.files.read(record, CONDITIONS, EvaluationConditions) if known else [None] * len(sets)
+    shares = _judged_shares(runtime, runner, record)
     return [
-        SetResult(report, of_set, made_under, answerable_answers(storage, made_under, of_set))
-        for report, of_set, made_under in zip(reports, answers, conditions, strict=True)
+        SetResult(
+            report,
+            answers,
+            made_under,
+            answerable_answers(storage, made_under, answers),
+            shares.get((report.dataset, report.split, report.mode)),
+        )
+        for (report, answers), made_under in zip(sets, conditions, strict=True)
     ]
+
+
+def _judged_shares(runtime: Runtime, runner: StageRunner, evaluated: StageRecord) -> dict[tuple[str, ...], float]:
+    """Return the share of answers that the judge calls right, of each set and mode; nothing where there is no judge."""
+    if not runtime.settings.evaluation.judge.url:
+        return {}
+    judged = runner.files.read(judge_evaluation(runtime, runner, evaluated), JUDGED, JudgedEvaluation)
+    return {(each.dataset, each.split, each.mode): each.judged_right for each in judged}

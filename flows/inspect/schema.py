@@ -20,6 +20,7 @@ from schemas.records.answerability import Answerability, QuestionAnswerability
 from schemas.records.asking import BlockStep, EndStep, NoticeStep, PassagesStep, WrittenStep
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
+from schemas.records.judging import AnswerVerdict, JudgedEvaluation
 from schemas.records.ledger import ArtifactRef, RunRecord, StageHistory, StageRecord
 from schemas.records.passage import Passage
 from schemas.records.plan import Plan
@@ -42,6 +43,7 @@ from storage.disk.files import write_json_atomic
 
 RECORDS: Final[tuple[type[Record], ...]] = (
     Answerability,
+    AnswerVerdict,
     ArtifactRef,
     BlockStep,
     DrawnF1,
@@ -52,6 +54,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     Group,
     HeldOutReadings,
     HindsightBlock,
+    JudgedEvaluation,
     RetriedGroup,
     NoticeStep,
     Passage,

@@ -28,7 +28,12 @@ _FIGURES = {
     "search_quality": "search quality",
     "searches_per_rollout": "searches per rollout",
 }
-UNITS: Final[Mapping[StageName, str]] = {"sample": "questions", "update": "steps", "evaluate": "answers"}
+UNITS: Final[Mapping[StageName, str]] = {
+    "sample": "questions",
+    "update": "steps",
+    "evaluate": "answers",
+    "judge": "verdicts",
+}
 """What the progress of a stage counts; the other stages are one piece of work."""
 _ONE_SEED = (
     "One run with one seed: between seeds, EM differs by about as much as between these methods. Several seeds, with "

@@ -25,7 +25,7 @@ from flows.training.rollback import roll_back
 from flows.training.watch import Watch
 from schemas.records.ledger import RunRecord, RunWarning, StageKey, StageRecord
 from schemas.records.run_kind import TrainingKind
-from schemas.settings.added import FREE
+from schemas.settings.added import FREE, FREE_PARTS
 from schemas.settings.retrieval import REACH
 from schemas.settings.root import NothingLearntSettings, Settings
 from storage.disk.files import remove_leftovers
@@ -159,7 +159,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
     """Return the record of a run with these settings, None when the name is free.
 
     How the retriever is reached may have changed, such as the address of a server, what is done where nothing is
-    learnt or a run goes wrong, the ranks, and the trackers: the record has the new settings.
+    learnt or a run goes wrong, the ranks, the judge, and the trackers: the record has the new settings.
     """
     try:
         record = storage.find_run(run)
@@ -167,7 +167,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
         return None
     is_same = record.settings_hash == settings.content_hash()
     former = stored_settings(record)
-    if is_same and all(getattr(former, section) == getattr(settings, section) for section in FREE):
+    if is_same and former == settings:
         return record
     if is_same or all(_may_change(name) for name, _, _ in setting_differences(record.settings_json, settings)):
         return record.model_copy(
@@ -182,7 +182,11 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
 
 
 def _may_change(name: str) -> bool:
-    return name in _MAY_CHANGE or name.partition(".")[0] in FREE
+    return (
+        name in _MAY_CHANGE
+        or name.partition(".")[0] in FREE
+        or name.startswith(tuple(f"{part}." for part in FREE_PARTS))
+    )
 
 
 def _keep_settings(storage: Storage, record: RunRecord) -> None:

@@ -11,8 +11,11 @@ from schemas.base import Record
 from schemas.records.reports import RetrievalReport, SamplingReport
 from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, RunKind, TrainingKind
 
-StageName = Literal["sample", "score", "hindsight", "teacher", "update", "evaluate"]
+StageName = Literal["sample", "score", "hindsight", "teacher", "update", "evaluate", "judge"]
 STAGES: tuple[StageName, ...] = ("sample", "score", "hindsight", "teacher", "update", "evaluate")
+"""The stages of an iteration, in their order."""
+KNOWN_STAGES: tuple[StageName, ...] = (*STAGES, "judge")
+"""All stages: a judge looks at an evaluation's answers where there is one (evaluation.judge)."""
 StageStatus = Literal["running", "done", "failed", "interrupted", "stale"]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 
@@ -30,7 +33,7 @@ class StageKey(Record):
 
     run: str = Field(description="Name of the run.")
     iteration: int = Field(ge=0, description="Iteration of the run.")
-    stage: StageName = Field(description="sample, score, hindsight, teacher, update or evaluate.")
+    stage: StageName = Field(description="sample, score, hindsight, teacher, update, evaluate or judge.")
 
 
 class StageRecord(Record):
@@ -38,7 +41,7 @@ class StageRecord(Record):
 
     run: str = Field(description="Name of the run.")
     iteration: int = Field(description="Iteration of the run.")
-    stage: StageName = Field(description="sample, score, hindsight, teacher, update or evaluate.")
+    stage: StageName = Field(description="sample, score, hindsight, teacher, update, evaluate or judge.")
     attempt: int = Field(ge=1, description="1 for the first attempt at this stage of this iteration.")
     status: StageStatus = Field(
         description="running, done, failed, interrupted, or stale: done once, but replaced or its files no "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from schemas.settings.judge import JudgeSettings
+
 ADDED: Final[dict[str, Any]] = {
     "distillation.strength": {"kind": "alpha", "max_share": 1.0},
     "distillation.schedule": {"kind": "constant"},
@@ -28,18 +30,22 @@ ADDED: Final[dict[str, Any]] = {
     "distributed.nodes": 1,
     "distributed.endpoint": "",
     "evaluation.sets": {},
+    "evaluation.judge": JudgeSettings().model_dump(mode="json"),
 }
 """The full name of each, and its default as JSON."""
 FREE: Final = ("tracking", "distributed", "alarms", "warmup")
 """The sections that change nothing of what a run computes, but for rounding: a run may go on with others."""
+FREE_PARTS: Final = ("evaluation.judge",)
+"""The same of parts of sections: what answers are judged by changes no answer."""
 
 
 def without_added(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of settings (JSON) without the added ones that are at their defaults: what a hash is made of."""
+    """Return a tree of settings (JSON) without the free parts and the added ones at their defaults, as it is hashed."""
     tree = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
     for name, default in ADDED.items():
         section, _, field = name.partition(".")
-        if isinstance(tree.get(section), dict) and tree[section].get(field, default) == default:
+        is_there = isinstance(tree.get(section), dict)
+        if is_there and (name in FREE_PARTS or tree[section].get(field, default) == default):
             tree[section].pop(field, None)
     return tree
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from schemas.base import Positive, Section
 from schemas.names import Name
 from schemas.settings.data import DataSettings, SetName, SetText, set_name
+from schemas.settings.judge import JudgeSettings
 
 ALL: Final = "all"
 """The name that stands for every set of data.test."""
@@ -48,6 +49,7 @@ class EvaluationSettings(Section):
         description="Further data sets that a run is evaluated on while it trains, 'name' or 'name:split' (test), each "
         "with a size and an interval of its own; 'all' is every set of data.test that is not named (ours).",
     )
+    judge: JudgeSettings = JudgeSettings()
 
     def main_set(self, data: DataSettings) -> EvaluatedSet:
         """Return the set that a run itself is evaluated on."""

@@ -182,6 +182,10 @@ REFUSED: Final[tuple[Rule, ...]] = (
         "data.train or data.test names a data set's split twice; name each once",
     ),
     Rule(
+        lambda s: bool(s.evaluation.judge.url) and not s.evaluation.judge.model,
+        "evaluation.judge.url names a server, and evaluation.judge.model no model there; name it",
+    ),
+    Rule(
         lambda s: len({set_name(text, "test") for text in s.evaluation.sets}) < len(s.evaluation.sets),
         "evaluation.sets names a data set's split twice; name each once",
     ),

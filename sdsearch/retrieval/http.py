@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from schemas.base import hash_json
 from schemas.errors import UserError
 from schemas.records.passage import Passage, SearchHit
-from sdsearch.connections import client_options
+from sdsearch.connections import bounded_answer, client_options, describe_failure
 from sdsearch.data.readers import split_contents
 from sdsearch.retrieval.ports import RetrieverDownError
 
@@ -217,17 +217,8 @@ class HttpRetriever:
         return [_hits(found[:top_k]) for found in lists]
 
     def _send(self, method: str, url: str, **options: Any) -> tuple[int, httpx.Headers, bytes]:
-        """Return status, headers and body; httpx's own limits are of each read, these are of the whole answer."""
-        deadline = time.monotonic() + self._limits.timeout_s
-        content = bytearray()
-        with self._client.stream(method, url, **options) as answer:
-            for part in answer.iter_bytes():
-                content += part
-                if len(content) > self._limits.max_answer_bytes:
-                    raise ValueError(f"its answer is larger than {self._limits.max_answer_bytes} bytes")
-                if time.monotonic() > deadline:
-                    raise ValueError(f"its answer did not end within {self._limits.timeout_s:g} s")
-        return answer.status_code, answer.headers, bytes(content)
+        limits = self._limits
+        return bounded_answer(self._client, method, url, limits.timeout_s, limits.max_answer_bytes, **options)
 
 
 class _Health(BaseModel):
@@ -261,6 +252,4 @@ def _reason(error: Exception) -> str:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"its answer is not of the protocol ({where}: {first['msg']})"
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer in time ({type(error).__name__})"
-    return str(error) or type(error).__name__
+    return describe_failure(error)

@@ -17,6 +17,7 @@ import duckdb
 from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightAttempt, HindsightBlock
+from schemas.records.judging import AnswerVerdict, JudgedEvaluation
 from schemas.records.ledger import RunRecord, RunWarning, StageKey, StageRecord
 from schemas.records.question import Question
 from schemas.records.question_set import PreparedSet, QuestionSet
@@ -44,6 +45,8 @@ RECORDS: Final[dict[str, tuple[type[Record], ...]]] = {
     "evaluations": (EvaluationReport,),
     "evaluation_conditions": (EvaluationConditions,),
     "evaluation_answers": (EvaluationAnswer, EvaluationReport),
+    "evaluation_verdicts": (AnswerVerdict,),
+    "judged_evaluations": (JudgedEvaluation,),
     "question_sets": (QuestionSet, PreparedSet),
     "prepared_questions": (Question,),
     # Views that spread a record which lies in one column.

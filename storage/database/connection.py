@@ -29,7 +29,7 @@ from storage.disk.signals import handler_errors_kept, signals_deferred
 from storage.errors import DatabaseBusyError, DatabaseUnusableError
 from storage.workspace import Workspace
 
-SCHEMA_VERSION = 18
+SCHEMA_VERSION = 19
 STORAGE_VERSION = "v1.5.0"  # What the current `duckdb` command-line client can open.
 LOG_SIZE = "128KB"  # Beyond it a commit writes the log into the file; every opening reads what is left of it.
 _BUSY = re.compile(r"Could not set lock on file|Unique file handle conflict")

@@ -10,6 +10,7 @@ import pyarrow as pa
 from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
+from schemas.records.judging import AnswerVerdict, JudgedEvaluation
 from schemas.records.ledger import ArtifactRef, StageName
 from schemas.records.teacher import QueryCredit, TeacherTargets
 from schemas.records.update import UpdateReport
@@ -24,6 +25,7 @@ STAGE_TABLES: dict[StageName, tuple[str, ...]] = {
     "teacher": ("teacher_targets", "query_credit"),
     "update": ("update_metrics",),
     "evaluate": ("evaluations", "evaluation_conditions", "evaluation_answers"),
+    "judge": ("judged_evaluations", "evaluation_verdicts"),
 }
 """The tables whose rows of an iteration belong to a stage and are replaced when it runs again."""
 
@@ -128,4 +130,14 @@ def evaluation_rows(
         "evaluation_answers": build_from_records(
             "evaluation_answers", run, iteration, [answer for _, answer in pairs], columns
         ),
+    }
+
+
+def judge_rows(
+    run: str, iteration: int, judged: Sequence[JudgedEvaluation], verdicts: Sequence[AnswerVerdict]
+) -> StageRows:
+    """Return the rows of the judge stage."""
+    return {
+        "judged_evaluations": build_from_records("judged_evaluations", run, iteration, judged, {}),
+        "evaluation_verdicts": build_from_records("evaluation_verdicts", run, iteration, verdicts, {}),
     }

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar, assert_never
 from schemas.base import Record
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationMode, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
+from schemas.records.judging import AnswerVerdict, JudgedEvaluation
 from schemas.records.ledger import ArtifactRef, StageRecord
 from schemas.records.retry import RetriedGroup
 from schemas.records.rollout import Group
@@ -20,7 +21,7 @@ from schemas.records.update import UpdateReport
 from schemas.settings.root import HindsightSettings
 from storage.database.retry_rows import with_retries
 from storage.database.rollout_rows import score_rows
-from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, teacher_rows, update_rows
+from storage.database.rows import StageRows, evaluation_rows, hindsight_rows, judge_rows, teacher_rows, update_rows
 from storage.errors import DamagedArtifactError
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
@@ -28,6 +29,8 @@ from storage.runs.ledger import Ledger
 R = TypeVar("R", bound=Record)
 CONDITIONS = "conditions"
 """The file of what an evaluation was made under; those of earlier versions have none."""
+JUDGED, VERDICTS = "judged", "verdicts"
+"""The files of the judge stage: the shares, and what was said of each answer."""
 
 
 class ReadRecords(Protocol):
@@ -73,6 +76,9 @@ def rows_of(
             known = has_file(record, CONDITIONS)
             conditions = read(record, CONDITIONS, EvaluationConditions) if known else []
             return evaluation_rows(run, iteration, list(zip(reports, answers, strict=True)), conditions)
+        case "judge":
+            judged, verdicts = read(record, JUDGED, JudgedEvaluation), read(record, VERDICTS, AnswerVerdict)
+            return judge_rows(run, iteration, judged, verdicts)
         case unknown:
             assert_never(unknown)
 

@@ -1,39 +1,16 @@
-"""What searches found, kept on disk: one SQLite file that several processes may use at once.
-
-A cache is never needed: whatever goes wrong with it costs searches, not the run. A file that is damaged is put aside.
-"""
+"""What searches found, kept on disk for later searches of the same index."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import sqlite3
-import threading
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
 
 from schemas.records.passage import Passage, SearchHit
-from storage.disk.files import make_folder
+from storage.disk.text_cache import TextCache
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
 Hits = tuple[SearchHit, ...]
-_BUSY_S: Final = 5.0
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS hits (id INTEGER PRIMARY KEY, key TEXT UNIQUE, hits TEXT, checksum INTEGER)"
-_GET: Final = "SELECT key, hits, checksum FROM hits WHERE key IN (SELECT value FROM json_each(?))"
-_PUT: Final = "INSERT OR IGNORE INTO hits (key, hits, checksum) VALUES (?, ?, ?)"
-# Ids have no gaps, so that this keeps the newest; no scan has to count them.
-_BOUND: Final = "DELETE FROM hits WHERE id <= (SELECT max(id) FROM hits) - ?"
-# SQLITE_ERROR is what a table of another shape gives.
-_DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
-
-
-class _DamagedRowError(Exception):
-    """A row is not what was written."""
 
 
 class HitCache:
@@ -41,116 +18,32 @@ class HitCache:
 
     def __init__(self, path: Path, index: str, max_entries: int) -> None:
         """Use the file at `path`, made when first needed; it holds up to `max_entries`, the oldest go first."""
-        self._path = path
         self._index = index
-        self._max_entries = max_entries
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
-        self._inode = 0
-        self._is_off = False
+        self._texts = TextCache(path, max_entries)
 
     def get(self, queries: Sequence[str], top_k: int) -> dict[str, Hits]:
         """Return the hits of those queries that were put with this `top_k`."""
         by_key = {self._key(query, top_k): query for query in queries}
-
-        def read(database: sqlite3.Connection) -> dict[str, Hits]:
-            rows = database.execute(_GET, [json.dumps(list(by_key))]).fetchall()
-            return {by_key[key]: _decoded(key, text, checksum) for key, text, checksum in rows}
-
-        return self._guarded(read, {})
+        return {by_key[key]: _decoded(text) for key, text in self._texts.get(by_key).items()}
 
     def put(self, found: Mapping[str, Hits], top_k: int) -> None:
         """Keep the hits of each query in one short transaction."""
-        rows = [(key, text, _checksum(key, text)) for key, text in self._encoded(found, top_k)]
-
-        def write(database: sqlite3.Connection) -> None:
-            with database:
-                database.execute("BEGIN IMMEDIATE")
-                database.executemany(_PUT, rows)
-                database.execute(_BOUND, [self._max_entries])
-
-        self._guarded(write, None)
+        self._texts.put({self._key(query, top_k): _encoded(hits) for query, hits in found.items()})
 
     def close(self) -> None:
         """Let go of the file."""
-        with self._lock:
-            self._disconnect()
-
-    def _encoded(self, found: Mapping[str, Hits], top_k: int) -> list[tuple[str, str]]:
-        return [
-            (
-                self._key(query, top_k),
-                json.dumps([[hit.passage.id, hit.passage.title, hit.passage.text, hit.score] for hit in hits]),
-            )
-            for query, hits in found.items()
-        ]
+        self._texts.close()
 
     def _key(self, query: str, top_k: int) -> str:
         return hashlib.sha256(json.dumps([self._index, top_k, query]).encode()).hexdigest()
 
-    def _guarded(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """Do the work with the open database; what fails is told and costs no more than the cache."""
-        with self._lock:
-            if self._is_off:
-                return otherwise
-            try:
-                return work(self._database or self._connect())
-            except (sqlite3.Error, OSError, _DamagedRowError) as error:
-                self._disconnect()
-                if _is_damage(error):
-                    self._put_aside(error)
-                elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                    logger.warning("the cache %s is busy; this search goes without it", self._path)
-                else:
-                    self._is_off = True
-                    logger.warning("the cache %s cannot be used (%s); the run continues without it", self._path, error)
-                return otherwise
 
-    def _connect(self) -> sqlite3.Connection:
-        make_folder(self._path.parent)
-        # The lock above sees to it that one thread at a time uses the connection.
-        database = sqlite3.connect(self._path, _BUSY_S, isolation_level=None, check_same_thread=False)
-        self._database = database
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute(_TABLE)
-        self._inode = self._path.stat().st_ino
-        return database
-
-    def _disconnect(self) -> None:
-        if self._database is not None:
-            with closing(self._database):
-                self._database = None
-
-    def _put_aside(self, error: Exception) -> None:
-        """Move a damaged file away, unless another process has done so; the next use makes a new one."""
-        aside = self._path.with_name(f"{self._path.name}.damaged")
-        try:
-            if self._inode in (0, self._path.stat().st_ino):
-                self._path.replace(aside)
-                for suffix in ("-wal", "-shm"):
-                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            self._inode = 0
-        except OSError as refusal:
-            self._is_off = True
-            logger.warning("the cache %s is damaged (%s) and cannot be put aside (%s)", self._path, error, refusal)
-        else:
-            logger.warning("the cache %s is damaged (%s); it is now %s, a new one is made", self._path, error, aside)
+def _encoded(hits: Hits) -> str:
+    return json.dumps([[hit.passage.id, hit.passage.title, hit.passage.text, hit.score] for hit in hits])
 
 
-def _checksum(key: str, text: str) -> int:
-    return zlib.crc32(f"{key}{text}".encode())
-
-
-def _decoded(key: str, text: Any, checksum: Any) -> Hits:
-    if not isinstance(text, str) or _checksum(key, text) != checksum:
-        raise _DamagedRowError("an entry is not what was written")
+def _decoded(text: str) -> Hits:
     return tuple(
         SearchHit(passage=Passage(id=identity, title=title, text=body), score=score)
         for identity, title, body, score in json.loads(text)
     )
-
-
-def _is_damage(error: Exception) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
-    return isinstance(error, _DamagedRowError) or (code & 0xFF) in _DAMAGE

@@ -51,6 +51,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/tracking/tracking.py": _TRACKING_TESTS,
     "schemas/settings/root.py": _TRACKING_TESTS,
     "sdsearch/plugins/blame.py": ("tests/flows/plugins/test_blame.py",),
+    "sdsearch/evaluation/judge.py": ("tests/sdsearch/evaluation/test_judge.py",),
+    "schemas/settings/added.py": ("tests/flows/evaluation/test_judging.py",),
     "sdsearch/evaluation/answerability.py": ("tests/sdsearch/evaluation/test_answerability.py",),
     "flows/evaluation/answerability.py": ("tests/flows/evaluation/test_answerability.py",),
     "sdsearch/evaluation/agreement.py": ("tests/sdsearch/evaluation/test_agreement.py",),

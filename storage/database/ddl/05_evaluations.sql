@@ -69,6 +69,36 @@ CREATE TABLE evaluation_answers (
 COMMENT ON TABLE evaluation_answers IS 'One row a question of an evaluation.';
 COMMENT ON COLUMN evaluation_answers.iteration IS 'Iteration of the run that evaluated.';
 
+CREATE TABLE judged_evaluations (
+    run VARCHAR NOT NULL,
+    iteration INTEGER NOT NULL,
+    mode VARCHAR NOT NULL,
+    dataset VARCHAR NOT NULL,
+    split VARCHAR NOT NULL,
+    model VARCHAR NOT NULL,
+    prompt VARCHAR NOT NULL,
+    num_questions INTEGER NOT NULL,
+    judged_right DOUBLE NOT NULL,
+    PRIMARY KEY (run, iteration, mode, dataset, split)
+);
+COMMENT ON TABLE judged_evaluations IS 'What a judge said of an evaluation, a row a row of evaluations that was judged (evaluation.judge).';
+COMMENT ON COLUMN judged_evaluations.iteration IS 'Iteration of the run that evaluated.';
+
+CREATE TABLE evaluation_verdicts (
+    run VARCHAR NOT NULL,
+    iteration INTEGER NOT NULL,
+    mode VARCHAR NOT NULL,
+    dataset VARCHAR NOT NULL,
+    split VARCHAR NOT NULL,
+    question_key VARCHAR NOT NULL,
+    judged_right BOOLEAN NOT NULL,
+    reply VARCHAR NOT NULL,
+    asked_sha256 VARCHAR NOT NULL,
+    PRIMARY KEY (run, iteration, mode, dataset, split, question_key)
+);
+COMMENT ON TABLE evaluation_verdicts IS 'One row an answer that was judged; evaluation_answers has the answer.';
+COMMENT ON COLUMN evaluation_verdicts.iteration IS 'Iteration of the run that evaluated.';
+
 CREATE VIEW v_evaluation_figures AS
 SELECT
     run,

@@ -229,6 +229,7 @@ IMPOSSIBLE = {
     ("rollout.retries=2", "rollout.retries_use=distillation", "hindsight.homogeneous=skip"): "or retries_use ",
     ("grpo.filter=resample", "reward.turn=information_gain"): "set filter = 'zero_advantage', or reward.turn",
     ("grpo.filter=resample", "rollout.retries=2"): "replaces the groups that rollout.retries gives other rewards",
+    ("evaluation.judge.url=http://127.0.0.1:8000/v1",): "evaluation.judge.model no model there; name it",
     ("evaluation.sets={nq = {}, 'nq:test' = {}}",): "evaluation.sets names a data set's split twice; name each once",
     ("evaluation.sets.world:dev.every=2",): "evaluation.sets names the set that the run itself is evaluated on",
     ("tracking.sinks=['wandb', 'wandb']",): "tracking.sinks names a tracker twice; name each once",

@@ -83,7 +83,7 @@ def spoil_a_text(path: Path) -> None:
 def another_shape(path: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE hits (query TEXT)")
+        database.execute("CREATE TABLE entries (query TEXT)")
     database.close()
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_another_process_has_made_anew_stays(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink()
     quick.put({"tree": HITS}, 3)
-    slow._guarded(lambda _: (_ for _ in ()).throw(sqlite3_corrupt()), None)
+    slow._texts._guarded(lambda _: (_ for _ in ()).throw(sqlite3_corrupt()), None)
     assert slow.get(["tree"], 3) == {"tree": HITS}
 
 
@@ -126,7 +126,7 @@ def sqlite3_corrupt() -> sqlite3.Error:
 def test_without_it_searches_go_on(
     is_busy: bool, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("storage.retrieval.hit_cache._BUSY_S", 0.01)
+    monkeypatch.setattr("storage.disk.text_cache._BUSY_S", 0.01)
     filled(path, "river").close()
     holder = sqlite3.connect(path, isolation_level=None)
     if is_busy:

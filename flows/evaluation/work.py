@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console,
     """Do what of an evaluation is not done yet and print its table; errors as of `evaluate`."""
     reporter = EvaluationReporter(console)
     try:
-        results = evaluate(plan, storage, reporter, num_workers)
+        results = evaluate(plan, storage, reporter, num_workers, judged=True)
     finally:
         reporter.close()
     print_results(plan, results, console)
@@ -48,9 +49,12 @@ def evaluate_and_print(plan: EvaluationPlan, storage: Storage, console: Console,
     print_line(console, f"answers: {command('sql', query, '--run', plan.run, workspace=storage.workspace.root)}")
 
 
-def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_workers: int = 1) -> list[SetResult]:
+def evaluate(
+    plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_workers: int = 1, *, judged: bool = False
+) -> list[SetResult]:
     """Answer the questions that are not answered yet, in `num_workers` processes, and return every data set's figures.
 
+    judged: whether the judge of the settings, where they name one, is asked; JudgeError where it gives no verdict.
     Raises UserError for a data set that cannot be used, a name that belongs to another run and a worker that fails,
     RunLockedError while another process works on this evaluation.
     """
@@ -62,6 +66,8 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_wor
             check_settings(known, plan.settings, "--name")
         with open_runtime(plan.settings, plan.run, storage, reporter, plan.source) as runtime:
             _prepare(runtime, plan)
+            if judged:
+                _ = api_key(plan.settings.evaluation.judge)
             if known is None:
                 storage.create_run(new_run(plan.run, plan.settings, plan.kind))
             else:
@@ -71,16 +77,17 @@ def evaluate(plan: EvaluationPlan, storage: Storage, reporter: Reporter, num_wor
             record = storage.ledger.get_run(plan.run)
             with open_tracking(plan.settings, record, storage, reporter) as tracking, tracked_status(storage, plan.run):
                 num_done = plan.version if known is not None and known.iterations_done else -1
-                results = _evaluate(runtime, StageRunner(runtime, lock.check, num_done), plan, helpers_of(num_workers))
+                runner = StageRunner(runtime, lock.check, num_done)
+                evaluated = _evaluate(runtime, runner, plan, helpers_of(num_workers))
+                shares = _judged_shares(runtime, runner, evaluated) if judged else {}
                 tracking.show(plan.version)
-            return results
+            return _results(runner, evaluated, shares)
 
 
 def _prepare(runtime: Runtime, plan: EvaluationPlan) -> None:
     """Load what the settings name, so that what cannot be used leaves no run behind."""
     check_sinks(plan.settings)
     check_device(plan.settings.model.device)
-    _ = api_key(plan.settings.evaluation.judge)
     for name in plan.sets:
         runtime.questions.read(name)
     _ = runtime.sampler, runtime.policy, runtime.index_fingerprint, runtime.prompts.frame
@@ -99,22 +106,25 @@ def _keep_judge(storage: Storage, known: RunRecord, plan: EvaluationPlan) -> Non
         storage.update_run(record.model_copy(update={"settings_json": plan.settings.model_dump_json()}))
 
 
-def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpers: Helpers) -> list[SetResult]:
+def _evaluate(runtime: Runtime, runner: StageRunner, plan: EvaluationPlan, helpers: Helpers) -> StageRecord:
     storage = runtime.storage
     key = StageKey(run=plan.source or plan.run, iteration=plan.version, stage="update")
     record = evaluate_sets(runtime, runner, plan.version, storage.ledger.done(key), plan.evaluated, helpers)
     done = storage.ledger.get_run(plan.run)
     storage.update_run(done.model_copy(update={"iterations_done": 1, "updated_at": datetime.now(UTC)}))
-    sets = answers_of(runner.files, record)
-    known = has_file(record, CONDITIONS)
-    conditions = runner.files.read(record, CONDITIONS, EvaluationConditions) if known else [None] * len(sets)
-    shares = _judged_shares(runtime, runner, record)
+    return record
+
+
+def _results(runner: StageRunner, evaluated: StageRecord, shares: Mapping[tuple[str, ...], float]) -> list[SetResult]:
+    sets = answers_of(runner.files, evaluated)
+    known = has_file(evaluated, CONDITIONS)
+    conditions = runner.files.read(evaluated, CONDITIONS, EvaluationConditions) if known else [None] * len(sets)
     return [
         SetResult(
             report,
             answers,
             made_under,
-            answerable_answers(storage, made_under, answers),
+            answerable_answers(runner.storage, made_under, answers),
             shares.get((report.dataset, report.split, report.mode)),
         )
         for (report, answers), made_under in zip(sets, conditions, strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.console.errors import UserError
 from flows.console.interrupts import fork_command, resume_command
+from flows.evaluation.judging import api_key
 from flows.run.inputs import check_inputs, keep_inputs
 from flows.run.live import Runtime, open_runtime
 from flows.run.preflight import check_start
@@ -131,6 +132,8 @@ def _checked(live: Runtime, record: RunRecord | None) -> RunRecord:
     A model, a question or a corpus that cannot be used leaves no run behind.
     """
     storage, settings = live.storage, live.settings
+    if settings.evaluation.judge.while_training:
+        _ = api_key(settings.evaluation.judge)
     check_start(live)
     sets = list(dict.fromkeys([*settings.data.training_sets, *live.evaluated_sets]))
     if record is not None:

@@ -59,9 +59,12 @@ def test_a_key_that_is_not_there_is_said_before_anything_is_answered(
 ) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with judging(golden) as judge:
-        assert run_command([*FOUR, "--workspace", str(tmp_path), *of(judge, api_key_env="JUDGE_KEY")]) == 2
+        train = ["train", "tiny", "--no-prefect", "--set", "evaluation.judge.while_training=true"]
+        for command in (FOUR, train):
+            assert run_command([*command, "--workspace", str(tmp_path), *of(judge, api_key_env="JUDGE_KEY")]) == 2
+            said = " ".join(capsys.readouterr().err.split())
+            assert "evaluation.judge.api_key_env: the environment has no JUDGE_KEY; export it" in said
         assert not judge.bodies
-    assert "evaluation.judge.api_key_env: the environment has no JUDGE_KEY; export it" in capsys.readouterr().err
     assert not Workspace(tmp_path).run_files()
 
 

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from flows.console.terminal import make_table, print_line
 from flows.data.questions import Questions
-from flows.evaluation.conditions import HASH_CHARS, searched
+from flows.evaluation.conditions import searched
 from flows.evaluation.plan import chosen_sets
 from flows.retrieval.corpora import find_corpus
 from flows.retrieval.live import LiveRetriever
 from schemas.records.answerability import Answerability, QuestionAnswerability
-from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions
+from schemas.records.evaluation import HASH_CHARS, EvaluationAnswer, EvaluationConditions
 from schemas.records.question import Question
 from schemas.settings.data import SetName
 from schemas.settings.retrieval import (

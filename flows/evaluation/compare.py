@@ -10,10 +10,9 @@ from rich.console import Console
 
 from flows.console.errors import UserError
 from flows.console.terminal import make_table, print_line
-from flows.evaluation.conditions import HASH_CHARS, told_conditions
 from flows.run.stage_files import StageFiles
 from schemas.base import nearest_name
-from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationMode
+from schemas.records.evaluation import HASH_CHARS, EvaluationAnswer, EvaluationConditions, EvaluationMode
 from schemas.records.ledger import StageKey, StageRecord
 from schemas.records.run_kind import EvaluationKind
 from sdsearch.evaluation.intervals import Floats, Interval, bootstrap_mean
@@ -213,7 +212,7 @@ def _told_conditions(sides: tuple[Side, Side], keys: Sequence[SetKey]) -> Iterat
         left_out = [f"{key.dataset}:{key.split} {key.mode}" for key in side.sets if key not in keys]
         if left_out:
             yield f"only {side.name} has answered {', '.join(left_out)}"
-    yield from dict.fromkeys(told_conditions(sides[0].sets[key][0]) for key in keys)
+    yield from dict.fromkeys(sides[0].sets[key][0].told for key in keys)
 
 
 def _marks(

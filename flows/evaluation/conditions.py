@@ -8,7 +8,7 @@ from typing import assert_never
 
 from flows.run.live import Runtime
 from schemas.base import hash_json
-from schemas.records.evaluation import EvaluationConditions, EvaluationMode
+from schemas.records.evaluation import HASH_CHARS, EvaluationConditions, EvaluationMode
 from schemas.records.ledger import StageRecord
 from schemas.records.question import Question
 from schemas.settings.retrieval import (
@@ -22,8 +22,6 @@ from schemas.settings.retrieval import (
     RetrievalSettings,
 )
 from schemas.settings.root import RolloutSettings, Settings
-
-HASH_CHARS = 12
 
 
 def conditions_of(
@@ -47,16 +45,6 @@ def conditions_of(
         limits=_limits(settings.rollout),
         decoding=_decoding(settings, mode),
         code_version=f"{version('sdsearch')}, {attempt.code_hash[:HASH_CHARS]}",
-    )
-
-
-def told_conditions(conditions: EvaluationConditions) -> str:
-    """Return in a line what stands below every table of an evaluation."""
-    c = conditions
-    how = ", ".join(filter(None, (c.retriever, c.encoder)))
-    return (
-        f"searched: {c.corpus} ({how}), index {c.index_hash[:HASH_CHARS]}, {c.num_passages} passages a query; "
-        f"protocol {c.protocol}, {c.limits}; decoding {c.decoding}; program {c.code_version}"
     )
 
 

@@ -11,11 +11,10 @@ from rich.console import Console
 
 from flows.console.bars import Bars, takes_bars
 from flows.console.terminal import format_seconds, make_table, print_line
-from flows.evaluation.conditions import HASH_CHARS, told_conditions
 from flows.evaluation.plan import EvaluationPlan
 from flows.run.progress import UNITS, SilentReporter
 from schemas.base import hash_json
-from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
+from schemas.records.evaluation import HASH_CHARS, EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.ledger import StageKey, StageName
 from sdsearch.evaluation.intervals import Interval, bootstrap_mean
 
@@ -127,7 +126,7 @@ def print_results(plan: EvaluationPlan, results: Sequence[SetResult], console: C
     ]
     console.print(make_table((*_COLUMNS, *(column.name for column in further)), rows))
     known = [result.conditions for result in results if result.conditions is not None]
-    for line in dict.fromkeys(told_conditions(conditions) for conditions in known):
+    for line in dict.fromkeys(conditions.told for conditions in known):
         print_line(console, line)
     judge = plan.settings.evaluation.judge
     if any(result.judged_right is not None for result in results):

@@ -9,6 +9,7 @@ import numpy as np
 
 from flows.export.plan import ExportPlan, has_script
 from flows.settings.show import toml_lines
+from schemas.records.evaluation import told_conditions
 from schemas.records.run_inputs import PromptFrame
 from schemas.settings.data import WORLD
 from schemas.settings.root import Settings
@@ -16,10 +17,13 @@ from sdsearch.evaluation.intervals import bootstrap_mean
 from storage.database.connection import Database
 
 _EVALUATIONS: Final = """
-    SELECT run, iteration, mode, dataset, split, em, f1, search_quality, searches_per_rollout, num_questions
-    FROM evaluations
-    WHERE policy_version = $version AND run IN (SELECT unnest($runs))
-    ORDER BY dataset, split, mode
+    SELECT e.run, e.iteration, e.mode, e.dataset, e.split, e.em, e.f1, e.search_quality, e.searches_per_rollout,
+        e.num_questions, j.judged_right, c.* EXCLUDE (run, iteration, mode, dataset, split)
+    FROM evaluations AS e
+    LEFT JOIN evaluation_conditions AS c USING (run, iteration, mode, dataset, split)
+    LEFT JOIN judged_evaluations AS j USING (run, iteration, mode, dataset, split)
+    WHERE e.policy_version = $version AND e.run IN (SELECT unnest($runs))
+    ORDER BY e.dataset, e.split, e.mode
 """
 _EMS: Final = """
     SELECT em FROM evaluation_answers
@@ -73,18 +77,20 @@ def _front_matter(plan: ExportPlan) -> str:
 
 
 def _evaluations(rows: Sequence[dict[str, Any]], database: Database) -> str:
-    columns = ("questions", "decoding", "EM (95 % interval)", "F1", "search quality", "searches")
+    judges = any(row["judged_right"] is not None for row in rows)
+    columns = ["questions", "decoding", "EM (95 % interval)", "F1", "search quality", "searches"] + ["judge"] * judges
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         of_row = {name: row[name] for name in ("run", "iteration", "mode", "dataset", "split")}
         ems = np.array(database.query(_EMS, of_row).column("em").to_pylist(), dtype=np.float64)
         interval = bootstrap_mean([ems], seed=0) if ems.size else None
         em = f"{row['em']:.3f}" + ("" if interval is None else f" ({interval.low:.3f} … {interval.high:.3f})")
+        judged = "-" if row["judged_right"] is None else f"{row['judged_right']:.3f}"
         lines.append(
             f"| {row['num_questions']} of {row['dataset']}:{row['split']} | {row['mode']} | {em} | {row['f1']:.3f} "
-            f"| {row['search_quality']:.3f} | {row['searches_per_rollout']:.2f} |"
+            f"| {row['search_quality']:.3f} | {row['searches_per_rollout']:.2f} |{f' {judged} |' * judges}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"- {line}" for line in told_conditions(rows))]).rstrip()
 
 
 def _usage(frame: PromptFrame | None, *, with_script: bool) -> str:

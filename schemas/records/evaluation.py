@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from schemas.base import Record, hash_json
 
 EvaluationMode = Literal["greedy", "sampled"]
+HASH_CHARS: Final = 12
+"""What of a hash people are shown."""
 
 
 class EvaluationAnswer(Record):
@@ -87,3 +90,22 @@ class EvaluationConditions(Record):
     def fingerprint(self) -> str:
         """The hash of what must be the same."""
         return hash_json(self.compared)
+
+    @property
+    def told(self) -> str:
+        """The line that stands below every table of an evaluation."""
+        how = ", ".join(filter(None, (self.retriever, self.encoder)))
+        return (
+            f"searched: {self.corpus} ({how}), index {self.index_hash[:HASH_CHARS]}, {self.num_passages} passages a "
+            f"query; protocol {self.protocol}, {self.limits}; decoding {self.decoding}; program {self.code_version}"
+        )
+
+
+def told_conditions(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the lines below a table whose rows have the columns of `evaluation_conditions`, each line once.
+
+    Rows of evaluations that kept no conditions have nothing in these columns, and no line.
+    """
+    names = EvaluationConditions.model_fields
+    known = (EvaluationConditions(**{name: row[name] for name in names}) for row in rows if row["corpus"] is not None)
+    return list(dict.fromkeys(conditions.told for conditions in known))

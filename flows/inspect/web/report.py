@@ -29,6 +29,7 @@ from flows.study.show_figures import NOTES as FIGURE_NOTES
 from flows.study.show_figures import figure_tables, questions_of
 from schemas.commands import command, quoted
 from schemas.errors import UserError
+from schemas.records.evaluation import told_conditions
 from schemas.records.ledger import RunRecord
 from schemas.records.study import StudyResults
 from storage.disk.files import write_bytes_atomic
@@ -77,6 +78,7 @@ def _run(source: Source, run: str) -> dict[str, Any]:
     record: RunRecord = page["record"]
     evaluations: list[Row] = page["evaluations"]
     last = max((row["updates_done"] for row in evaluations), default=0)
+    newest = [row for row in evaluations if row["updates_done"] == last]
     with source.rows() as rows:
         chosen = [("Largest credit", row) for row in rows.all(_LARGEST_CREDIT, run=run)]
         chosen += [("From all INCORRECT to all CORRECT", row) for row in rows.all(_LEARNT, run=run)]
@@ -89,7 +91,8 @@ def _run(source: Source, run: str) -> dict[str, Any]:
         **_frame(
             source, f"Run {run}", [f"the run was made by sdsearch {record.code_version}", *_hosts(source, record)]
         ),
-        "newest": [row for row in evaluations if row["updates_done"] == last],
+        "newest": newest,
+        "conditions": told_conditions(newest),
         "groups": groups,
         "flipped": flips,
         "settings_toml": "\n".join(toml_lines(settings)),

@@ -15,6 +15,7 @@ from flows.inspect.web.dag import newest_graph
 from flows.inspect.web.source import Row, Rows, Source
 from flows.run.status import shown_status
 from schemas.errors import UserError
+from schemas.records.evaluation import told_conditions
 from schemas.records.ledger import STAGES, RunRecord, StageKey
 from storage.errors import DatabaseBusyError, StorageError
 from storage.runs.studies import list_studies
@@ -27,7 +28,8 @@ _DEV = """
 """
 _EVALUATIONS = """
     SELECT e.updates_done, e.mode, e.em, e.f1, e.dataset, e.split, e.num_questions, e.search_quality,
-        e.searches_per_rollout, e.valid_share, a.em_error, a.f1_error,
+        e.searches_per_rollout, e.valid_share, a.em_error, a.f1_error, j.judged_right,
+        c.* EXCLUDE (run, iteration, mode, dataset, split),
         CASE WHEN e.further THEN e.dataset || ' ' || e.split
             WHEN count(*) FILTER (NOT e.further) OVER (PARTITION BY e.mode, e.updates_done) > 1 THEN e.dataset
             ELSE '' END AS label
@@ -36,6 +38,8 @@ _EVALUATIONS = """
             stddev_samp(em) / sqrt(count(*)) AS em_error, stddev_samp(f1) / sqrt(count(*)) AS f1_error
         FROM evaluation_answers WHERE run = $run GROUP BY ALL
     ) AS a USING (run, iteration, mode, dataset, split)
+    LEFT JOIN evaluation_conditions AS c USING (run, iteration, mode, dataset, split)
+    LEFT JOIN judged_evaluations AS j USING (run, iteration, mode, dataset, split)
     WHERE e.run = $run ORDER BY e.updates_done
 """
 _STAGES = """
@@ -121,6 +125,8 @@ def run_page(source: Source, run: str) -> dict[str, Any]:
         "graph": newest_graph(source, record),
         "stages": STAGES,
         "evaluations": evaluations,
+        "conditions": told_conditions(evaluations),
+        "has_judge": any(row["judged_right"] is not None for row in evaluations),
         "settings": settings_that_differ(record),
         "all_settings": json.dumps(json.loads(record.settings_json), indent=2),
         "related": [other for other in source.runs() if other.source == record.run],

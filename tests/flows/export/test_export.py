@@ -26,6 +26,7 @@ from flows.run.progress import SilentReporter
 from flows.settings.load import load_settings, stored_settings
 from flows.training.job import open_storage
 from flows.training.loop import train_plain
+from schemas.records.evaluation import told_conditions
 
 pytestmark = pytest.mark.long
 
@@ -92,6 +93,18 @@ def test_the_card_says_what_the_tables_say(workspace: Path, tmp_path: Path) -> N
         said = f"| {row['num_questions']} of world:{row['split']} | greedy | {row['em']:.3f} ("
         (line,) = (line for line in card.splitlines() if line.startswith(said))
         assert f"| {row['f1']:.3f} | {row['search_quality']:.3f} |" in line
+    made_under = storage.database.query("SELECT * FROM evaluation_conditions WHERE run LIKE 'full%'").to_pylist()
+    assert "- searched: world (dense, flat, lexical), index " in card
+    assert [line for line in told_conditions(made_under) if f"- {line}\n" in card] == told_conditions(made_under)
+    assert "| judge |" not in card
+    with storage.database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO judged_evaluations SELECT run, iteration, mode, dataset, split, 'm', 'p', 2, 0.123 FROM "
+            "evaluations WHERE run = 'full-test'"
+        )
+    assert export(workspace, "full", "--to", str(tmp_path / "judged")) == 0
+    (line,) = [one for one in (tmp_path / "judged" / "README.md").read_text().splitlines() if "world:test" in one]
+    assert line.endswith("| 0.123 |")
     assert "1 of 1 updates of run `full` from `mini`" in card
     assert "GeoNames (CC BY 4.0)" in card
     assert "Question: {}" in card

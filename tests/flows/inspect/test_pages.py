@@ -26,7 +26,7 @@ from flows.training.stages.update import update_weights
 from schemas.records.ledger import StageKey
 from schemas.records.run_kind import EvaluationKind, ForkKind, ReplayKind, TrainingKind
 from storage.runs.lock import RunLock
-from tests.flows.inspect.conftest import group_path, rows
+from tests.flows.inspect.conftest import group_path, judge, rows, told
 from tests.support.records import make_run
 
 
@@ -102,6 +102,22 @@ def test_the_runs_page_says_where_each_run_stands_and_how_to_go_on(pages: TestCl
         assert run in pages.get("/runs/first").text, "the source names what builds on it"
     (em,) = rows(workspace, "SELECT em FROM evaluations WHERE mode = 'greedy' AND updates_done = 2")
     assert f"{em['em']:.3f}" in text[text.index('value="first"') :].split("</tr>")[0]
+
+
+def test_the_table_of_evaluations_says_what_they_were_made_under(pages: TestClient, workspace: Path) -> None:
+    text = html.unescape(pages.get("/runs/first").text)
+    lines = told(workspace)
+    assert len(lines) >= 2, "greedy and sampled"
+    for line in lines:
+        assert text.count(line) == 1
+    assert "<th>judge</th>" not in text
+    judge(workspace)
+    text = pages.get("/runs/first").text
+    assert "<th>judge</th>" in text
+    assert text.count('<td class="n">0.123</td>') == len(rows(workspace, "SELECT * FROM evaluations"))
+    with open_storage(workspace).database.transaction() as connection:
+        connection.execute("DELETE FROM evaluation_conditions")
+    assert "searched: world" not in pages.get("/runs/first").text, "of an earlier version"
 
 
 def test_a_run_has_every_curve(pages: TestClient) -> None:

@@ -18,7 +18,7 @@ from flows.training.job import open_storage
 from schemas.errors import UserError
 from storage.errors import StorageError
 from storage.workspace import Workspace
-from tests.flows.inspect.conftest import group_path, rows
+from tests.flows.inspect.conftest import group_path, judge, rows, told
 
 
 def test_a_report_is_one_file_with_the_run_its_figures_and_its_groups(workspace: Path, tmp_path: Path) -> None:
@@ -32,6 +32,11 @@ def test_a_report_is_one_file_with_the_run_its_figures_and_its_groups(workspace:
     assert evaluations
     for row in evaluations:
         assert f"{row['em']:.3f} ±" in text
+    assert [line for line in told(workspace) if line in html.unescape(text)] == told(workspace)
+    assert "<th>judge</th>" not in text
+    judge(workspace)
+    report("first", None, out, workspace, Console())
+    assert '<td class="n">0.123</td>' in out.read_text(encoding="utf-8")
     assert text.count('class="token r') > 3
 
 

@@ -99,20 +99,22 @@ def _verdicts(
         if not missing:
             return known
         runner.reporter.stage_started(evaluated.key_of("judge"))
+        num_kept = len(cases) - len(missing)
 
         def keep(case: Judged, verdict: Verdict) -> None:
+            nonlocal num_kept
             key = case_key(settings.model, settings.prompt, case)
             cache.put(key, *verdict)
             known[key] = (verdict.right, verdict.reply)
-            runner.reporter.stage_progress(len(known.keys() & cases.keys()), len(cases))
+            num_kept += 1
+            runner.reporter.stage_progress(num_kept, len(cases))
 
         with closing(Judge(settings, api_key(settings))) as judge:
             try:
                 judge_all(judge, missing, settings.concurrency, keep)
             except JudgeError as error:
-                done = len(known.keys() & cases.keys())
                 raise JudgeError(
-                    f"{error}; all {sum(len(answers) for _, answers in sets)} answers are kept, and {done} of "
+                    f"{error}; all {sum(len(answers) for _, answers in sets)} answers are kept, and {num_kept} of "
                     f"{len(cases)} verdicts: {_way_on(live)}"
                 ) from error
     return known

@@ -36,6 +36,7 @@ def in_turn(*replies: Reply) -> Callable[[str], Reply]:
         ("The two mean the same, so: yes", True),
         ("<think>no, or is it? no</think>\nYes", True),
         ("<think>yes</think> no", False),
+        ("no, or is it?</think>\nYes: Lima is in Peru.", True),
     ],
 )
 def test_a_verdict_is_the_first_word_or_the_last(reply: str, right: bool) -> None:

@@ -18,6 +18,7 @@ from schemas.paths import local_path
 from schemas.plugins import PLUGIN
 from schemas.records.answerability import Answerability, QuestionAnswerability
 from schemas.records.asking import BlockStep, EndStep, NoticeStep, PassagesStep, WrittenStep
+from schemas.records.conversation import Conversation
 from schemas.records.evaluation import EvaluationAnswer, EvaluationConditions, EvaluationReport
 from schemas.records.hindsight import HindsightBlock
 from schemas.records.judging import AnswerVerdict, JudgedEvaluation
@@ -46,6 +47,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     AnswerVerdict,
     ArtifactRef,
     BlockStep,
+    Conversation,
     DrawnF1,
     EndStep,
     EvaluationAnswer,

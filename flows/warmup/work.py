@@ -85,8 +85,13 @@ PLAIN = Steps(evaluate_before, train_on_demonstrations, evaluate_after)
 
 def _train(plan: WarmupPlan, policy: LivePolicy, record: WarmupRecord, console: Console) -> WarmupRecord:
     settings = plan.settings.warmup
-    draw = open_source(plan.settings, plan.storage, _layout(plan, policy))
-    batches = make_batches(plan.settings, draw, policy.max_context_tokens)
+    source = open_source(plan.settings, plan.storage, _layout(plan, policy))
+    if record.steps_done and source.fingerprint != record.demonstrations_sha256:
+        raise UserError(
+            f"warm-up '{plan.name}': what '{settings.demonstrations}' shows has changed since step "
+            f"{record.steps_done}; begin anew with another --name"
+        )
+    batches = make_batches(plan.settings, source.draw, policy.max_context_tokens)
     losses, num_tokens, started = list(record.losses), record.num_tokens, time.monotonic()
     policy.model.train()
     for step, batch in enumerate(islice(batches, record.steps_done, settings.steps), record.steps_done + 1):
@@ -96,7 +101,7 @@ def _train(plan: WarmupPlan, policy: LivePolicy, record: WarmupRecord, console: 
             policy.save_as(step)
             seconds = record.seconds + time.monotonic() - started
             changes = {"steps_done": step, "losses": tuple(losses), "num_tokens": num_tokens, "seconds": seconds}
-            _keep(plan, record, **changes)
+            _keep(plan, record, **changes, demonstrations_sha256=source.fingerprint)
             plan.store.keep_newest(step)
             print_line(console, f"warm-up step {step}/{settings.steps}, loss {losses[-1]:.3f}, {seconds:.0f} s")
     return _record(plan)

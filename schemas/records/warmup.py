@@ -34,6 +34,9 @@ class WarmupRecord(Record):
     before: WarmupFigures | None = Field(default=None, description="The policy that it starts from.")
     after: WarmupFigures | None = Field(default=None, description="The policy that it made.")
     policy_sha256: str = Field(default="", description="Hash of the folder's manifest, once it is written.")
+    demonstrations_sha256: str = Field(
+        default="", description="Hash of the rollouts that are shown; empty for the embedded world."
+    )
     code_version: str = Field(description="Version of the program.")
     created_at: datetime = Field(description="When it was begun.")
     updated_at: datetime = Field(description="When this was written.")

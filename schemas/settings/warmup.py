@@ -16,8 +16,8 @@ class WarmupSettings(Section):
 
     demonstrations: Annotated[str, Field(min_length=1)] = Field(
         default=WORLD_DEMONSTRATIONS,
-        description="'world': scripted searches in the embedded world; else the name of a run, whose CORRECT rollouts "
-        "are shown.",
+        description="'world': scripted searches in the embedded world; else the name of a run, or the folder of "
+        "`sdsearch export --rollouts` with a '/' in it (./NAME), whose CORRECT rollouts are shown.",
     )
     steps: Positive = Field(default=200, description="Optimiser steps.")
     learning_rate: float = Field(
@@ -26,3 +26,8 @@ class WarmupSettings(Section):
     tokens_per_batch: Positive = Field(default=4096, description="Tokens of a step's demonstrations, padding included.")
     block_share: Fraction = Field(default=0.3, description="Share of the demonstrations that begin with a block.")
     checkpoint_every: Positive = Field(default=50, description="Steps after which a stopped warm-up can go on.")
+
+    @property
+    def shows_export(self) -> bool:
+        """True when demonstrations are those of a folder: no run's name has a '/'."""
+        return "/" in self.demonstrations

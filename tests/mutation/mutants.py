@@ -158,6 +158,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sdsearch/protocol/tool_call.py": _PROTOCOL_TESTS,
     "sdsearch/protocol/chat_template.py": _PROTOCOL_TESTS,
     "sdsearch/protocol/prompting.py": (*_PROTOCOL_TESTS, "tests/sdsearch/protocol/test_prompting.py"),
+    "flows/warmup/correct.py": ("tests/flows/warmup/test_sources.py",),
+    "flows/warmup/sources.py": ("tests/flows/warmup/test_sources.py",),
     "sdsearch/training/supervised.py": ("tests/sdsearch/training/test_supervised.py",),
     "sdsearch/protocol/tokens.py": (
         "tests/sdsearch/protocol/test_parsing.py",

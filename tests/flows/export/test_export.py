@@ -128,6 +128,9 @@ def test_rollouts_open_elsewhere(workspace: Path, tmp_path: Path) -> None:
         assert [m["content"] for m in messages if m["role"] == "assistant"] == [turn["text"] for turn in own]
         replies = [turn["observation_text"] for turn in own if turn["observation_text"] is not None]
         assert [m["content"] for m in messages if m["role"] == "tool"] == replies
+        assert [turn["kind"] for turn in conversation["turns"]] == [turn["action"] for turn in own]
+        found = [turn["observation_kind"] == "documents" for turn in own]
+        assert [bool(turn["passages"]) for turn in conversation["turns"]] == found
         assert conversation["reward"] == by_id[conversation["rollout_id"]]["reward"]
 
 

@@ -14,13 +14,19 @@ import torch
 
 import flows.warmup.work
 from flows.app import run_command
+from flows.settings.model_folder import local_folder
 from flows.training.job import open_storage
+from flows.warmup.correct import Shown, correct_rollouts
 from schemas.records.warmup import WarmupRecord
 from schemas.settings.root import Settings
-from sdsearch.model.policy import load_model
-from sdsearch.training.supervised import take_step
+from schemas.settings.warmup import WarmupSettings
+from sdsearch.model.policy import load_model, load_tokenizer
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.prompting import render_frame
+from sdsearch.training.supervised import Layout, take_step
 from storage.runs.warmups import WarmupStore
 from storage.workspace import Workspace
+from tests.flows.warmup.test_sources import write_export
 
 QUICK = [
     "evaluation.num_questions=4",
@@ -86,9 +92,40 @@ def test_a_stopped_warm_up_goes_on_with_the_same_bits(
 
 
 def load_start() -> dict[str, torch.Tensor]:
-    from flows.settings.model_folder import local_folder
-
     return dict(load_model(local_folder("mini"), "float32").state_dict())
+
+
+def shown_by(folder: Path, demonstrations: str) -> list[Shown]:
+    """What a run, or its export, shows in the words of the mini policy."""
+    tokenizer = load_tokenizer(local_folder("mini"))
+    layout = Layout(tokenizer, TAG_PROTOCOL, render_frame(tokenizer, "compact"), 160, 400)
+    return correct_rollouts(WarmupSettings(demonstrations=demonstrations), open_storage(folder / "ws"), layout)
+
+
+@pytest.mark.long
+def test_demonstrations_that_changed_end_a_warm_up_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, taken = write_export(tmp_path / "export"), []
+
+    def stops(*arguments: object) -> float:
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take_step(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.warmup.work, "take_step", stops)
+        assert warm(tmp_path, "shown", f"warmup.demonstrations={export}") == 130
+    assert record_of(tmp_path, "shown").demonstrations_sha256
+    file = export / "conversations.jsonl"
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole.partition("\n")[2], encoding="utf-8")
+    assert warm(tmp_path, "shown", f"warmup.demonstrations={export}") == 2
+    assert "has changed since step 2; begin anew with another --name" in capsys.readouterr().err
+    file.write_text(whole, encoding="utf-8")
+    assert warm(tmp_path, "shown", f"warmup.demonstrations={export}") == 0
+    assert record_of(tmp_path, "shown").status == "done"
 
 
 def _never(*arguments: object) -> float:
@@ -104,6 +141,10 @@ def test_a_runs_correct_rollouts_are_demonstrations_and_rl_goes_on(
     assert run_command(["train", "tiny", "--run", "source", *options, *quick, "--set", "rollout.temperature=0.5"]) == 0
     correct = "SELECT count(*) AS n FROM rollouts WHERE run = 'source' AND outcome = 'CORRECT'"
     assert open_storage(tmp_path / "ws").database.query(correct).to_pylist()[0]["n"]
+    folder = tmp_path / "elsewhere"
+    assert run_command(["export", "source", "--rollouts", "--to", str(folder), *options[:2]]) == 0
+    shown = [shown_by(tmp_path, demonstrations) for demonstrations in ("source", str(folder))]
+    assert shown[0] == shown[1] != []
     more = ("warmup.demonstrations=source", "warmup.block_share=0.5", "model.tuning=lora", "warmup.learning_rate=0.001")
     assert warm(tmp_path, "copied", *more) == 0
     said = capsys.readouterr().out

@@ -35,6 +35,7 @@ def is_dark(page: Page) -> bool:
 def open_mixed_group(page: Page) -> None:
     page.goto("/runs/sd/iterations/2?sort=credit")
     page.locator("table.list tbody a").first.click()
+    page.wait_for_url("**/groups/*")
     expect(page.locator(".sibling")).to_have_count(4)
 
 
@@ -120,6 +121,7 @@ def test_keys_move_between_groups_siblings_iterations_and_shadings(page: Page) -
     page.goto("/runs/sd/iterations/2")
     first = page.locator("table.list tbody a").first
     first.click()
+    page.wait_for_url("**/groups/*")  # And its script is loaded, which reads the keys.
     before = page.url
     page.keyboard.press("j")
     page.wait_for_url(lambda url: url != before)

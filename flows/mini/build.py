@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -22,11 +23,13 @@ from schemas.paths import local_path
 from sdsearch.model.policy import load_model, load_tokenizer
 from sdsearch.world.build import BuildProgress, MiniFigures, build_mini, measure_mini, train_reader
 from sdsearch.world.probe import Estimate
+from sdsearch.world.tool_calls import MAX_NEW_TOKENS, give_template, measure_tool_calls, train_tool_calls
 from storage.disk.files import write_bytes_atomic
 from storage.disk.folders import MANIFEST
 from storage.disk.manifest import write_folder_atomic
 
 _STEPS_PER_LINE = 500
+_COLUMNS: Final = ("dev", "EM", "F1", "valid format", "searches", "search quality")
 
 
 def build(folder: Path, seed: int, console: Console, start: str | None = None, num_reading_steps: int = 0) -> None:
@@ -50,15 +53,42 @@ def build(folder: Path, seed: int, console: Console, start: str | None = None, n
             train_reader(model, tokenizer, seed, show, num_reading_steps)
         figures = measure_mini(model, tokenizer, seed, show)
 
-    def save(path: Path) -> None:
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        write_bytes_atomic(path / MODEL_SETTINGS, (local_folder("mini") / MODEL_SETTINGS).read_bytes(), path)
-
-    write_folder_atomic(target, save, target.parent)
+    _write(target, model, tokenizer, (local_folder("mini") / MODEL_SETTINGS).read_bytes())
     print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
     print_figures(figures, console)
     print_line(console, f"try it: {command('evaluate', '--policy', str(target))}")
+
+
+def build_tool_caller(folder: Path, seed: int, console: Console, start: str, num_steps: int) -> None:
+    """Teach a mini policy the protocol 'tool_call', write it to `folder`, and print what it does; errors as of `build`.
+
+    start: the policy to begin with, num_steps: how long it is trained on demonstrations in the words of the protocol.
+    """
+    target = local_path(folder).resolve()
+    _check_target(target)
+    started = time.monotonic()
+    torch.set_num_threads(1)  # As in `build`.
+    model, tokenizer = _load(start)
+    with _progress(console) as show:
+        give_template(model, tokenizer)
+        train_tool_calls(model, tokenizer, seed, show, num_steps)
+        figures = measure_tool_calls(model, tokenizer, seed)
+    settings = (local_folder("mini") / MODEL_SETTINGS).read_text(encoding="utf-8")
+    own = re.sub(r"^max_new_tokens = \d+$", f"max_new_tokens = {MAX_NEW_TOKENS}", settings, flags=re.MULTILINE)
+    _write(target, model, tokenizer, own.encode())
+    print_line(console, f"mini policy in {target}, made in {format_seconds(time.monotonic() - started)}")
+    console.print(make_table(_COLUMNS, [(name, *values) for name, values in figures.items()], "calling a tool"))
+    words = ("--policy", str(target), "--set", "rollout.protocol=tool_call")
+    print_line(console, f"try it: {command('evaluate', *words)}")
+
+
+def _write(target: Path, model: Any, tokenizer: Any, settings: bytes) -> None:
+    def save(path: Path) -> None:
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        write_bytes_atomic(path / MODEL_SETTINGS, settings, path)
+
+    write_folder_atomic(target, save, target.parent)
 
 
 def measure(folder: str, seed: int, console: Console) -> None:
@@ -78,8 +108,7 @@ def print_figures(figures: MiniFigures, console: Console) -> None:
         "invented names, greedy": figures.renamed_greedy,
         "invented names, sampled": figures.renamed_sampled,
     }
-    columns = ("dev", "EM", "F1", "valid format", "searches", "search quality")
-    console.print(make_table(columns, [(name, *values) for name, values in kinds.items()], "the plain policy"))
+    console.print(make_table(_COLUMNS, [(name, *values) for name, values in kinds.items()], "the plain policy"))
     blocks = figures.blocks
     estimates: dict[str, Estimate] = {f"sampled EM, {kind} block": value for kind, value in blocks.em.items()} | {
         "sampled EM, full minus shuffled labels": blocks.full_minus_shuffled,

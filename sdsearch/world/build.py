@@ -12,6 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from schemas.records.passage import Passage
 from sdsearch.credit.block_variants import HEADER
 from sdsearch.evaluation.answering import fixed_sample
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.prompting import render_frame
 from sdsearch.retrieval.dense import build_dense_retriever
 from sdsearch.retrieval.lexical import LexicalEncoder
@@ -73,6 +75,10 @@ class BuildProgress(NamedTuple):
     loss: float | None
 
 
+ShowProgress = Callable[[BuildProgress], None]
+"""Is told how far a build is."""
+
+
 class MiniFigures(NamedTuple):
     """What the built policy can do on the dev split; `renamed` is the same world with all names invented."""
 
@@ -130,19 +136,25 @@ def make_retriever(passages: Sequence[Passage]) -> Retriever:
     return build_dense_retriever(passages, LexicalEncoder.fit([passage.contents for passage in passages]))
 
 
-def make_loop(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, retriever: Retriever) -> RolloutLoop:
+def make_loop(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    retriever: Retriever,
+    protocol: ActionProtocol = TAG_PROTOCOL,
+    max_new_tokens: int = 48,
+) -> RolloutLoop:
     """Return the rollout loop in the layout that the mini policy was trained in."""
     limits = RolloutLimits(
         max_searches=MAX_SEARCHES,
-        max_new_tokens=48,
+        max_new_tokens=max_new_tokens,
         max_prompt_tokens=256,
         max_observation_tokens=MAX_OBSERVATION_TOKENS,
         max_context_tokens=model.config.max_position_embeddings,
         num_passages=PASSAGES_PER_QUERY,
     )
-    return RolloutLoop(
-        tokenizer, TransformersSampler(model, tokenizer), retriever, limits, render_frame(tokenizer, "compact")
-    )
+    sampler = TransformersSampler(model, tokenizer, protocol)
+    frame = render_frame(tokenizer, "compact", protocol)
+    return RolloutLoop(tokenizer, sampler, retriever, limits, frame, protocol)
 
 
 def measure_mini(

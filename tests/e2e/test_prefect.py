@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from storage.database.connection import Database
+from storage.database.rows import STAGE_TABLES
 from storage.database.tables import table_schemas
 from storage.runs.artifacts import ArtifactStore
 from storage.runs.ledger import Ledger
@@ -120,7 +121,9 @@ def run(command: list[str], home: Path, **extra: str) -> subprocess.CompletedPro
 def empty_tables(workspace: Path) -> list[str]:
     database = Database(Workspace(workspace))
     tables = [
-        name for name in table_schemas() if name not in ("question_sets", "prepared_questions", "retries", "warnings")
+        name
+        for name in table_schemas()
+        if name not in ("question_sets", "prepared_questions", "retries", "warnings", *STAGE_TABLES["judge"])
     ]
     return [name for name in tables if not database.query(f'SELECT 1 FROM "{name}" LIMIT 1').num_rows]
 

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flows.run.model_files import model_folder
 from sdsearch.model.policy import load_model, load_tokenizer
+from sdsearch.protocol.parsing import TAG_PROTOCOL
+from sdsearch.protocol.ports import ActionProtocol
 from sdsearch.protocol.prompting import render_frame
 from sdsearch.sampling.rollouts import RolloutLimits, RolloutLoop
 from sdsearch.sampling.statistics import SamplingStatistics
@@ -52,9 +54,13 @@ class Bench:
 
 
 def overlapping(
-    engine: TurnGenerator, loop: EventLoopThread, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    engine: TurnGenerator,
+    loop: EventLoopThread,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: ActionProtocol = TAG_PROTOCOL,
 ) -> OverlappingSampler:
-    return OverlappingSampler(engine, loop, TurnEnds.of(model, tokenizer), SamplingStatistics())
+    return OverlappingSampler(engine, loop, TurnEnds.of(model, tokenizer, protocol.stops), SamplingStatistics())
 
 
 def rollout_loop(sampler: OverlappingSampler | TransformersSampler, tokenizer: PreTrainedTokenizerBase) -> RolloutLoop:
@@ -62,12 +68,12 @@ def rollout_loop(sampler: OverlappingSampler | TransformersSampler, tokenizer: P
     return RolloutLoop(tokenizer, sampler, FixedRetriever(), limits, render_frame(tokenizer, "compact"))
 
 
-def start(folder: Path, lora_rank: int, data_parallel_size: int = 1) -> Bench:
+def start(folder: Path, lora_rank: int, data_parallel_size: int = 1, max_model_len: int = 512) -> Bench:
     model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
     options = EngineOptions(
         model=str(folder),
         dtype="float32",
-        max_model_len=512,
+        max_model_len=max_model_len,
         max_num_seqs=64,
         gpu_memory_utilization=0.1,
         kv_cache_bytes=2**28,

@@ -111,7 +111,7 @@ def test_what_the_teacher_reads_can_be_changed_and_what_stays_is_no_change(overr
         ("distillation.schedule={kind='linear'}", "a replay trains nothing"),
         ("distillation.strength={kind='gradient_share'}", "a replay trains nothing"),
         ("hindsight.lables=none", "did you mean 'hindsight.labels'?"),
-        ("hindsight.labels=random", "got 'random'"),
+        ("hindsight.labels=guessed", "got 'guessed'"),
     ],
 )
 def test_what_it_cannot_change_is_refused_with_a_reason(override: str, why: str) -> None:

@@ -137,6 +137,7 @@ def test_a_name_with_other_settings_is_refused(workspace: Path) -> None:
         train(workspace, "first", quick("update.learning_rate=1e-3"))
 
 
+@pytest.mark.long
 def test_lora_without_kl(workspace: Path) -> None:
     train(workspace, "lora", quick("model.tuning=lora", "model.lora_rank=4", "grpo.kl_coefficient=0", "iterations=2"))
     folder = workspace / "checkpoints" / "run=lora" / "version=00002"

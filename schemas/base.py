@@ -14,6 +14,8 @@ STORED = "stored"
 """Validation context of settings that a run was started with: a rule that came later does not lock the run out."""
 
 Positive = Annotated[int, Field(ge=1)]
+CardNumbers = tuple[Annotated[int, Field(ge=0)], ...]
+"""Cards as a machine numbers those that a process sees, from 0."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

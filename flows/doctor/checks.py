@@ -15,6 +15,7 @@ from flows.doctor.needs import (
     bytes_of_weight,
     cpu_bytes,
     disk_needs,
+    engine_card_bytes,
     first_card_bytes,
     memory_needs,
     sampler_bytes,
@@ -22,6 +23,7 @@ from flows.doctor.needs import (
 )
 from schemas.commands import quoted
 from schemas.errors import UserError, reason_of
+from schemas.settings.cards import are_apart, engine_numbers, trainer_cards
 from schemas.settings.retrieval import HFEncoderSettings
 from schemas.settings.root import Settings
 from schemas.settings.sampling import VllmSamplerSettings
@@ -93,6 +95,8 @@ def memory_checks(settings: Settings, model: ModelFiles, hardware: Hardware, wor
     parts.insert(0, _ram(loading, hardware, f"{_gb(loading)} for loading{guess}"))
     if ranks > 1:
         parts.insert(0, _gpus_of_ranks(settings, needs, hardware, guess))
+    if apart := engine_card_bytes(settings, shape):
+        parts.insert(0, _gpus_of_sampler(settings, apart, hardware, guess))
     parts.insert(0, _gpu(settings, shape, needs, hardware, guess))
     return parts
 
@@ -106,7 +110,8 @@ def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: 
     """The device of the run's own process, which with ranks is the first rank's too."""
     wanted = first_card_bytes(settings, shape) + _encoder_bytes(settings)
     sampling = settings.sampling
-    share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
+    shares_it = isinstance(sampling, VllmSamplerSettings) and not are_apart(settings)
+    share = sampling.gpu_memory_utilization if shares_it else 0.0
     in_ranks = settings.distributed.ranks > 1
     what = (
         f"{_gb(wanted)}: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, optimiser "
@@ -123,8 +128,7 @@ def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: 
     if not hardware.gpus:
         why = "torch sees no GPU" if hardware.torch_cuda else "this torch is built without CUDA"
         return Check("GPU", f"none ({why})", what, False, remedy)
-    number = settings.model.device.partition(":")[2]
-    index = int(number) if number.isdecimal() else 0
+    index = trainer_cards(settings)[0]
     if index >= len(hardware.gpus):
         return Check(
             "GPU", f"{len(hardware.gpus)}", settings.model.device, False, "choose a model.device that is there"
@@ -136,7 +140,7 @@ def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: 
 def _gpus_of_ranks(settings: Settings, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
     """A device for each rank, large enough for its shards and what it gathers."""
     ranks = settings.distributed.ranks_per_node
-    used = hardware.gpus[:ranks]
+    used = [hardware.gpus[number] for number in trainer_cards(settings) if number < len(hardware.gpus)]
     smallest = min((gpu.total_bytes for gpu in used), default=0)
     remedy = (
         f"lower distributed.ranks to the number of GPUs ({len(hardware.gpus)}), or spread a copy over more ranks: "
@@ -145,6 +149,17 @@ def _gpus_of_ranks(settings: Settings, needs: TrainingNeeds, hardware: Hardware,
     found = f"{len(hardware.gpus)}, the smallest with {_gb(smallest)}" if used else "none"
     wanted = f"{ranks} with {_gb(needs.peak)} each {_spread(settings)}{guess}"
     return Check("GPUs of ranks", found, wanted, len(used) == ranks and smallest >= needs.peak, remedy)
+
+
+def _gpus_of_sampler(settings: Settings, wanted: float, hardware: Hardware, guess: str) -> Check:
+    """A device for each process of an engine that samples apart from the trainer."""
+    numbers = engine_numbers(settings)
+    used = [hardware.gpus[number] for number in numbers if number < len(hardware.gpus)]
+    smallest = min((gpu.total_bytes for gpu in used), default=0)
+    remedy = "choose sampling.devices that are there, or raise sampling.gpu_memory_utilization"
+    found = f"{len(used)} of {len(numbers)}, the smallest with {_gb(smallest)}" if used else "none"
+    ok = len(used) == len(numbers) and smallest >= wanted
+    return Check("GPUs of the sampler", found, f"{len(numbers)} with {_gb(wanted)} each{guess}", ok, remedy)
 
 
 def _encoder_bytes(settings: Settings) -> float:

@@ -14,6 +14,7 @@ from flows.doctor.footprint import (
     training_needs,
     versions_held,
 )
+from schemas.settings.cards import are_apart, engine_sleeps
 from schemas.settings.distributed import DistributedSettings
 from schemas.settings.root import Settings
 from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings
@@ -154,9 +155,18 @@ def sampler_bytes(settings: Settings, shape: ModelShape) -> float:
 def first_card_bytes(settings: Settings, shape: ModelShape) -> float:
     """Return what the device of the run's own process must have: an update's memory, and what samples on it."""
     needs, sampling = memory_needs(settings, shape), settings.sampling
-    share = sampling.gpu_memory_utilization if isinstance(sampling, VllmSamplerSettings) else 0.0
-    sleeps = isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training
-    return device_needs(needs, share, sleeps) + sampler_bytes(settings, shape)
+    shares_it = isinstance(sampling, VllmSamplerSettings) and not are_apart(settings)
+    share = sampling.gpu_memory_utilization if shares_it else 0.0
+    return device_needs(needs, share, engine_sleeps(settings)) + sampler_bytes(settings, shape)
+
+
+def engine_card_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Return what a card that samples alone must have: the engine's share of it holds its part of the weights."""
+    sampling = settings.sampling
+    if not isinstance(sampling, VllmSamplerSettings) or not are_apart(settings):
+        return 0.0
+    weights = bytes_of_weight(settings) * shape.num_parameters / sampling.tensor_parallel_size
+    return (weights + CUDA_CONTEXT) / sampling.gpu_memory_utilization
 
 
 def cpu_bytes(settings: Settings, shape: ModelShape) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from flows.plugins.check import check_sinks, open_plugins
 from flows.run.block_room import block_room
+from flows.run.cards import engine_cards, rank_cards
 from flows.run.live import Runtime
 from flows.run.policy import check_device, check_ranks, set_threads
 from flows.run.progress import Reporter
@@ -83,12 +84,14 @@ def _device(runtime: Runtime) -> str:
     check_device(device)
     distributed = runtime.settings.distributed
     check_ranks(device, distributed.ranks_per_node)
+    rank_cards(runtime.settings)
     machines = f" on {distributed.nodes} machines" if distributed.nodes > 1 else ""
     return device if distributed.ranks == 1 else f"{device}, {distributed.ranks} ranks{machines}"
 
 
 def _sampler(runtime: Runtime) -> str:
     _ = runtime.sampler
+    engine_cards(runtime.settings)
     return runtime.settings.sampling.kind
 
 

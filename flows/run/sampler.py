@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from flows.console.errors import UserError
+from flows.run.cards import engine_cards, free_cached
 from flows.run.policy import LivePolicy
 from schemas.records.reports import SamplingReport
+from schemas.settings.cards import engine_sleeps
 from schemas.settings.root import RolloutSettings, Settings
 from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings, VllmServerSamplerSettings
 from sdsearch.model.policy import causal_lm
@@ -127,7 +129,7 @@ class VllmPolicySampler:
         return None
 
     def release(self) -> SamplingReport | None:
-        if isinstance(self._sampling, VllmSamplerSettings) and self._sampling.sleep_while_training:
+        if engine_sleeps(self._settings):
             self._sleep()
         statistics, self._statistics = self._statistics, SamplingStatistics()
         if isinstance(self._engine, VllmServers):
@@ -151,6 +153,7 @@ class VllmPolicySampler:
         self._loaded = None
         # Cached keys and values get their room last: while weights are loaded theirs is needed for the reading.
         if self._asleep and isinstance(engine, VllmEngine):
+            free_cached()  # The trainer's, before the engine takes what it needs; ranks do so after their work.
             self._loop.run(engine.wake_up("weights"))
         self._loop.run(engine.load(weights))
         if self._asleep and isinstance(engine, VllmEngine):
@@ -181,7 +184,8 @@ class VllmPolicySampler:
             tensor_parallel_size=sampling.tensor_parallel_size,
             data_parallel_size=sampling.data_parallel_size,
             enforce_eager=sampling.enforce_eager,
-            enable_sleep_mode=sampling.sleep_while_training,
+            enable_sleep_mode=engine_sleeps(self._settings),
+            cards=engine_cards(self._settings),
             lora_rank=model.lora_rank if model.tuning == "lora" else 0,
             trust_remote_code=model.trust_remote_code,
             stops=tuple(ends.stops),

@@ -26,7 +26,7 @@ from flows.training.rollback import roll_back
 from flows.training.watch import Watch
 from schemas.records.ledger import RunRecord, RunWarning, StageKey, StageRecord
 from schemas.records.run_kind import TrainingKind
-from schemas.settings.added import FREE, FREE_PARTS
+from schemas.settings.added import is_free
 from schemas.settings.retrieval import REACH
 from schemas.settings.root import NothingLearntSettings, Settings
 from storage.disk.files import remove_leftovers
@@ -185,11 +185,7 @@ def _known_run(storage: Storage, run: str, settings: Settings) -> RunRecord | No
 
 
 def _may_change(name: str) -> bool:
-    return (
-        name in _MAY_CHANGE
-        or name.partition(".")[0] in FREE
-        or name.startswith(tuple(f"{part}." for part in FREE_PARTS))
-    )
+    return name in _MAY_CHANGE or is_free(name)
 
 
 def _keep_settings(storage: Storage, record: RunRecord) -> None:

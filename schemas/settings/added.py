@@ -31,21 +31,28 @@ ADDED: Final[dict[str, Any]] = {
     "distributed.endpoint": "",
     "evaluation.sets": {},
     "evaluation.judge": JudgeSettings().model_dump(mode="json"),
+    "distributed.devices": [],
 }
 """The full name of each, and its default as JSON."""
 FREE: Final = ("tracking", "distributed", "alarms", "warmup")
 """The sections that change nothing of what a run computes, but for rounding: a run may go on with others."""
-FREE_PARTS: Final = ("evaluation.judge",)
-"""The same of parts of sections: what answers are judged by changes no answer."""
+FREE_PARTS: Final = ("evaluation.judge", "sampling.devices")
+"""The same of parts of sections: what answers are judged by changes no answer, nor do the cards that sample."""
+
+
+def is_free(name: str) -> bool:
+    """Tell whether a setting, by its full name, changes nothing of what a run computes."""
+    in_part = any(name == part or name.startswith(f"{part}.") for part in FREE_PARTS)
+    return in_part or name.partition(".")[0] in FREE
 
 
 def without_added(values: dict[str, Any]) -> dict[str, Any]:
     """Return a tree of settings (JSON) without the free parts and the added ones at their defaults, as it is hashed."""
     tree = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
-    for name, default in ADDED.items():
+    for name in (*FREE_PARTS, *ADDED):
         section, _, field = name.partition(".")
         is_there = isinstance(tree.get(section), dict)
-        if is_there and (name in FREE_PARTS or tree[section].get(field, default) == default):
+        if is_there and (name in FREE_PARTS or tree[section].get(field, ADDED[name]) == ADDED[name]):
             tree[section].pop(field, None)
     return tree
 

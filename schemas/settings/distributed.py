@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Positive, Section
+from schemas.base import CardNumbers, Positive, Section
 
 
 class DistributedSettings(Section):
@@ -26,6 +26,10 @@ class DistributedSettings(Section):
         default="",
         pattern=r"^$|^[^\s:/\[\]]+:[0-9]{1,5}$",
         description="HOST:PORT of the run's machine, as the others reach it; read with more than one machine alone.",
+    )
+    devices: CardNumbers = Field(
+        default=(),
+        description="Numbers of the cards that the ranks of each machine compute on, one each; empty: the first ones.",
     )
     sharding: Literal["full", "replicate", "hybrid"] = Field(
         default="full",

@@ -188,7 +188,7 @@ class Settings(Section):
     warmup: WarmupSettings = WarmupSettings()
 
     def content_hash(self) -> str:
-        """Return the hash of all settings but those of FREE, with which a run may go on as it likes.
+        """Return the hash of all settings but those of FREE and FREE_PARTS, with which a run may go on as it likes.
 
         One that was added after runs were made changes it by its value alone.
         """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from schemas.settings.data import HUB, WORLD, SetName, set_name
+from schemas.settings.cards import engine_numbers
+from schemas.settings.data import HUB, WORLD, set_name
+from schemas.settings.sampling import VllmSamplerSettings
 from schemas.settings.strength import GradientShareStrength
 from schemas.settings.tracking import SHIPPED
 from schemas.settings.void import void_notes
@@ -28,8 +30,15 @@ class Rule(NamedTuple):
     sentence: str
 
 
-def _repeats(names: tuple[SetName, ...]) -> bool:
+def _repeats(names: tuple[Hashable, ...]) -> bool:
     return len(set(names)) < len(names)
+
+
+def _misses_engine_cards(settings: Settings) -> bool:
+    sampling = settings.sampling
+    if not isinstance(sampling, VllmSamplerSettings) or not sampling.devices:
+        return False
+    return len(sampling.devices) != sampling.tensor_parallel_size * sampling.data_parallel_size
 
 
 REFUSED: Final[tuple[Rule, ...]] = (
@@ -176,6 +185,20 @@ REFUSED: Final[tuple[Rule, ...]] = (
         lambda s: s.distributed.ranks > 1 and s.distributed.nodes > 1 and not s.distributed.endpoint,
         "distributed.nodes above 1 needs distributed.endpoint, HOST:PORT of this machine, for the others to join; set "
         "it, or nodes = 1",
+    ),
+    Rule(
+        lambda s: _repeats(s.distributed.devices) or _repeats(engine_numbers(s)),
+        "distributed.devices or sampling.devices names a card twice; name each once",
+    ),
+    Rule(
+        lambda s: s.distributed.ranks > 1 and len(s.distributed.devices) not in (0, s.distributed.ranks_per_node),
+        "distributed.devices gives each rank of a machine a card of its own; name distributed.ranks / nodes cards, or "
+        "none for the first ones",
+    ),
+    Rule(
+        _misses_engine_cards,
+        "sampling.devices has a card for each part of each copy of the model; name tensor_parallel_size x "
+        "data_parallel_size cards, or none for the first ones",
     ),
     Rule(
         lambda s: _repeats(s.data.training_sets) or _repeats(s.data.test_sets(s.evaluation.split)),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Positive, Section, Url
+from schemas.base import CardNumbers, Positive, Section, Url
 
 
 class TransformersSamplerSettings(Section):
@@ -34,10 +34,16 @@ class VllmSamplerSettings(Section):
     )
     tensor_parallel_size: Positive = Field(default=1, description="GPUs that one copy of the model is spread over.")
     data_parallel_size: Positive = Field(default=1, description="Copies of the model that share the turns.")
+    devices: CardNumbers = Field(
+        default=(),
+        description="Numbers of the cards that the engine's processes see, tensor_parallel_size times "
+        "data_parallel_size; empty: all, of which they take the first.",
+    )
     enforce_eager: bool = Field(default=False, description="No CUDA graphs and no compilation: slower, starts sooner.")
     sleep_while_training: bool = Field(
         default=False,
-        description="Free the engine's GPU memory between sampling stages (vLLM's sleep mode; GPU only).",
+        description="Free the engine's GPU memory between sampling stages (vLLM's sleep mode; GPU only); no effect "
+        "where devices has none of the trainer's cards.",
     )
     probe_tolerance: float = Field(
         default=1e-3,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from schemas.settings.added import FREE
+from schemas.settings.added import FREE, FREE_PARTS
+from schemas.settings.cards import are_apart, is_on_cards
+from schemas.settings.sampling import VllmSamplerSettings
 from schemas.settings.strength import RetireSchedule
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ VOID: Final[tuple[Void, ...]] = (
         lambda s: s.distributed.ranks == 1,
         (
             "distributed.nodes",
+            "distributed.devices",
             "distributed.endpoint",
             "distributed.sharding",
             "distributed.shard_ranks",
@@ -155,6 +158,21 @@ VOID: Final[tuple[Void, ...]] = (
         ("distributed.shard_ranks",),
         "distributed.sharding is not 'hybrid'",
     ),
+    Void(
+        lambda s: s.distributed.ranks > 1 and not is_on_cards(s),
+        ("distributed.devices",),
+        "model.device is no CUDA device",
+    ),
+    Void(
+        lambda s: isinstance(s.sampling, VllmSamplerSettings) and not is_on_cards(s),
+        ("sampling.devices",),
+        "model.device is no CUDA device",
+    ),
+    Void(
+        are_apart,
+        ("sampling.sleep_while_training",),
+        "sampling.devices has none of the cards that train, which need no room there",
+    ),
     Void(lambda s: s.evaluation.num_questions == 0, ("evaluation.seed",), "all questions are evaluated on, none drawn"),
 )
 
@@ -163,8 +181,10 @@ def void_notes(settings: Settings) -> list[str]:
     """Return a sentence for each reason why settings that are not at their defaults have no effect."""
     sentences = []
     for void in VOID:
+        if not (void.because and void.applies(settings)):
+            continue
         given = [name for name in void.names if _value(settings, name) != _default(settings, name)]
-        if void.because and given and void.applies(settings):
+        if given:
             sentences.append(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {void.because}")
     return sentences
 
@@ -172,6 +192,10 @@ def void_notes(settings: Settings) -> list[str]:
 def effective(settings: Settings) -> Settings:
     """Return the settings with whatever has no effect on training at its default: what trains alike is equal."""
     changes: dict[str, dict[str, Any]] = {"hindsight": {"max_block_tokens": settings.hindsight.block_tokens or 0}}
+    for name in FREE_PARTS:
+        section, _, field = name.partition(".")
+        if field in type(getattr(settings, section)).model_fields:
+            changes.setdefault(section, {})[field] = _default(settings, name)
     if not settings.distils:
         changes["distillation"] = {"enabled": False}
     for void in VOID:

@@ -21,6 +21,7 @@ from sdsearch.sampling.vllm_turns import EngineTurn, EventLoopThread, Prompt, Sa
 from sdsearch.sampling.vllm_weights import PolicyWeights, ProbeReading, read_replica
 from sdsearch.sampling.vllm_worker import OWNER_VARIABLE
 
+_CARDS = "CUDA_VISIBLE_DEVICES"
 _CPU_BLOCK = 32
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # What vLLM accepts.
 _ENVIRONMENT = {
@@ -51,6 +52,7 @@ class EngineOptions:
     trust_remote_code: bool
     end_ids: tuple[int, ...]
     num_threads: int
+    cards: tuple[str, ...] = ()  # As CUDA_VISIBLE_DEVICES has them; empty: those of this process.
     stops: tuple[str, ...] = tuple(TAG_PROTOCOL.stops)  # Strings that end a turn.
 
 
@@ -83,7 +85,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("OMP_NUM_THREADS", str(options.num_threads))
         os.environ[OWNER_VARIABLE] = str(os.getpid())
-        return loop.run(_open(options))
+        with _showing(options.cards):
+            return loop.run(_open(options))
 
     async def generate(self, prompt: Prompt) -> EngineTurn:
         """Generate one turn (see TurnGenerator), on the data-parallel rank of its group."""
@@ -184,6 +187,24 @@ def _death_told() -> Iterator[None]:
             "the vLLM engine died (memory, or a GPU that failed; VLLM_LOGGING_LEVEL=INFO shows what it says); resume "
             "the run: groups that were finished are kept"
         ) from error
+
+
+@contextmanager
+def _showing(cards: Sequence[str]) -> Iterator[None]:
+    """Have the processes that are started within the block see these cards alone; all where there are none.
+
+    This process sees what it saw: by now it has its model on its own device.
+    """
+    former = os.environ.get(_CARDS)
+    if cards:
+        os.environ[_CARDS] = ",".join(cards)
+    try:
+        yield
+    finally:
+        if former is not None:
+            os.environ[_CARDS] = former
+        elif cards:
+            del os.environ[_CARDS]
 
 
 async def _open(options: EngineOptions) -> VllmEngine:

@@ -39,6 +39,7 @@ _PROTOCOL_TESTS = (
 )
 _GATES = ("sigmoid", "influence", "attenuation", "outcome")
 _STRENGTH_TEST = "tests/sdsearch/training/test_strength.py"
+_CARD_TESTS = ("tests/flows/run/test_cards.py",)
 _TRACKING_TESTS = ("tests/flows/tracking/test_tracking.py",)
 # Source file -> the tests that look at it, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
@@ -77,6 +78,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "flows/training/ranks/machines.py": ("tests/flows/training/test_machines.py",),
     "flows/training/ranks/join.py": ("tests/flows/training/test_machines.py",),
     "flows/training/ranks/attendance.py": ("tests/flows/training/test_rank_failures.py",),
+    "flows/training/ranks/launch.py": _CARD_TESTS,
+    "flows/run/cards.py": _CARD_TESTS,
+    "schemas/settings/cards.py": _CARD_TESTS,
+    "schemas/settings/rules.py": _CARD_TESTS,
+    "sdsearch/sampling/vllm_engine.py": _CARD_TESTS,
     "flows/training/ranks/program.py": ("tests/flows/training/test_rank_failures.py",),
     "storage/disk/spread.py": ("tests/storage/disk/test_spread.py",),
     "flows/run/reference.py": ("tests/flows/run/test_reference.py",),

@@ -42,6 +42,7 @@ class AgentPlan(NamedTuple):
     workspace: Path
     run: str
     source: str
+    cards: tuple[str, ...] = ()  # That its ranks see, by local rank; empty: all that this process sees.
 
 
 class RankEnd(NamedTuple):
@@ -125,7 +126,7 @@ class Agent:
             logs_specs=DefaultLogsSpecs(log_dir=self._logs.name, redirects=Std.ALL),
             shutdown_timeout=_SHUTDOWN_S,
         )
-        own = (str(os.getpid()), plan.endpoint, str(plan.workspace), plan.run, plan.source)
+        own = (str(os.getpid()), plan.endpoint, str(plan.workspace), plan.run, plan.source, ",".join(plan.cards))
         try:
             elastic_launch(config, sys.executable)("-m", MODULE, *own)
         except BaseException as error:  # Told by the thread that waits for an answer.

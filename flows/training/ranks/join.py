@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 
+from flows.run.cards import rank_cards
 from flows.run.policy import check_device, check_ranks
 from flows.training.ranks.agent import Agent, AgentPlan, connect
 from flows.training.ranks.attendance import failures_of
@@ -133,6 +134,7 @@ def _check(store: TCPStore, settings: Settings, place: Place, workspace: Path) -
         )
     check_device(settings.model.device)
     check_ranks(settings.model.device, settings.distributed.ranks_per_node)
+    rank_cards(settings)
 
 
 def _enter(store: TCPStore, settings: Settings, place: Place) -> Joined:
@@ -153,7 +155,8 @@ def _work(store: TCPStore, pulse: _Pulse, joined: Joined, endpoint: str, workspa
     if pulse.stopped is not None or pulse.is_lost:
         return _run_ended(pulse, endpoint)
     place, distributed = joined.place, joined.settings.distributed
-    plan = AgentPlan(distributed, endpoint, _own_address(endpoint), workspace.resolve(), place.run, place.source)
+    cards, own = rank_cards(joined.settings), workspace.resolve()
+    plan = AgentPlan(distributed, endpoint, _own_address(endpoint), own, place.run, place.source, cards)
     agent = Agent(plan)
     try:
         while agent.is_alive():

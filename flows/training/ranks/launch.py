@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 
 from flows.console.errors import UserError
+from flows.run.cards import rank_cards
 from flows.training.ranks.agent import Agent, AgentPlan
 from flows.training.ranks.attendance import Attendance, failures_of
 from flows.training.ranks.machines import Machines
 from flows.training.ranks.messages import (
     ANSWER,
     COMMAND,
+    DONE,
     END,
     HOST,
     PLACE,
@@ -140,7 +142,9 @@ class Ranks:
         assert machines is not None
         assert attendance is not None
         shown = ""
-        while not store.check([f"{ANSWER}/{number}"]):
+        # All ranks have let go of their devices' memory then, which whoever samples may want.
+        done = [f"{DONE}/{number}/{rank}" for rank in range(self._settings.distributed.ranks)]
+        while not store.check([f"{ANSWER}/{number}", *done]):
             if not agent.is_alive():
                 raise self._told(store, agent, machines, attendance)
             if why := agent.stopped() or machines.gone() or attendance.late(number, agent.endpoint):
@@ -173,7 +177,10 @@ class Ranks:
         address = distributed.endpoint.rpartition(":")[0] if distributed.nodes > 1 else HOST
         endpoint = f"{HOST}:{self._store.port}"
         self._attendance = Attendance(self._store, distributed)
-        self._agent = Agent(AgentPlan(distributed, endpoint, address, place.workspace, place.run, place.source or ""))
+        plan = AgentPlan(
+            distributed, endpoint, address, place.workspace, place.run, place.source or "", rank_cards(self._settings)
+        )
+        self._agent = Agent(plan)
         return self._store
 
     def _told(self, store: TCPStore, agent: Agent, machines: Machines, attendance: Attendance) -> UserError:

@@ -1,5 +1,7 @@
-"""The process of a rank: `python -m flows.training.ranks.rank OWNER ENDPOINT WORKSPACE RUN SOURCE`, of an agent.
+"""The process of a rank: `python -m flows.training.ranks.rank OWNER ENDPOINT WORKSPACE RUN SOURCE CARDS`, of an agent.
 
+CARDS are those that all ranks of this machine see, as CUDA_VISIBLE_DEVICES has them: the rank with the local number n
+has the n-th. Where it is empty they see all.
 OWNER is the agent's process, and ENDPOINT (HOST:PORT) the store of the run's. Ranks are in sessions of their own, so
 that no signal of a terminal reaches them, and they must notice by themselves that it is gone: from the first moment on,
 before torch is loaded, which takes seconds.
@@ -40,6 +42,8 @@ def _leave(code: int) -> None:
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run's process, which ends the ranks.
+    if sys.argv[6]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = sys.argv[6]  # Before torch is loaded.
     from flows.training.ranks.serve import serve
 
     try:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch.distributed lists no names
 
 from flows.console.errors import PEOPLES_ERRORS
+from flows.run.cards import free_cached
 from flows.run.live import Runtime
 from flows.run.policy import set_threads
 from flows.run.progress import SilentReporter
@@ -44,6 +45,7 @@ from flows.training.ranks.program import check_program, this_program
 from flows.training.stages.teacher import teach
 from flows.training.stages.update import train
 from schemas.records.ledger import ArtifactRef
+from schemas.settings.cards import engine_sleeps
 from schemas.settings.root import STORED, Settings
 from sdsearch.plugins import blaming_plugins
 from storage.storage import Storage
@@ -136,6 +138,8 @@ def serve(endpoint: str, workspace: Path, run: str, source: str | None) -> None:
                 answer = _answer(live, files, command)
             if dist.get_rank() == 0:
                 store.set(f"{ANSWER}/{number}", json.dumps(answer))
+            if engine_sleeps(settings):
+                free_cached()  # The engine wakes on the same cards.
             store.set(f"{DONE}/{number}/{dist.get_rank()}", "")
     except Exception as error:
         store.set(f"{ERROR}/{os.environ['RANK']}", _failure(error).model_dump_json())

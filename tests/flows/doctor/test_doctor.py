@@ -80,6 +80,29 @@ def test_a_gpu_of_80_gb_holds_what_it_can(tmp_path: Path, config: str, overrides
     assert found["vLLM"].ok
 
 
+def test_an_engine_with_cards_of_its_own_takes_nothing_of_the_trainers(tmp_path: Path) -> None:
+    """Without sleep mode an 80 GB card does not hold both; with a second card the engine has it alone."""
+    two = H100._replace(gpus=H100.gpus * 2)
+    awake = ("sampling.sleep_while_training=false", "sampling.devices=[1]")
+    found = checks(tmp_path, "paper_3b", two, *awake)
+    assert found["GPU"].ok
+    assert found["GPUs of the sampler"].ok
+    assert found["GPUs of the sampler"].found == "1 of 1, the smallest with 85.0 GB"
+    assert not checks(tmp_path, "paper_3b", H100, *awake)["GPUs of the sampler"].ok, "it is not there"
+    narrow = ("sampling.gpu_memory_utilization=0.05",)
+    assert not checks(tmp_path, "paper_3b", two, *awake, *narrow)["GPUs of the sampler"].ok
+    assert "GPUs of the sampler" not in checks(tmp_path, "paper_3b", two, "sampling.devices=[0]")
+
+
+def test_ranks_are_looked_for_on_their_cards(tmp_path: Path) -> None:
+    small, large = H100.gpus[0]._replace(total_bytes=20_000_000_000), H100.gpus[0]
+    mixed = H100._replace(gpus=(small, large, large))
+    ranks = ("distributed.ranks=2", "model.device=cuda")
+    assert checks(tmp_path, "paper_3b", mixed, *ranks, "distributed.devices=[1,2]")["GPUs of ranks"].ok
+    assert not checks(tmp_path, "paper_3b", mixed, *ranks)["GPUs of ranks"].ok
+    assert not checks(tmp_path, "paper_3b", mixed, *ranks, "distributed.devices=[2,3]")["GPUs of ranks"].ok
+
+
 def test_a_model_and_data_in_the_hub_s_cache_are_found(tmp_path: Path, empty_hub: Path) -> None:
     snapshot = empty_hub / "models--Qwen--Qwen2.5-3B-Instruct" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

@@ -188,6 +188,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine({0: make_model(), 1: moved(0.01), 2: moved(0.02)})
     monkeypatch.setattr(flows.run.sampler, "check_installed", lambda: None)
     monkeypatch.setattr(flows.run.sampler.VllmEngine, "open", staticmethod(lambda options, loop: fake))
+    monkeypatch.setattr(flows.run.sampler, "engine_cards", lambda settings: ())
     return fake
 
 
@@ -222,7 +223,11 @@ def test_after_a_refusal_the_weights_are_loaded_again(engine: FakeEngine, tmp_pa
     assert engine.calls == ["load 1", "read", "load 1", "read", "close"]
 
 
-def test_an_engine_sleeps_between_stages_where_the_settings_say_so(engine: FakeEngine, tmp_path: Path) -> None:
+def test_an_engine_sleeps_between_stages_where_the_settings_say_so(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes nothing before the trainer has let go of what it had."""
+    monkeypatch.setattr(flows.run.sampler, "free_cached", lambda: engine.calls.append("free"))
     sampler = opened(tmp_path, "sampling.sleep_while_training=true")
     policy = FakePolicy(0, engine.models[0])
     assert sampler.release() is None, "there is no engine yet"
@@ -231,8 +236,19 @@ def test_an_engine_sleeps_between_stages_where_the_settings_say_so(engine: FakeE
         sampler.release()
         sampler.release()
     sampler.close()
-    awake = ["wake weights", "load 0", "wake kv_cache", "read"]
+    awake = ["free", "wake weights", "load 0", "wake kv_cache", "read"]
     assert engine.calls == ["load 0", "read", "sleep", *awake, "sleep", "close"]
+
+
+def test_an_engine_with_cards_of_its_own_never_sleeps(engine: FakeEngine, tmp_path: Path) -> None:
+    apart = ("model.device=cuda:0", "sampling.devices=[1]")
+    sampler = opened(tmp_path, "sampling.sleep_while_training=true", *apart)
+    policy = FakePolicy(0, engine.models[0])
+    for _ in range(2):
+        say_something(sampler, policy)
+        sampler.release()
+    sampler.close()
+    assert engine.calls == ["load 0", "read", "close"]
 
 
 def test_a_stages_report(engine: FakeEngine, tmp_path: Path) -> None:

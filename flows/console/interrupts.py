@@ -41,9 +41,10 @@ def is_ignored(number: int) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 
 
-def resume_command(run: str, workspace: Path) -> str:
-    """Return what a person types to go on with a run."""
-    return command("resume", run, workspace=workspace)
+def resume_command(run: str, workspace: Path, num_workers: int = 1) -> str:
+    """Return what a person types to go on with a run, in as many processes."""
+    workers = ("--workers", str(num_workers)) if num_workers > 1 else ()
+    return command("resume", run, *workers, workspace=workspace)
 
 
 def fork_command(run: str, workspace: Path) -> str:

@@ -43,7 +43,7 @@ def continue_evaluation(plan: EvaluationPlan, workspace: Workspace, console: Con
     """Do what of an evaluation is not done yet; Ctrl-C and SIGTERM end it with a hint how to go on."""
     with console.status("loading the libraries"):
         from flows.evaluation.work import evaluate_and_print
-    with resumable(console, resume_command(plan.run, workspace.root)):
+    with resumable(console, resume_command(plan.run, workspace.root, num_workers)):
         evaluate_and_print(plan, Storage(workspace, plan.settings.storage.database_deadline_s), console, num_workers)
 
 

@@ -101,7 +101,7 @@ def _answer_side_by_side(
         raise UserError(
             f"evaluation {attempt.run}: {len(failures)} of {len(dealt)} workers failed: "
             f"{'; '.join(dict.fromkeys(failure.reason for failure in failures))}; what they answered is kept, continue "
-            f"with: {resume_command(attempt.run, workspace.root)}"
+            f"with: {resume_command(attempt.run, workspace.root, num_workers)}"
         )
     for batch in missing:
         for report in pieces.read(_searches(batch), RetrievalReport) or []:

@@ -46,11 +46,16 @@ def resume(
             "--take-over", help="Take over the run from a process on another machine whose heartbeat stopped."
         ),
     ] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Of an evaluation: processes that answer, as of sdsearch evaluate.")
+    ] = 1,
 ) -> None:
     """Continue a run at the stage where it stopped, with its stored settings."""
     from flows.resume import continue_run
 
-    continue_run(run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent)
+    continue_run(
+        run, workspace, make_console(), use_prefect=not no_prefect, from_silent=from_silent, num_workers=workers
+    )
 
 
 def join(

@@ -82,6 +82,7 @@ def test_a_shell_reads_every_word_as_it_was_meant(locale: str, monkeypatch: pyte
     assert words_of(printed) == expected
     assert printed.isprintable(), "a terminal shows all of it"
     assert words_of(resume_command("a-run", Path("/it's"))) == ["resume", "a-run", "--workspace", "/it's"]
+    assert words_of(resume_command("e", Path("/w"), 4)) == ["resume", "e", "--workers", "4", "--workspace", "/w"]
     assert words_of(fork_command("r", Path("/w")))[:6] == ["train", "CONFIG", "--run", "r", "--fork", "NEW"]
     assert words_of(f"sdsearch {set_option('a.b', '20181220')}") == ["--set", 'a.b="20181220"']
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,11 @@ from flows.console.errors import UserError
 from flows.evaluation.share import answer_share, check_workers, shares
 from flows.evaluation.stage import Batch
 from flows.jobs.orders import AnswerOrder
+from flows.run.records import new_run
 from flows.settings.load import load_settings
+from flows.training.job import open_storage
 from schemas.records.ledger import StageKey
+from schemas.records.run_kind import EvaluationKind, TrainingKind
 from schemas.settings.root import Settings
 from sdsearch.evaluation.answering import Asking
 from storage.runs.artifacts import ArtifactStore
@@ -51,9 +54,9 @@ def pieces(workspace: Path) -> list[Path]:
 
 
 @contextmanager
-def started(workspace: Path) -> Iterator[subprocess.Popen[str]]:
-    """The evaluation's own process; killed at the end of the block when it is still there."""
-    command = [sys.executable, "-m", "flows.app", *words(workspace, "--workers", "2")]
+def started(workspace: Path, given: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """The process that evaluates, or does what is given; killed at the end of the block when it is still there."""
+    command = [sys.executable, "-m", "flows.app", *(given or words(workspace, "--workers", "2"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
@@ -97,6 +100,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("given", "num_workers"), [(["--workers", "3"], 3), ([], 1)])
+def test_resume_takes_the_number_of_an_evaluations_workers(
+    given: list[str], num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    kind = EvaluationKind(source=None, version=0)
+    open_storage(tmp_path).create_run(new_run("e", load_settings("tiny"), kind))
+    monkeypatch.setattr(
+        "flows.resume.continue_evaluation", lambda plan, workspace, console, number: asked.append(number)
+    )
+    assert run_command(["resume", "e", *given, "--workspace", str(tmp_path)]) == 0
+    assert asked == [num_workers]
+
+
+def test_workers_of_another_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_storage(tmp_path).create_run(new_run("r", load_settings("tiny"), TrainingKind()))
+    assert run_command(["resume", "r", "--workers", "2", "--workspace", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "error: --workers 2 is for evaluations, and run 'r' is a run that trains; leave --workers out" in said
+
+
 @pytest.mark.long
 def test_two_workers_give_the_bits_of_one_process_and_count_its_searches(alone: Path, tmp_path: Path) -> None:
     assert run_command(words(tmp_path, "--workers", "2")) == 0
@@ -124,10 +148,10 @@ def test_what_was_answered_before_a_kill_is_kept(alone: Path, tmp_path: Path, vi
     if victim == "worker":
         assert process.returncode == 2
         assert "1 of 2 workers failed: its process was killed by SIGKILL" in said
-        assert "continue with: sdsearch resume e --workspace" in said
+        assert f"continue with: sdsearch resume e --workers 2 --workspace {tmp_path}" in said
     kept = {path.name: path.stat().st_mtime_ns for path in pieces(tmp_path)}
     assert len(kept) >= 3
-    with started(tmp_path) as process:
+    with started(tmp_path, ["resume", "e", "--workers", "2", "--workspace", str(tmp_path)]) as process:
         await_pieces(tmp_path, len(kept) + 1, process)
         assert {path.name: path.stat().st_mtime_ns for path in pieces(tmp_path)}.items() >= kept.items()
         said, _ = process.communicate()

@@ -204,6 +204,9 @@ IMPOSSIBLE = {
         "distillation.strength.min_alpha is above max_alpha; lower it, or raise max_alpha"
     ),
     ("distributed.ranks=2", "distillation.teacher=ema"): "set distributed.ranks = 1, or teacher = 'live'",
+    ("distributed.ranks=2", "distributed.devices=[2]"): "name distributed.ranks / nodes cards",
+    ("distributed.devices=[1,1]",): "names a card twice; name each once",
+    ("sampling={kind = 'vllm', devices = [1, 2]}",): "name tensor_parallel_size x data_parallel_size cards",
     ("distributed.ranks=3", "distributed.nodes=2"): "let ranks be a multiple of nodes",
     ("distributed.ranks=2", "distributed.nodes=2"): "HOST:PORT of this machine, for the others to join",
     ("distributed.ranks=3", "distributed.sharding=hybrid"): "let ranks be a multiple of shard_ranks",

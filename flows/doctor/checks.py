@@ -23,10 +23,9 @@ from flows.doctor.needs import (
 )
 from schemas.commands import quoted
 from schemas.errors import UserError, reason_of
-from schemas.settings.cards import are_apart, engine_numbers, trainer_cards
+from schemas.settings.cards import engine_numbers, engine_share, trainer_cards
 from schemas.settings.retrieval import HFEncoderSettings
 from schemas.settings.root import Settings
-from schemas.settings.sampling import VllmSamplerSettings
 from sdsearch.connections import client_options
 from storage.workspace import Workspace
 
@@ -109,9 +108,7 @@ def _spread(settings: Settings) -> str:
 def _gpu(settings: Settings, shape: ModelShape, needs: TrainingNeeds, hardware: Hardware, guess: str) -> Check:
     """The device of the run's own process, which with ranks is the first rank's too."""
     wanted = first_card_bytes(settings, shape) + _encoder_bytes(settings)
-    sampling = settings.sampling
-    shares_it = isinstance(sampling, VllmSamplerSettings) and not are_apart(settings)
-    share = sampling.gpu_memory_utilization if shares_it else 0.0
+    share = engine_share(settings)
     in_ranks = settings.distributed.ranks > 1
     what = (
         f"{_gb(wanted)}: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, optimiser "

@@ -14,7 +14,7 @@ from flows.doctor.footprint import (
     training_needs,
     versions_held,
 )
-from schemas.settings.cards import are_apart, engine_sleeps
+from schemas.settings.cards import are_apart, engine_share, engine_sleeps
 from schemas.settings.distributed import DistributedSettings
 from schemas.settings.root import Settings
 from schemas.settings.sampling import TransformersSamplerSettings, VllmSamplerSettings
@@ -154,10 +154,8 @@ def sampler_bytes(settings: Settings, shape: ModelShape) -> float:
 
 def first_card_bytes(settings: Settings, shape: ModelShape) -> float:
     """Return what the device of the run's own process must have: an update's memory, and what samples on it."""
-    needs, sampling = memory_needs(settings, shape), settings.sampling
-    shares_it = isinstance(sampling, VllmSamplerSettings) and not are_apart(settings)
-    share = sampling.gpu_memory_utilization if shares_it else 0.0
-    return device_needs(needs, share, engine_sleeps(settings)) + sampler_bytes(settings, shape)
+    needs = memory_needs(settings, shape)
+    return device_needs(needs, engine_share(settings), engine_sleeps(settings)) + sampler_bytes(settings, shape)
 
 
 def engine_card_bytes(settings: Settings, shape: ModelShape) -> float:

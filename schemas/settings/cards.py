@@ -44,3 +44,11 @@ def engine_sleeps(settings: Settings) -> bool:
     """Tell whether an engine frees its memory for the trainer, which is on the same cards."""
     sampling = settings.sampling
     return isinstance(sampling, VllmSamplerSettings) and sampling.sleep_while_training and not are_apart(settings)
+
+
+def engine_share(settings: Settings) -> float:
+    """Return the share of the trainer's cards that an engine on them takes, in [0, 1]."""
+    sampling = settings.sampling
+    if not isinstance(sampling, VllmSamplerSettings) or are_apart(settings):
+        return 0.0
+    return sampling.gpu_memory_utilization

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from flows.training.ranks import serve
 from flows.training.ranks.agent import Agent, AgentPlan
 from flows.training.ranks.attendance import Attendance, sign_in
 from flows.training.ranks.launch import RankPlace, Ranks
-from flows.training.ranks.messages import ANSWER, DONE
+from flows.training.ranks.messages import ANSWER, COMMAND, DONE
 from flows.training.stages.sample import SAMPLE
 from flows.training.stages.update import UPDATE
 from schemas.records.run_kind import TrainingKind
@@ -263,15 +263,17 @@ def test_a_command_is_done_when_every_rank_has_let_go_of_its_memory(at_work: Ran
     store = at_work._store
     assert store is not None
     answered: list[Any] = []
-    reading = threading.Thread(target=lambda: answered.append(at_work.read(0, [])))
+    reading = threading.Thread(target=lambda: answered.append(at_work.read(0, [])), daemon=True)
     reading.start()
     store.set(f"{ANSWER}/0", "[]")
     store.set(f"{DONE}/0/0", "")
-    store.wait(["command/0"], timedelta(seconds=60))
+    # Not store.wait: it keeps the store's one connection, which the other thread needs for what is waited for.
+    while not store.check([f"{COMMAND}/0"]):
+        time.sleep(0.01)
     reading.join(0.5)
     assert not answered, "the second rank is not done"
     store.set(f"{DONE}/0/1", "")
-    reading.join(60)
+    reading.join()
     assert answered == [[]]
 
 

@@ -105,7 +105,7 @@ class HindsightSettings(Section):
     labels: Literal["outcome", "none", "shuffled", "random"] = Field(
         default="outcome",
         description="Labels of the attempts (paper); none, or the group's shuffled (its ablations); or each drawn by a "
-        "coin, so that they say nothing of the question either (ours).",
+        "coin, so that not even their number says how many succeeded (ours).",
     )
     members: Literal["group", "leave_one_out", "focal_only", "correct_only"] = Field(
         default="group",

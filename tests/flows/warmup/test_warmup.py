@@ -6,7 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,21 +55,26 @@ def weights_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return dict(load_model(folder / "ws" / "warmups" / name / "policy", "float32").state_dict())
 
 
-@pytest.mark.long
-def test_a_stopped_warm_up_goes_on_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert warm(tmp_path, "whole") == 0
+@contextmanager
+def interrupted_at(number: int) -> Iterator[None]:
+    """Have Ctrl-C come as the step of this number begins."""
     taken: list[int] = []
 
     def stops(*arguments: object) -> float:
         taken.append(1)
-        if len(taken) == 4:
+        if len(taken) == number:
             raise KeyboardInterrupt
         return take_step(*arguments)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flows.warmup.work, "take_step", stops)
+        yield
+
+
+@pytest.mark.long
+def test_a_stopped_warm_up_goes_on_with_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert warm(tmp_path, "whole") == 0
+    with interrupted_at(4):
         assert warm(tmp_path, "stopped") == 130
     assert "continue with: sdsearch warmup tiny --name stopped" in capsys.readouterr().out
     half = record_of(tmp_path, "stopped")
@@ -104,18 +110,10 @@ def shown_by(folder: Path, demonstrations: str) -> list[Shown]:
 
 @pytest.mark.long
 def test_demonstrations_that_changed_end_a_warm_up_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export, taken = write_export(tmp_path / "export"), []
-
-    def stops(*arguments: object) -> float:
-        taken.append(1)
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return take_step(*arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(flows.warmup.work, "take_step", stops)
+    export = write_export(tmp_path / "export")
+    with interrupted_at(4):
         assert warm(tmp_path, "shown", f"warmup.demonstrations={export}") == 130
     assert record_of(tmp_path, "shown").demonstrations_sha256
     file = export / "conversations.jsonl"
